@@ -1,0 +1,100 @@
+// Device: memory and ops of one accelerator or of the CPU.
+//
+// Every allocation is tagged and listed. The KV pool and staging rings are allocations of their own
+// (`shareable`: CPU memfd, CUDA one cudaMalloc), so that a peer can map them and nothing else.
+//
+// Owner: the engine owns its Device; Buffers must die before it. Thread rule: allocation is thread-safe
+// and happens at start-up only; ops are called from the engine thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace rtp_llm {
+
+class Ops;
+
+// One allocation, RAII: freed when destroyed. Zero-filled at allocation.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(void* data, int64_t bytes, int shared_fd, std::function<void()> free)
+      : data_(data), bytes_(bytes), shared_fd_(shared_fd), free_(std::move(free)) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    Buffer taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  ~Buffer() {
+    if (free_) free_();
+  }
+
+  void* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+  int shared_fd() const { return shared_fd_; }  // -1 unless allocated shareable on a device with file handles
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(shared_fd_, other.shared_fd_);
+    std::swap(free_, other.free_);
+  }
+
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+  int shared_fd_ = -1;
+  std::function<void()> free_;
+};
+
+struct Allocation {
+  uint64_t address;
+  int64_t bytes;
+  std::string tag;
+};
+
+struct DeviceOptions {
+  int num_threads = 1;   // CPU: threads that an op may use, the caller's included
+  std::string isa;       // CPU: "" picks the best this machine runs; else force one level by name
+  int device_index = 0;  // accelerators
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::string backend() const = 0;  // "cpu", "cuda"
+  virtual std::string isa() const = 0;      // "generic", "avx2", "avx512bf16"; "sm90"
+  virtual Ops& ops() = 0;
+
+  // Throws Unavailable with the bytes, the tag and what is allocated already.
+  virtual Buffer allocate(int64_t bytes, const std::string& tag) = 0;
+  virtual Buffer allocate_shareable(int64_t bytes, const std::string& tag) = 0;
+  virtual std::vector<Allocation> allocations() const = 0;
+
+  // Host <-> device and device <-> device; on the CPU a memcpy. Synchronous in the caller's order.
+  virtual void copy(void* to, const void* from, int64_t bytes) = 0;
+  virtual void zero(void* at, int64_t bytes) = 0;
+  // Returns when all launched work has ended.
+  virtual void synchronize() = 0;
+};
+
+// Opens the backend's shared object (librtp_cpu_<isa>.so, librtp_cuda.so) from `library_dir`.
+// Environment RTP_LLM_ISA overrides options.isa. Throws Unavailable naming backend, ISA and what this machine has.
+std::unique_ptr<Device> open_device(const std::string& backend, const DeviceOptions& options,
+                                    const std::string& library_dir);
+
+// ISA levels of this machine, best first.
+std::vector<std::string> supported_isas();
+
+// The one symbol that a backend's shared object exports.
+extern "C" using DeviceFactory = Device* (*)(const DeviceOptions*);
+inline constexpr const char* kDeviceFactoryName = "rtp_device_create";
+
+}  // namespace rtp_llm

@@ -1,0 +1,46 @@
+// Slots: per-sequence state on the device. Each running sequence owns one slot; kernels derive positions and KV
+// addresses from it, so step n+1 can be launched before the host has read the tokens of step n.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/tensor.h"
+
+namespace rtp_llm {
+
+// How a row is computed. Where a backend declares forms_equal() the bits are the same in both.
+enum class Form : uint8_t { kPrefill, kDecode };
+
+// Sampling parameters of a slot, plain data. `Ops::sample` reads it; the host writes it when a sequence gets its slot.
+struct SamplingState {
+  float temperature = 1.0f;  // 0: greedy
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  int32_t top_k = 0;         // 0: off
+  uint64_t seed = 0;
+  uint32_t choice = 0;
+  int32_t num_logprobs = -1;          // -1: none; 0: the sampled token's; n: and the n highest
+  int32_t suppress_until = 0;         // output positions below this one may not emit suppressed tokens (min_tokens)
+  int32_t num_suppressed = 0;
+  static constexpr int kMaxSuppressed = 32;
+  int32_t suppressed[kMaxSuppressed] = {};  // EOS and stop token ids
+};
+
+// All in device memory; S = number of slots.
+struct Slots {
+  Tensor last_token;       // [S] i32: the token sampled last
+  Tensor seq_len;          // [S] i32: tokens whose KV is stored (or being stored by the running step)
+  Tensor output_position;  // [S] i32: position of the next output token, 0 = first after the prompt
+  Tensor block_tables;     // [S, max_blocks_per_sequence] i32, per KV group one table; one group today
+  SamplingState* sampling = nullptr;  // [S]
+};
+
+// A run of rows of one sequence in a step. Row first_row + i has position seq_len[slot] + i.
+struct Segment {
+  int32_t slot = 0;
+  int32_t first_row = 0;
+  int32_t rows = 0;
+  Form form = Form::kPrefill;
+};
+
+}  // namespace rtp_llm
