@@ -1,8 +1,9 @@
 // KvLayout: where each byte of the KV cache lies. Pure arithmetic; the same on every device.
 //
-// Order inside a block: [layer][plane K|V][kv_head][token][head_dim], block-major over the pool. So a block is
-// one piece over all layers of its group, a run of layers of a block is one piece, a head slice is contiguous.
-// Groups differ in layers, planes or lifetime (sliding window, latent, state); a plain transformer has one.
+// Order inside a block: [layer][plane K|V][kv_head][token][head_dim], block-major over the pool. So
+// a block is one piece over all layers of its group, a run of layers of a block is one piece, a
+// head slice is contiguous. Groups differ in layers, planes or lifetime (sliding window, latent,
+// state); a plain transformer has one.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +16,15 @@
 namespace rtp_llm {
 
 struct KvPlane {
-  std::string name;         // "K", "V"
-  int num_heads = 0;        // kv heads
-  int head_dim = 0;         // elements of a vector
+  std::string name;   // "K", "V"
+  int num_heads = 0;  // kv heads
+  int head_dim = 0;   // elements of a vector
   DType dtype = DType::kF32;
 
-  int64_t token_bytes() const { return int64_t{head_dim} * size_of(dtype); }          // one head, one token
-  int64_t bytes(int block_tokens) const { return num_heads * block_tokens * token_bytes(); }  // one layer of a block
+  int64_t token_bytes() const { return int64_t{head_dim} * size_of(dtype); }  // one head, one token
+  int64_t bytes(int block_tokens) const {
+    return num_heads * block_tokens * token_bytes();
+  }  // one layer of a block
 };
 
 enum class KvLifetime : uint8_t { kWholeSequence };
@@ -32,19 +35,22 @@ struct KvGroup {
   int block_tokens = 16;
   KvLifetime lifetime = KvLifetime::kWholeSequence;
 
-  int64_t layer_bytes() const;                        // all planes of one layer of one block
-  int64_t block_bytes() const;                        // layers.size() * layer_bytes()
-  int64_t plane_offset(int plane) const;              // within a layer
-  int64_t layer_offset(int layer_index) const;        // within a block; index into `layers`, not a layer number
+  int64_t layer_bytes() const;            // all planes of one layer of one block
+  int64_t block_bytes() const;            // layers.size() * layer_bytes()
+  int64_t plane_offset(int plane) const;  // within a layer
+  int64_t layer_offset(
+      int layer_index) const;  // within a block; index into `layers`, not a layer number
 };
 
 struct KvLayout {
   std::vector<KvGroup> groups;
 
   // One group: `num_layers` layers of K and V.
-  static KvLayout transformer(int num_layers, int num_kv_heads, int head_dim, DType dtype, int block_tokens);
+  static KvLayout transformer(int num_layers, int num_kv_heads, int head_dim, DType dtype,
+                              int block_tokens);
 
-  // Canonical JSON {groups, planes, heads, head_dim, dtype, block tokens, model digest}, keys sorted, no spaces.
+  // Canonical JSON {groups, planes, heads, head_dim, dtype, block tokens, model digest}, keys
+  // sorted, no spaces.
   std::string canonical_json(const std::string& model_digest) const;
   // SHA-256 of canonical_json, lower-case hex.
   std::string fingerprint(const std::string& model_digest) const;

@@ -1,0 +1,135 @@
+// Engine: one device, one model, one native thread that runs the step loop
+// admit -> schedule -> forward -> sample -> publish.
+//
+// It owns the KV pool, the block pool and every sequence's blocks from admission until the sequence
+// is finished and released. It knows tokens, blocks and devices; no HTTP, no Ray, no pools of
+// workers.
+//
+// Thread rule: every public method may be called from any thread and returns at once. The listener
+// is called on the engine thread and must not block.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "device/device.h"
+#include "engine/sequence_spec.h"
+#include "kv/block_pool.h"
+#include "kv/kv_layout.h"
+#include "model/decoder.h"
+
+namespace rtp_llm {
+
+struct EngineConfig {
+  int64_t max_num_batched_tokens = 512;  // rows of a step
+  int32_t max_num_seqs = 64;             // slots
+  int32_t max_model_len = 2048;          // prompt + output
+  int32_t block_tokens = 16;
+  int64_t kv_pool_bytes = 0;  // 0: num_kv_blocks decides
+  int32_t num_kv_blocks = 0;  // 0: kv_pool_bytes decides
+  DType kv_dtype = DType::kF32;
+  bool enable_prefix_caching = true;
+  int32_t layers_per_group = 4;  // layers of one handover message: KvListener::on_layers_computed
+  double itl_target_s = 0.05;    // a step that has decodes gives prefill only the time that is left
+  std::vector<int32_t> eos_token_ids;
+};
+
+// A piece of KV of a sender sequence that is ready to leave: layers [first_layer, first_layer +
+// num_layers) of tokens [first_token, first_token + tokens) are stored in the pool.
+struct ComputedLayers {
+  RequestKey key;
+  int first_layer;
+  int num_layers;
+  int first_token;
+  int tokens;
+};
+
+// What the transfer side hears. On the engine thread; must only post to its own queue.
+class EngineListener {
+ public:
+  virtual ~EngineListener() = default;
+  // A kSender sequence got all blocks for its prompt. `cached_tokens` of them were prefix hits:
+  // their KV is ready now.
+  virtual void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
+                            int cached_tokens) = 0;
+  // Within a step, as soon as the layer group is stored; ascending layers; tokens of this step's
+  // chunk.
+  virtual void on_layers_computed(const ComputedLayers& piece) = 0;
+  // A kSender sequence sampled its one token (already published to outputs). finish != kNone:
+  // nothing to hand over.
+  virtual void on_prefilled(const RequestKey& key, int32_t token, float logprob,
+                            std::vector<std::pair<int32_t, float>> top_logprobs,
+                            FinishReason finish) = 0;
+  // A sequence that was added or joined is over (finished or cancelled), its blocks are released
+  // (kAlone, joined).
+  virtual void on_finished(const RequestKey& key, FinishReason finish) = 0;
+};
+
+struct EngineLoad {
+  int64_t queued_tokens = 0;  // prompt tokens that wait or are not computed yet
+  int32_t waiting = 0;
+  int32_t running = 0;
+  BlockCounts blocks;
+  double step_s = 0;  // of the last step with rows
+  uint64_t steps = 0;
+  uint64_t prompt_tokens_computed = 0;  // rows in prefill form, prefix hits not counted
+  uint64_t decode_tokens_computed = 0;
+  uint64_t preemptions = 0;
+  uint64_t prefix_hit_tokens = 0;
+};
+
+class Engine {
+ public:
+  // Allocates pool, slots and workspaces, runs a warm-up step of the largest legal size, starts no
+  // thread. REQUIRES: device and decoder outlive the engine.
+  Engine(Device& device, Decoder& decoder, EngineConfig config);
+  ~Engine();  // stops and joins
+
+  void set_listener(EngineListener* listener);  // before start(); outlives the engine
+  void start();
+  void stop();
+
+  // Queues a sequence. Throws InvalidArgument naming field and value (token id out of range, prompt
+  // too long, ...); a bad spec disturbs nobody.
+  void add(SequenceSpec spec, Role role);
+  // A sequence whose prompt KV (all but the last output token's) lies in `blocks`, verified; the
+  // engine takes the blocks' one reference each. spec.output ends with the token sampled by the
+  // sender; it joins the step being built. Full blocks enter the prefix cache.
+  void join(SequenceSpec spec, std::vector<int32_t> blocks);
+  // Takes effect within one chunk; ends with on_finished(kCancelled). Unknown keys are ignored.
+  void cancel(const RequestKey& key);
+  // A kSender sequence after on_prefilled (or cancelled): its blocks go to the cache or free.
+  // Idempotent.
+  void release(const RequestKey& key);
+
+  // Outputs since the last call, one batch for all sequences; empty if none. `notify` is called on
+  // the engine thread when outputs went from empty to non-empty (an eventfd write).
+  TokenColumns take_outputs();
+  void set_output_notify(std::function<void()> notify);
+
+  EngineLoad load() const;
+  // Zero references, nothing granted, quarantined, gated; no sequences. Throws Error naming what
+  // isn't.
+  void check_idle() const;
+
+  BlockPool& block_pool();
+  const KvLayout& kv_layout() const;
+  void* kv_pool_base() const;
+  int64_t kv_pool_bytes() const;
+  int kv_pool_fd() const;
+  std::string salt(const SequenceSpec& spec) const;
+  const EngineConfig& config() const;
+  // (backend, ISA, dtype, KV dtype, tp, mode, digest) as text:
+  // "cpu/avx512bf16/bfloat16/bfloat16/tp1/exact/89ab…".
+  std::string numerics_id() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace rtp_llm
