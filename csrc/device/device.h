@@ -94,7 +94,7 @@ std::unique_ptr<Device> open_device(const std::string& backend, const DeviceOpti
 std::vector<std::string> supported_isas();
 
 // The one symbol that a backend's shared object exports.
-extern "C" using DeviceFactory = Device* (*)(const DeviceOptions*);
+extern "C" using DeviceFactory = Device * (*)(const DeviceOptions*);
 inline constexpr const char* kDeviceFactoryName = "rtp_device_create";
 
 }  // namespace rtp_llm

@@ -4,8 +4,8 @@
 // Each op takes a struct of arguments (designated initialisers); outputs and workspace are passed in, nothing is
 // allocated. Activations are [rows, features], rows contiguous or strided, features contiguous.
 //
-// Numerics contract: a row's result is a function of that row alone, bitwise the same whatever the other rows, its place
-// in the batch, the chunking, the block size or the thread count. docs/numerics.md has the rules per op.
+// Numerics contract: a row's result is a function of that row alone, bitwise the same whatever the other rows, its
+// place in the batch, the chunking, the block size or the thread count. docs/numerics.md has the rules per op.
 //
 // Thread rule: called from the engine thread, one op at a time. Ops check shapes and throw InvalidArgument.
 #pragma once
@@ -37,8 +37,8 @@ struct LinearSpec {
   int64_t in_features = 0;        // K
   std::vector<LinearPart> parts;  // stacked over N in this order
   bool bias = false;
-  DType dtype = DType::kF32;      // f32 or bf16: the type that weights are multiplied in
-  bool gather = false;            // also read by `embedding` (tied lm_head)
+  DType dtype = DType::kF32;  // f32 or bf16: the type that weights are multiplied in
+  bool gather = false;        // also read by `embedding` (tied lm_head)
 
   int64_t out_features() const {
     int64_t total = 0;
@@ -80,42 +80,42 @@ class LoraHook {
 // ---- Arguments, level 0 -------------------------------------------------------------------------------------------
 
 struct LinearArgs {
-  Tensor x;                       // [M, K], f32 or bf16; rounded to the weight's dtype if that is bf16
+  Tensor x;  // [M, K], f32 or bf16; rounded to the weight's dtype if that is bf16
   const PackedLinear* weight = nullptr;
-  Tensor out;                     // [M, N], f32 or bf16; may be strided by rows
-  Tensor residual{};              // [M, N] or empty: out = x W^T + bias + residual; may alias out
+  Tensor out;         // [M, N], f32 or bf16; may be strided by rows
+  Tensor residual{};  // [M, N] or empty: out = x W^T + bias + residual; may alias out
   LoraHook* lora = nullptr;
 };
 
 struct EmbeddingArgs {
-  Tensor tokens;                  // [M] i32; kTokenFromSlot takes last_token of the row's slot
+  Tensor tokens;                        // [M] i32; kTokenFromSlot takes last_token of the row's slot
   const PackedLinear* table = nullptr;  // gather = true, [vocab, hidden]
   const Slots* slots = nullptr;
-  std::span<const Segment> segments;    // cover the rows in order
-  Tensor out;                     // [M, hidden] f32 or bf16
+  std::span<const Segment> segments;  // cover the rows in order
+  Tensor out;                         // [M, hidden] f32 or bf16
 };
 inline constexpr int32_t kTokenFromSlot = -1;
 
 struct NormArgs {
-  Tensor x;                       // [M, features]; for q/k norm [M, heads, head_dim], normed over head_dim
-  Tensor weight;                  // [features] f32
-  Tensor bias{};                  // layer_norm only, [features] f32 or empty
+  Tensor x;       // [M, features]; for q/k norm [M, heads, head_dim], normed over head_dim
+  Tensor weight;  // [features] f32
+  Tensor bias{};  // layer_norm only, [features] f32 or empty
   float epsilon = 1e-6f;
-  Tensor out;                     // like x, f32 or bf16; may alias x if the types are equal
+  Tensor out;  // like x, f32 or bf16; may alias x if the types are equal
 };
 
 enum class RopeScaling : uint8_t { kNone, kLlama3 };
 
 // Inverse frequencies [rotary_dim / 2] in f32, made once on the host by `rope_table` (device/rope.h).
 struct RopeArgs {
-  Tensor x;                       // [M, heads, head_dim] f32, in place; rotate_half form (Hugging Face's Llama, Qwen)
-  Tensor inv_freq;                // [head_dim / 2] f32
+  Tensor x;         // [M, heads, head_dim] f32, in place; rotate_half form (Hugging Face's Llama, Qwen)
+  Tensor inv_freq;  // [head_dim / 2] f32
   const Slots* slots = nullptr;
   std::span<const Segment> segments;
 };
 
 struct StoreKvArgs {
-  Tensor k;                       // [M, kv_heads, head_dim] f32 or bf16: rounded to the view's dtype
+  Tensor k;  // [M, kv_heads, head_dim] f32 or bf16: rounded to the view's dtype
   Tensor v;
   KvView kv;
   const Slots* slots = nullptr;
@@ -124,47 +124,47 @@ struct StoreKvArgs {
 
 // Causal attention of each row over all stored positions up to its own (store_kv of the step has run).
 struct AttentionArgs {
-  Tensor q;                       // [M, heads, head_dim] f32 or bf16
+  Tensor q;  // [M, heads, head_dim] f32 or bf16
   KvView kv;
   const Slots* slots = nullptr;
   std::span<const Segment> segments;  // all of the form that the op is named for
   float scale = 1.0f;
-  Tensor out;                     // [M, heads * head_dim] f32 or bf16
-  Tensor workspace{};             // u8, at least attention_workspace_bytes()
+  Tensor out;          // [M, heads * head_dim] f32 or bf16
+  Tensor workspace{};  // u8, at least attention_workspace_bytes()
 };
 
 enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
 
 struct GatedActivationArgs {
-  Tensor gate_up;                 // [M, 2 * features]: gate | up
+  Tensor gate_up;  // [M, 2 * features]: gate | up
   Activation activation = Activation::kSilu;
-  Tensor out;                     // [M, features] = act(gate) * up, f32 or bf16
+  Tensor out;  // [M, features] = act(gate) * up, f32 or bf16
 };
 
-struct GatherRowsArgs {           // out[i] = x[rows[i]]
-  Tensor x;                       // [M, features]
-  Tensor rows;                    // [R] i32
-  Tensor out;                     // [R, features]
+struct GatherRowsArgs {  // out[i] = x[rows[i]]
+  Tensor x;              // [M, features]
+  Tensor rows;           // [R] i32
+  Tensor out;            // [R, features]
 };
 
 struct SampleRow {
   int32_t slot = 0;
-  int32_t row = 0;                // row of logits
+  int32_t row = 0;  // row of logits
 };
 
 // Samples one token a row and stores it: last_token[slot] = token, output_position[slot] += 1.
 // Token = argmax over kept tokens of logprob / T + g, ties to the lowest id; g by Philox (device/philox.h).
 // Reported logprobs: log_softmax of the raw logits, f32.
 struct SampleArgs {
-  Tensor logits;                  // [R, vocab] f32
+  Tensor logits;  // [R, vocab] f32
   std::span<const SampleRow> rows;
   const Slots* slots = nullptr;
-  Tensor allowed{};               // [R, ceil(vocab / 32)] i32 bitmask or empty: all allowed
-  Tensor tokens;                  // [R] i32
-  Tensor logprobs;                // [R] f32: of the sampled token
-  Tensor top_tokens;              // [R, max_logprobs] i32, descending, ties to the lowest id; -1 beyond num_logprobs
-  Tensor top_logprobs;            // [R, max_logprobs] f32
-  Tensor workspace;               // u8, at least sample_workspace_bytes(R, vocab)
+  Tensor allowed{};     // [R, ceil(vocab / 32)] i32 bitmask or empty: all allowed
+  Tensor tokens;        // [R] i32
+  Tensor logprobs;      // [R] f32: of the sampled token
+  Tensor top_tokens;    // [R, max_logprobs] i32, descending, ties to the lowest id; -1 beyond num_logprobs
+  Tensor top_logprobs;  // [R, max_logprobs] f32
+  Tensor workspace;     // u8, at least sample_workspace_bytes(R, vocab)
 };
 inline constexpr int kMaxLogprobs = 20;
 
@@ -176,11 +176,11 @@ struct AdvanceArgs {
 
 // The checksum of DESIGN 4 over token vectors of one block: every (layer, plane, head, token) in the ranges.
 struct ChecksumArgs {
-  KvView kv;                      // of the group's layer
+  KvView kv;  // of the group's layer
   int group = 0;
-  int layer = 0;                  // index within the group
+  int layer = 0;  // index within the group
   int32_t block = 0;
-  int64_t first_position = 0;     // absolute position of the block's token `first_token`
+  int64_t first_position = 0;  // absolute position of the block's token `first_token`
   int first_token = 0;
   int tokens = 0;
 };
@@ -188,19 +188,19 @@ struct ChecksumArgs {
 // ---- Arguments, level 1 -------------------------------------------------------------------------------------------
 
 struct AddRmsNormArgs {
-  Tensor x;                       // [M, features]: the stream; x += delta first (delta may be empty)
+  Tensor x;  // [M, features]: the stream; x += delta first (delta may be empty)
   Tensor delta{};
   Tensor weight;
   float epsilon = 1e-6f;
-  QTensor out;                    // normed
+  QTensor out;  // normed
 };
 
 struct QkvRopeStoreArgs {
-  Tensor qkv;                     // [M, (heads + 2 kv_heads) * head_dim] f32, norm and rope in place on q and k
+  Tensor qkv;  // [M, (heads + 2 kv_heads) * head_dim] f32, norm and rope in place on q and k
   int num_heads = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
-  Tensor q_norm{};                // [head_dim] f32 or empty
+  Tensor q_norm{};  // [head_dim] f32 or empty
   Tensor k_norm{};
   float norm_epsilon = 1e-6f;
   Tensor inv_freq;
@@ -210,14 +210,14 @@ struct QkvRopeStoreArgs {
 };
 
 struct GatedMlpArgs {
-  Tensor x;                       // [M, hidden]
+  Tensor x;  // [M, hidden]
   const PackedLinear* gate_up = nullptr;
   const PackedLinear* down = nullptr;
   Activation activation = Activation::kSilu;
-  Tensor gate_up_out;             // [M, 2 * intermediate] workspace
-  Tensor activated;               // [M, intermediate] workspace
-  Tensor residual{};              // [M, hidden]
-  Tensor out;                     // [M, hidden]
+  Tensor gate_up_out;  // [M, 2 * intermediate] workspace
+  Tensor activated;    // [M, intermediate] workspace
+  Tensor residual{};   // [M, hidden]
+  Tensor out;          // [M, hidden]
 };
 
 // ---- Ops ----------------------------------------------------------------------------------------------------------
@@ -253,7 +253,8 @@ class Ops {
   virtual void add(const Tensor& x, const Tensor& delta) = 0;  // x += delta, [M, features]
   virtual void sample(const SampleArgs& args) = 0;
   virtual void advance(const AdvanceArgs& args) = 0;
-  virtual int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim, int64_t max_positions) const = 0;
+  virtual int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
+                                            int64_t max_positions) const = 0;
   virtual int64_t sample_workspace_bytes(int64_t max_rows, int64_t vocab) const = 0;
 
   // Transfer-side: called from the transfer thread, safe beside engine-thread ops on other blocks.

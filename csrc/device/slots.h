@@ -16,11 +16,11 @@ struct SamplingState {
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
   float min_p = 0.0f;
-  int32_t top_k = 0;         // 0: off
+  int32_t top_k = 0;  // 0: off
   uint64_t seed = 0;
   uint32_t choice = 0;
-  int32_t num_logprobs = -1;          // -1: none; 0: the sampled token's; n: and the n highest
-  int32_t suppress_until = 0;         // output positions below this one may not emit suppressed tokens (min_tokens)
+  int32_t num_logprobs = -1;   // -1: none; 0: the sampled token's; n: and the n highest
+  int32_t suppress_until = 0;  // output positions below this one may not emit suppressed tokens (min_tokens)
   int32_t num_suppressed = 0;
   static constexpr int kMaxSuppressed = 32;
   int32_t suppressed[kMaxSuppressed] = {};  // EOS and stop token ids
@@ -28,10 +28,10 @@ struct SamplingState {
 
 // All in device memory; S = number of slots.
 struct Slots {
-  Tensor last_token;       // [S] i32: the token sampled last
-  Tensor seq_len;          // [S] i32: tokens whose KV is stored (or being stored by the running step)
-  Tensor output_position;  // [S] i32: position of the next output token, 0 = first after the prompt
-  Tensor block_tables;     // [S, max_blocks_per_sequence] i32, per KV group one table; one group today
+  Tensor last_token;                  // [S] i32: the token sampled last
+  Tensor seq_len;                     // [S] i32: tokens whose KV is stored (or being stored by the running step)
+  Tensor output_position;             // [S] i32: position of the next output token, 0 = first after the prompt
+  Tensor block_tables;                // [S, max_blocks_per_sequence] i32, per KV group one table; one group today
   SamplingState* sampling = nullptr;  // [S]
 };
 

@@ -62,8 +62,7 @@ class EngineListener {
   // A kSender sequence sampled its one token (already published to outputs). finish != kNone:
   // nothing to hand over.
   virtual void on_prefilled(const RequestKey& key, int32_t token, float logprob,
-                            std::vector<std::pair<int32_t, float>> top_logprobs,
-                            FinishReason finish) = 0;
+                            std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) = 0;
   // A sequence that was added or joined is over (finished or cancelled), its blocks are released
   // (kAlone, joined).
   virtual void on_finished(const RequestKey& key, FinishReason finish) = 0;

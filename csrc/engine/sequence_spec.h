@@ -26,9 +26,8 @@ struct SequenceSpec {
   int32_t min_tokens = 0;
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;  // end the sequence, besides the model's EOS ids
-  int32_t num_logprobs =
-      -1;                  // -1: none; 0: the sampled token's; n <= kMaxLogprobs: and the n highest
-  std::string cache_salt;  // adapter, media; part of the block hash
+  int32_t num_logprobs = -1;            // -1: none; 0: the sampled token's; n <= kMaxLogprobs: and the n highest
+  std::string cache_salt;               // adapter, media; part of the block hash
 };
 
 enum class Role : uint8_t {
@@ -48,8 +47,7 @@ struct TokenColumns {
   std::vector<FinishReason> finish;        // of the sequence, with its last token
   std::vector<int32_t> num_cached_tokens;  // prompt tokens that were prefix hits (with a sequence's
                                            // first output), else 0
-  std::vector<std::vector<std::pair<int32_t, float>>>
-      top_logprobs;  // descending; empty when not asked for
+  std::vector<std::vector<std::pair<int32_t, float>>> top_logprobs;  // descending; empty when not asked for
 };
 
 }  // namespace rtp_llm

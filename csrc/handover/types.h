@@ -58,8 +58,7 @@ static_assert(sizeof(KvMessageHeader) == 32);
 template <>
 struct std::hash<rtp_llm::RequestKey> {
   size_t operator()(const rtp_llm::RequestKey& key) const noexcept {
-    uint64_t h = key.router_epoch ^ (key.request * 0x9e3779b97f4a7c15ull) ^
-                 (uint64_t{key.choice} << 32 | key.attempt);
+    uint64_t h = key.router_epoch ^ (key.request * 0x9e3779b97f4a7c15ull) ^ (uint64_t{key.choice} << 32 | key.attempt);
     h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9ull;
     return static_cast<size_t>(h ^ (h >> 31));
   }

@@ -72,11 +72,9 @@ class BlockPool {
   // free + cached - granted - demand.blocks - count >= max(2% of the pool, one block a running
   // sequence).
   std::optional<std::vector<int32_t>> grant(int count);
-  void granted_to_referenced(
-      std::span<const int32_t> blocks);              // the sequence runs: one reference each
-  void quarantine(std::span<const int32_t> blocks);  // granted -> quarantined
-  void free_quarantined(
-      std::span<const int32_t> blocks);  // no late write can come any more -> gate -> free
+  void granted_to_referenced(std::span<const int32_t> blocks);  // the sequence runs: one reference each
+  void quarantine(std::span<const int32_t> blocks);             // granted -> quarantined
+  void free_quarantined(std::span<const int32_t> blocks);       // no late write can come any more -> gate -> free
   void set_demand(BlockDemand demand);
 
   // --- Gate. Steps are numbered from 1; a synchronous device calls both around its forward.

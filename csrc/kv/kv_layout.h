@@ -22,9 +22,7 @@ struct KvPlane {
   DType dtype = DType::kF32;
 
   int64_t token_bytes() const { return int64_t{head_dim} * size_of(dtype); }  // one head, one token
-  int64_t bytes(int block_tokens) const {
-    return num_heads * block_tokens * token_bytes();
-  }  // one layer of a block
+  int64_t bytes(int block_tokens) const { return num_heads * block_tokens * token_bytes(); }  // one layer of a block
 };
 
 enum class KvLifetime : uint8_t { kWholeSequence };
@@ -35,19 +33,17 @@ struct KvGroup {
   int block_tokens = 16;
   KvLifetime lifetime = KvLifetime::kWholeSequence;
 
-  int64_t layer_bytes() const;            // all planes of one layer of one block
-  int64_t block_bytes() const;            // layers.size() * layer_bytes()
-  int64_t plane_offset(int plane) const;  // within a layer
-  int64_t layer_offset(
-      int layer_index) const;  // within a block; index into `layers`, not a layer number
+  int64_t layer_bytes() const;                  // all planes of one layer of one block
+  int64_t block_bytes() const;                  // layers.size() * layer_bytes()
+  int64_t plane_offset(int plane) const;        // within a layer
+  int64_t layer_offset(int layer_index) const;  // within a block; index into `layers`, not a layer number
 };
 
 struct KvLayout {
   std::vector<KvGroup> groups;
 
   // One group: `num_layers` layers of K and V.
-  static KvLayout transformer(int num_layers, int num_kv_heads, int head_dim, DType dtype,
-                              int block_tokens);
+  static KvLayout transformer(int num_layers, int num_kv_heads, int head_dim, DType dtype, int block_tokens);
 
   // Canonical JSON {groups, planes, heads, head_dim, dtype, block tokens, model digest}, keys
   // sorted, no spaces.

@@ -40,9 +40,8 @@ class Decoder {
   // last] of each run of `layers_per_group` are stored, calls on_layers(first_layer, num_layers)
   // (may be empty). Returns logits [R, vocab] f32, valid until the next forward. Advances slots'
   // seq_len. REQUIRES: allocate() was called with enough room.
-  Tensor forward(const StepInput& input, const Slots& slots, const KvLayout& layout, void* kv_pool,
-                 int64_t num_blocks, int layers_per_group,
-                 const std::function<void(int, int)>& on_layers);
+  Tensor forward(const StepInput& input, const Slots& slots, const KvLayout& layout, void* kv_pool, int64_t num_blocks,
+                 int layers_per_group, const std::function<void(int, int)>& on_layers);
 
  private:
   struct Activations;

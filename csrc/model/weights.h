@@ -42,8 +42,8 @@ class Weights {
   // Rows [first_row, first_row + rows) of a tensor (1-D: elements); `data` in `dtype` (f32 or
   // bf16), host memory. Throws InvalidArgument: unknown name, rows out of range (expected and
   // found), wrong width.
-  void write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements,
-             DType dtype, const void* data);
+  void write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+             const void* data);
   // Finishes packing. Throws InvalidArgument naming every missing tensor (the first 10 and a
   // count).
   void finish();

@@ -38,7 +38,8 @@ std::string concat(const Parts&... parts) {
 // The message is built only on failure; don't put it where a token pays for it.
 template <class... Parts>
 void check(bool holds, const Parts&... parts) {
-  if (!holds) [[unlikely]] throw InvalidArgument(concat(parts...));
+  if (!holds) [[unlikely]]
+    throw InvalidArgument(concat(parts...));
 }
 
 }  // namespace rtp_llm

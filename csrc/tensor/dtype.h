@@ -45,9 +45,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float to_f32(BFloat16 value) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16);
-}
+inline float to_f32(BFloat16 value) { return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16); }
 
 inline BFloat16 to_bf16(float value) {
   uint32_t bits = __builtin_bit_cast(uint32_t, value);

@@ -79,9 +79,8 @@ std::string show(const T& value) {
 // Compares by value, also between signed and unsigned integers.
 template <typename A, typename B>
 bool equal(const A& a, const B& b) {
-  constexpr bool integers = std::integral<A> && std::integral<B> && !std::same_as<A, bool> &&
-                            !std::same_as<B, bool> && !std::same_as<A, char> &&
-                            !std::same_as<B, char>;
+  constexpr bool integers = std::integral<A> && std::integral<B> && !std::same_as<A, bool> && !std::same_as<B, bool> &&
+                            !std::same_as<A, char> && !std::same_as<B, char>;
   if constexpr (integers) {
     return std::cmp_equal(a, b);
   } else {
@@ -111,53 +110,51 @@ bool check_equal(const A& a, const B& b, const char* text, const char* file, int
     }                                                                            \
   } while (false)
 
-#define CHECK_EQ(a, ...)                                                                          \
-  (void)::rtp_llm::testing::check_equal((a), (__VA_ARGS__), "CHECK_EQ(" #a ", " #__VA_ARGS__ ")", \
-                                        __FILE__, __LINE__)
+#define CHECK_EQ(a, ...) \
+  (void)::rtp_llm::testing::check_equal((a), (__VA_ARGS__), "CHECK_EQ(" #a ", " #__VA_ARGS__ ")", __FILE__, __LINE__)
 
 // |a − b| ≤ tolerance; a NaN fails.
-#define CHECK_NEAR(a, b, tolerance)                                                          \
-  do {                                                                                       \
-    const double left_ = static_cast<double>(a), right_ = static_cast<double>(b);            \
-    const double apart_ = left_ < right_ ? right_ - left_ : left_ - right_;                  \
-    if (!(apart_ <= static_cast<double>(tolerance))) {                                       \
-      ::rtp_llm::testing::report(__FILE__, __LINE__,                                         \
-                                 "CHECK_NEAR(" #a ", " #b ", " #tolerance ")\n    left:  " + \
-                                     ::rtp_llm::testing::show(left_) +                       \
-                                     "\n    right: " + ::rtp_llm::testing::show(right_));    \
-    }                                                                                        \
+#define CHECK_NEAR(a, b, tolerance)                                                                     \
+  do {                                                                                                  \
+    const double left_ = static_cast<double>(a), right_ = static_cast<double>(b);                       \
+    const double apart_ = left_ < right_ ? right_ - left_ : left_ - right_;                             \
+    if (!(apart_ <= static_cast<double>(tolerance))) {                                                  \
+      ::rtp_llm::testing::report(                                                                       \
+          __FILE__, __LINE__,                                                                           \
+          "CHECK_NEAR(" #a ", " #b ", " #tolerance ")\n    left:  " + ::rtp_llm::testing::show(left_) + \
+              "\n    right: " + ::rtp_llm::testing::show(right_));                                      \
+    }                                                                                                   \
   } while (false)
 
-#define CHECK_THROWS(expression, exception)                                  \
-  do {                                                                       \
-    bool thrown_ = false;                                                    \
-    try {                                                                    \
-      (void)(expression);                                                    \
-    } catch (const exception&) {                                             \
-      thrown_ = true;                                                        \
-    }                                                                        \
-    if (!thrown_) {                                                          \
-      ::rtp_llm::testing::report(__FILE__, __LINE__,                         \
-                                 "CHECK_THROWS(" #expression ", " #exception \
-                                 "): nothing was thrown");                   \
-    }                                                                        \
+#define CHECK_THROWS(expression, exception)                                                            \
+  do {                                                                                                 \
+    bool thrown_ = false;                                                                              \
+    try {                                                                                              \
+      (void)(expression);                                                                              \
+    } catch (const exception&) {                                                                       \
+      thrown_ = true;                                                                                  \
+    }                                                                                                  \
+    if (!thrown_) {                                                                                    \
+      ::rtp_llm::testing::report(__FILE__, __LINE__,                                                   \
+                                 "CHECK_THROWS(" #expression ", " #exception "): nothing was thrown"); \
+    }                                                                                                  \
   } while (false)
 
 // As CHECK_THROWS, and the message must contain `text`.
-#define CHECK_THROWS_WITH(expression, exception, text)                                            \
-  do {                                                                                            \
-    std::string message_ = "nothing was thrown";                                                  \
-    bool thrown_ = false;                                                                         \
-    try {                                                                                         \
-      (void)(expression);                                                                         \
-    } catch (const exception& error_) {                                                           \
-      thrown_ = true;                                                                             \
-      message_ = error_.what();                                                                   \
-    }                                                                                             \
-    if (!thrown_ || message_.find(text) == std::string::npos) {                                   \
-      ::rtp_llm::testing::report(                                                                 \
-          __FILE__, __LINE__, "CHECK_THROWS_WITH(" #expression ", " #exception "): " + message_); \
-    }                                                                                             \
+#define CHECK_THROWS_WITH(expression, exception, text)                                               \
+  do {                                                                                               \
+    std::string message_ = "nothing was thrown";                                                     \
+    bool thrown_ = false;                                                                            \
+    try {                                                                                            \
+      (void)(expression);                                                                            \
+    } catch (const exception& error_) {                                                              \
+      thrown_ = true;                                                                                \
+      message_ = error_.what();                                                                      \
+    }                                                                                                \
+    if (!thrown_ || message_.find(text) == std::string::npos) {                                      \
+      ::rtp_llm::testing::report(__FILE__, __LINE__,                                                 \
+                                 "CHECK_THROWS_WITH(" #expression ", " #exception "): " + message_); \
+    }                                                                                                \
   } while (false)
 
 #define REQUIRE(...)                                                               \

@@ -10,9 +10,7 @@ namespace {
 
 int failures_of_test = 0;
 
-std::string full_name(const Test& test) {
-  return std::filesystem::path(test.file).stem().string() + "." + test.name;
-}
+std::string full_name(const Test& test) { return std::filesystem::path(test.file).stem().string() + "." + test.name; }
 
 bool selected(const std::string& name, const std::vector<std::string>& filters) {
   if (filters.empty()) return true;
