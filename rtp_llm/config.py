@@ -1,0 +1,184 @@
+"""The one config tree. YAML files, CLI flags and environment variables are generated from it; nothing else holds a default.
+
+A setting has one path, `engine.max_num_seqs`: in YAML a nested key, in the environment RTP_LLM_ENGINE__MAX_NUM_SEQS, on the
+command line `--engine.max-num-seqs` (and short flags that cli.py names). Later beats earlier: defaults, file, environment,
+command line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rtp_llm.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "RTP_LLM_"
+DEMO_MODEL = str(Path(__file__).parent / "demo")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SectionT = TypeVar("SectionT", bound=_Section)
+
+
+class ModelSettings(_Section):
+    path: str = Field(DEMO_MODEL, description="directory with config.json, safetensors and tokenizer files")
+    served_name: str | None = Field(None, description="name in the API; default: the directory's name")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type that weights are multiplied in")
+    max_model_len: int | None = Field(None, ge=2, description="prompt + output tokens; default: the model's context")
+    load_format: Literal["safetensors", "dummy"] = Field("safetensors", description="dummy: seeded random weights")
+
+
+class EngineSettings(_Section):
+    device: Literal["cpu"] = Field("cpu", description="backend")
+    isa: str = Field("", description="CPU: force one SIMD level (generic, avx2, avx512bf16); empty: the best")
+    num_threads: int = Field(1, ge=1, description="CPU threads of one engine")
+    max_num_batched_tokens: int = Field(512, ge=1, description="rows of one step")
+    max_num_seqs: int = Field(64, ge=1, description="sequences that run at once")
+    block_tokens: int = Field(16, ge=1, le=512, description="tokens of a KV block")
+    kv_cache_bytes: int = Field(256 << 20, ge=0, description="size of the KV pool; 0: num_kv_blocks decides")
+    num_kv_blocks: int = Field(0, ge=0, description="blocks of the KV pool; 0: kv_cache_bytes decides")
+    kv_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of stored K and V")
+    enable_prefix_caching: bool = Field(True, description="reuse KV of equal prefixes")
+    layers_per_group: int = Field(4, ge=1, description="layers of one handover message")
+    itl_target_ms: float = Field(50.0, gt=0, description="decode step time that prefill chunks must leave room for")
+
+
+class TransferSettings(_Section):
+    mode: Literal["auto", "shm", "tcp"] = Field("auto", description="UCX transports between workers")
+    host: str = Field("127.0.0.1", description="address that the data plane listens on; UCX has no authentication")
+    net_device: str = Field("", description="network device for TCP; empty: the one of `host`")
+
+
+class HandoverSettings(_Section):
+    heartbeat_s: float = Field(0.5, gt=0, description="each way, every session")
+    lost_after_s: float = Field(2.5, gt=0, description="silence after which the other side is lost")
+    lease_s: float = Field(5.0, gt=0, description="a grant's, from the last heartbeat that lists it")
+    lease_margin_s: float = Field(0.5, ge=0, description="a sender stops posting so long before the lease ends")
+    repeat_s: float = Field(1.0, gt=0, description="silence after which Reserve or Commit is repeated")
+    reserve_wait_s: float = Field(1.0, gt=0, description="a Reserve that doesn't fit waits so long, then NoRoom")
+    router_expiry_s: float = Field(10.0, gt=0, description="after a router's session is lost")
+    memory_s: float = Field(60.0, gt=0, description="what is over is remembered so long")
+
+
+class WorkerSettings(_Section):
+    host: str = Field("127.0.0.1", description="address that sessions listen on; ports are drawn anew")
+    max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
+    drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
+
+
+class PoolSettings(_Section):
+    replicas: int = Field(1, ge=0, description="workers")
+    num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves a worker")
+    resources: dict[str, float] = Field(default_factory=dict, description="Ray resources of a worker")
+    engine: dict[str, Any] = Field(default_factory=dict, description="engine settings that differ in this pool")
+
+
+class RouterSettings(_Section):
+    replicas: int = Field(1, ge=1, description="router processes")
+    policy: str = Field("least_loaded", description="placement policy")
+    max_body_bytes: int = Field(8 << 20, ge=1024, description="larger request bodies are refused")
+    max_waiting: int = Field(4096, ge=1, description="requests that may wait for a worker; more: 429")
+    request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request")
+    queue_timeout_s: float = Field(60.0, gt=0, description="a request that no worker takes within: 503")
+    client_buffer_tokens: int = Field(8192, ge=1, description="tokens buffered for a slow client before it is cut")
+    ping_s: float = Field(15.0, gt=0, description="comment line on a silent event stream")
+    max_losses: int = Field(3, ge=1, description="lost workers under one request before it fails")
+
+
+class HttpSettings(_Section):
+    host: str = Field("127.0.0.1", description="address of the HTTP endpoint")
+    port: int = Field(8000, ge=0, le=65535, description="port of the HTTP endpoint")
+    hard_stop_after_s: int = Field(3600, ge=1, description="longest stream that survives a proxy reload")
+
+
+class Config(_Section):
+    """All settings of a deployment."""
+
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    transfer: TransferSettings = TransferSettings()
+    handover: HandoverSettings = HandoverSettings()
+    worker: WorkerSettings = WorkerSettings()
+    prefill: PoolSettings = PoolSettings()
+    decode: PoolSettings = PoolSettings()
+    router: RouterSettings = RouterSettings()
+    http: HttpSettings = HttpSettings()
+
+    def engine_of(self, pool: PoolSettings) -> EngineSettings:
+        """The pool's engine settings: the common ones, overridden by its own."""
+        return _validated(EngineSettings, {**self.engine.model_dump(), **pool.engine}, "engine")
+
+    @property
+    def served_name(self) -> str:
+        return self.model.served_name or Path(self.model.path).resolve().name
+
+
+def load_config(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Defaults, then the YAML `file`, then RTP_LLM_SECTION__FIELD variables, then `overrides` ({"engine.max_num_seqs": 8}).
+
+    Raises:
+        ConfigError: the file can't be read, or a setting is unknown or wrong; names path and value.
+    """
+    tree: dict[str, Any] = _read_yaml(file) if file is not None else {}
+    for path, value in _from_environment(os.environ if environ is None else environ).items():
+        _set(tree, path, value)
+    for path, value in (overrides or {}).items():
+        _set(tree, path, value)
+    return _validated(Config, tree, "")
+
+
+def settings() -> dict[str, Any]:
+    """Every setting's path → pydantic FieldInfo, in order: what the CLI and the documentation are generated from."""
+    return {
+        f"{section}.{name}": field
+        for section, info in Config.model_fields.items()
+        for name, field in info.annotation.model_fields.items()  # type: ignore[union-attr]
+    }
+
+
+def _read_yaml(file: str | Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {file}: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {file}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {ENVIRONMENT_PREFIX + path.upper().replace(".", "__"): path for path in settings()}
+    return {names[name]: value for name, value in environ.items() if name in names}
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, name = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{section}: expected a mapping, found {tree!r}")
+    tree[name] = value
+
+
+def _validated(cls: type[SectionT], tree: Mapping[str, Any], prefix: str) -> SectionT:
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+        raise ConfigError(f"{path}: {first['msg']}, got {first.get('input')!r}") from error

@@ -1,0 +1,96 @@
+"""Every exception of the package.
+
+RtpLlmError
+├── InvalidRequestError      the request can never work; names field and value (HTTP 400)
+│   ├── PromptTooLongError   more tokens than the model's context
+│   └── ChatTemplateError    the messages don't fit the template, or the model has none
+├── ModelError               the model's files can't be served
+│   ├── UnsupportedModelError    an architecture or option that this engine doesn't compute
+│   └── ModelLoadError           a file is missing, truncated or mis-shaped
+├── ConfigError              a setting is wrong; names its path and value
+├── OverloadedError          no room now, try again (HTTP 429)
+├── UnavailableError         no worker, device or library that could serve (HTTP 503)
+│   └── DeadlineError        the request ran out of time (HTTP 504)
+├── WorkerLostError          the third worker was lost under one request (HTTP 500)
+├── ProtocolError            a peer speaks another version or layout, or breaks the protocol
+└── EngineError              the native engine broke an invariant of its own (HTTP 500)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RtpLlmError(Exception):
+    """Base of all errors of this package."""
+
+    http_status = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequestError(RtpLlmError, ValueError):
+    """A request can never work. `param` is the field as the caller wrote it, `value` what it held."""
+
+    http_status = 400
+
+    def __init__(self, message: str, *, param: str | None = None, value: Any = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.value = value
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt, or prompt and max_tokens, exceed the model's context."""
+
+
+class ChatTemplateError(InvalidRequestError):
+    """The messages don't fit the chat template, or the model has none."""
+
+
+class ModelError(RtpLlmError):
+    """The model's files can't be served."""
+
+
+class UnsupportedModelError(ModelError):
+    """An architecture or option that the engine doesn't compute."""
+
+
+class ModelLoadError(ModelError):
+    """A file is missing, truncated or mis-shaped; the message names file, tensor, expected and found."""
+
+
+class ConfigError(RtpLlmError, ValueError):
+    """A setting is wrong; the message names its path and value."""
+
+
+class OverloadedError(RtpLlmError):
+    """No room now; the same request may work later."""
+
+    http_status = 429
+
+
+class UnavailableError(RtpLlmError):
+    """No worker, device or library that could serve this."""
+
+    http_status = 503
+
+
+class DeadlineError(UnavailableError):
+    """The request ran out of time."""
+
+    http_status = 504
+
+
+class WorkerLostError(RtpLlmError):
+    """Three workers were lost under one request."""
+
+
+class ProtocolError(RtpLlmError):
+    """A peer speaks another version or layout, or breaks the protocol."""
+
+
+class EngineError(RtpLlmError):
+    """The native engine broke an invariant of its own."""

@@ -1,0 +1,59 @@
+"""Every metric's name, type, labels and buckets, in one file. Prometheus' conventions; prefix `rtp_llm_`.
+
+A process makes its own `Metrics` (one registry); the router's /metrics shows its own and those of all workers.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class RouterMetrics:
+    """What a router counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"rtp_llm_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"rtp_llm_{name}", text, buckets=SECONDS, registry=registry)
+
+        self.requests = counter("requests", "HTTP requests by endpoint and status", ("endpoint", "status"))
+        self.requests_running = Gauge("rtp_llm_requests_running", "answers being made", registry=registry)
+        self.requests_waiting = Gauge("rtp_llm_requests_waiting", "answers waiting for a worker", registry=registry)
+        self.prompt_tokens = counter("prompt_tokens", "prompt tokens of accepted requests")
+        self.output_tokens = counter("output_tokens", "tokens emitted to clients")
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "from request to first token")
+        self.inter_token_latency = histogram("inter_token_latency_seconds", "between tokens of one answer")
+        self.request_duration = histogram("request_duration_seconds", "from request to last token")
+        self.retries = counter("retries", "attempts after the first, by cause", ("cause",))
+        self.worker_losses = counter("worker_losses", "workers declared lost")
+        self.numerics_mismatches = counter("numerics_mismatches", "placements over unequal numerics_id")
+
+
+class WorkerMetrics:
+    """What a worker counts. Labels `pool` and `worker` are added where the router merges workers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"rtp_llm_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"rtp_llm_{name}", text, labels, registry=registry)
+
+        self.prompt_tokens_computed = counter("prompt_tokens_computed", "rows computed in prefill form")
+        self.decode_tokens_computed = counter("decode_tokens_computed", "rows computed in decode form")
+        self.prefix_hit_tokens = counter("prefix_hit_tokens", "prompt tokens found in the prefix cache")
+        self.preemptions = counter("preemptions", "sequences preempted and requeued")
+        self.engine_steps = counter("engine_steps", "steps with rows")
+        self.kv_blocks = gauge("kv_blocks", "blocks of the KV pool by state", ("state",))
+        self.sequences = gauge("sequences", "sequences by state", ("state",))
+        self.queued_tokens = gauge("queued_tokens", "prompt tokens that wait")
+        self.transfer_bytes = counter("transfer_bytes", "KV payload over UCX", ("direction", "transport"))
+        self.transfer_messages = counter("transfer_messages", "KV messages over UCX", ("direction", "transport"))
+        self.transfer_seconds = counter("transfer_seconds", "from first message to commit", ("direction",))
+        self.transfers = counter("transfers", "handovers by outcome", ("outcome",))
+        self.transfer_outstanding = gauge("transfer_outstanding", "sends and receives in flight", ("direction",))
+        self.device_memory_bytes = gauge("device_memory_bytes", "allocations by tag", ("tag",))

@@ -1,0 +1,139 @@
+"""Request, SamplingParams, TokenOutput: what is asked and what streams back."""
+
+from __future__ import annotations
+
+import enum
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from rtp_llm.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_CHOICES = 128
+
+
+class FinishReason(enum.IntEnum):
+    """Why an answer ended. Values are the wire's and the engine's."""
+
+    NONE = 0
+    STOP = 1
+    LENGTH = 2
+    CANCELLED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen; vLLM's names and defaults.
+
+    `top_k` 0 or -1 is off. `temperature` 0 is greedy. `seed` None draws one per request. `logprobs` n asks for the sampled
+    token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides the model's EOS ids.
+
+    Raises:
+        InvalidRequestError: a value is out of range; names field and value.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        stop = self.stop
+        object.__setattr__(self, "stop", [] if stop is None else [stop] if isinstance(stop, str) else list(stop))
+        object.__setattr__(self, "stop_token_ids", list(self.stop_token_ids or []))
+        self._validate()
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return list(self.stop or [])
+
+    def with_seed(self) -> SamplingParams:
+        """These parameters with a seed: the given one, or 63 random bits."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
+
+    def _validate(self) -> None:
+        _integer("n", self.n, 1, MAX_CHOICES)
+        _number("temperature", self.temperature, 0.0, math.inf)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _integer("top_k", self.top_k, -1, 2**31 - 1)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens {self.min_tokens} is greater than max_tokens {self.max_tokens}",
+                param="min_tokens",
+                value=self.min_tokens,
+            )
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _stop_strings(self.stop_strings)
+        for token in self.stop_token_ids or []:
+            _integer("stop_token_ids", token, 0, 2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One answer that is wanted: a prompt in token ids, sampling with a seed, and which of its n choices this is."""
+
+    request_id: str
+    prompt: Sequence[int]
+    sampling: SamplingParams
+    choice: int = 0
+    output: Sequence[int] = ()  # tokens so far: a retry or a resume
+    cache_salt: str = ""  # adapter, media
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One sampled token. `position` counts output tokens from 0; `logprob` is None when not asked for."""
+
+    position: int
+    token: int
+    logprob: float | None = None
+    top_logprobs: Sequence[tuple[int, float]] = field(default=())
+    finish_reason: FinishReason = FinishReason.NONE
+    num_cached_tokens: int = 0  # prompt tokens that were prefix hits, with the first output
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequestError(
+            f"{name} must be an integer from {low} to {high}, got {value!r}", param=name, value=value
+        )
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low < value if open_low else low <= value) or not value <= high:  # type: ignore[operator]
+        bounds = f"{'greater than' if open_low else 'at least'} {low:g}"
+        bounds += "" if high == math.inf else f" and at most {high:g}"
+        raise InvalidRequestError(f"{name} must be a number {bounds}, got {value!r}", param=name, value=value)
+
+
+def _stop_strings(stop: Sequence[object]) -> None:
+    if len(stop) > MAX_STOP_STRINGS:
+        raise InvalidRequestError(
+            f"stop has {len(stop)} strings, at most {MAX_STOP_STRINGS} are allowed", param="stop", value=len(stop)
+        )
+    for text in stop:
+        if not isinstance(text, str) or not text:
+            raise InvalidRequestError(
+                f"stop must hold non-empty strings, got {text!r}", param="stop", value=text
+            )
