@@ -1,0 +1,106 @@
+# The verbs of this repository, the same locally and in CI. Bare `make` prints them.
+#
+# Everything lands in .venv/ and build/; no step needs root, CUDA or a model hub.
+
+# The newest of Python 3.10–3.12 on PATH; make PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell tools/prerequisites.sh --python)
+# Compile jobs.
+JOBS ?= $(shell nproc)
+# What `make test-parity` installs; "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# saves gigabytes where pip would take a CUDA build.
+TORCH_SPEC ?= torch==2.13.0
+# Arguments for pytest, e.g. make test ARGS="-k prefix -x".
+ARGS ?=
+# Arguments for `rtp-llm serve`, e.g. make serve SERVE_ARGS="--port 9000 --decode 2".
+SERVE_ARGS ?= --prefill 1 --decode 1
+
+VENV := .venv
+BUILD := build/dev
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE_SOURCES := $(shell find csrc cmake tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cmake' 2>/dev/null)
+CPP_FILES = $(shell find csrc tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.built ## check the machine, make .venv, install pinned dependencies, build
+
+.PHONY: serve
+serve: setup ## serve the demo model: one prefill and one decode worker
+	exec $(BIN)/rtp-llm serve $(SERVE_ARGS)
+
+.PHONY: test
+test: setup ## the fast tests, C++ ones too; no torch
+	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m "not slow and not gpu and not multihost" --ignore=tests/parity $(ARGS)
+
+.PHONY: test-slow
+test-slow: setup ## the tests marked slow
+	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m "slow and not gpu and not multihost" --ignore=tests/parity $(ARGS)
+
+.PHONY: test-parity
+test-parity: setup $(VENV)/.hf ## compare live with transformers (installs torch; TORCH_SPEC=…)
+	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest tests/parity $(ARGS)
+
+.PHONY: references
+references: setup $(VENV)/.hf ## regenerate the committed reference files of the parity tests
+	$(BIN)/python tools/references.py
+
+.PHONY: lint
+lint: $(VENV)/.built $(VENV)/.dev ## ruff, mypy --strict, clang-format, layering, generated protobuf code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/python -m pytest -q tests/test_layering.py
+	$(BIN)/python tools/proto.py --check
+
+.PHONY: format
+format: $(VENV)/.dev ## rewrite Python and C++ sources in the project's format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+.PHONY: proto
+proto: $(VENV)/.dev ## regenerate the committed protobuf code from protos/
+	$(BIN)/python tools/proto.py
+
+.PHONY: constraints
+constraints: ## resolve constraints.txt anew (needs python3.10, 3.11 and 3.12)
+	python3.12 tools/constraints.py python3.10 python3.11 python3.12 > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+.PHONY: clean
+clean: ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache rtp_llm/lib rtp_llm/_engine*.so
+
+# Each stamp is newer than what it was made from; a second run does nothing.
+
+$(VENV)/.created:
+	tools/prerequisites.sh --check "$(PYTHON)"
+	"$(PYTHON)" -m venv $(VENV)
+	touch $@
+
+$(VENV)/.build-requirements: constraints.txt $(VENV)/.created
+	$(PIP) install -q -c constraints.txt scikit-build-core pybind11 libucx-cu12 cmake ninja
+	touch $@
+
+# The package is installed editable: Python from the source tree, what is built beside it in .venv.
+$(VENV)/.built: $(VENV)/.build-requirements pyproject.toml CMakeLists.txt $(NATIVE_SOURCES)
+	tools/prerequisites.sh --compiler
+	PATH="$(abspath $(BIN)):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[test]" \
+		-C build-dir=$(BUILD) -C cmake.define.RTP_BUILD_TESTS=ON
+	touch $@
+
+$(VENV)/.dev: constraints.txt $(VENV)/.build-requirements pyproject.toml
+	$(PIP) install -q -c constraints.txt ruff mypy clang-format grpcio-tools types-protobuf types-grpcio pre-commit
+	touch $@
+
+$(VENV)/.hf: constraints.txt $(VENV)/.built
+	$(PIP) install -q -c constraints.txt $(TORCH_SPEC)
+	$(PIP) install -q -c constraints.txt transformers
+	touch $@

@@ -1,0 +1,254 @@
+from rtp_llm.wire.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AttachRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ATTACH_UNSPECIFIED: _ClassVar[AttachRole]
+    ATTACH_SENDER: _ClassVar[AttachRole]
+    ATTACH_RECEIVER: _ClassVar[AttachRole]
+    ATTACH_ALONE: _ClassVar[AttachRole]
+ATTACH_UNSPECIFIED: AttachRole
+ATTACH_SENDER: AttachRole
+ATTACH_RECEIVER: AttachRole
+ATTACH_ALONE: AttachRole
+
+class RouterMessage(_message.Message):
+    __slots__ = ("hello", "heartbeat", "submit", "cancel", "fence", "attach", "draining_acknowledged", "router_epoch", "worker_epoch")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    hello: RouterHello
+    heartbeat: Heartbeat
+    submit: Submit
+    cancel: Cancel
+    fence: Fence
+    attach: Attach
+    draining_acknowledged: DrainingAcknowledged
+    router_epoch: int
+    worker_epoch: int
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., draining_acknowledged: _Optional[_Union[DrainingAcknowledged, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+
+class WorkerMessage(_message.Message):
+    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "router_epoch", "worker_epoch")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    FENCED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    hello: WorkerHello
+    heartbeat: Heartbeat
+    outputs: Outputs
+    busy: Busy
+    released: Released
+    failed: Failed
+    committed: Committed
+    fenced: Fenced
+    load: Load
+    draining: Draining
+    router_epoch: int
+    worker_epoch: int
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+
+class RouterHello(_message.Message):
+    __slots__ = ("protocol_version", "router_id")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    router_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ...) -> None: ...
+
+class WorkerHello(_message.Message):
+    __slots__ = ("protocol_version", "worker", "pool", "model", "model_digest", "layout_fingerprint", "numerics_id", "max_model_len", "block_tokens", "peer_address")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    worker: _types_pb2.WorkerKey
+    pool: str
+    model: str
+    model_digest: str
+    layout_fingerprint: str
+    numerics_id: str
+    max_model_len: int
+    block_tokens: int
+    peer_address: str
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., layout_fingerprint: _Optional[str] = ..., numerics_id: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., peer_address: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("key", "request", "output", "receiver", "receiver_address", "alone")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    request: _types_pb2.Request
+    output: _containers.RepeatedScalarFieldContainer[int]
+    receiver: _types_pb2.WorkerKey
+    receiver_address: str
+    alone: bool
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., receiver: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., receiver_address: _Optional[str] = ..., alone: _Optional[bool] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
+
+class Fence(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
+
+class AttachEntry(_message.Message):
+    __slots__ = ("key", "next_position", "role")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    next_position: int
+    role: AttachRole
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., next_position: _Optional[int] = ..., role: _Optional[_Union[AttachRole, str]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AttachEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[AttachEntry, _Mapping]]] = ...) -> None: ...
+
+class Outputs(_message.Message):
+    __slots__ = ("request", "choice", "attempt", "position", "token", "finish", "logprob", "top", "cached_tokens")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request: _containers.RepeatedScalarFieldContainer[int]
+    choice: _containers.RepeatedScalarFieldContainer[int]
+    attempt: _containers.RepeatedScalarFieldContainer[int]
+    position: _containers.RepeatedScalarFieldContainer[int]
+    token: _containers.RepeatedScalarFieldContainer[int]
+    finish: _containers.RepeatedScalarFieldContainer[_types_pb2.FinishReason]
+    logprob: _containers.RepeatedScalarFieldContainer[float]
+    top: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
+    cached_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request: _Optional[_Iterable[int]] = ..., choice: _Optional[_Iterable[int]] = ..., attempt: _Optional[_Iterable[int]] = ..., position: _Optional[_Iterable[int]] = ..., token: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[_Union[_types_pb2.FinishReason, str]]] = ..., logprob: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., cached_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TopLogprobs(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprob]
+    def __init__(self, entries: _Optional[_Iterable[_Union[_types_pb2.TopLogprob, _Mapping]]] = ...) -> None: ...
+
+class Busy(_message.Message):
+    __slots__ = ("key", "queued_tokens", "limit")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    queued_tokens: int
+    limit: int
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., queued_tokens: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class Released(_message.Message):
+    __slots__ = ("key", "reason")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    reason: str
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("key", "type", "message", "param")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PARAM_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    type: str
+    message: str
+    param: str
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., type: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
+
+class Fenced(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("queued_tokens", "waiting", "running", "blocks_total", "blocks_free", "blocks_referenced", "blocks_granted", "step_seconds", "max_queued_tokens", "block_tokens")
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_REFERENCED_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_GRANTED_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    queued_tokens: int
+    waiting: int
+    running: int
+    blocks_total: int
+    blocks_free: int
+    blocks_referenced: int
+    blocks_granted: int
+    step_seconds: float
+    max_queued_tokens: int
+    block_tokens: int
+    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_referenced: _Optional[int] = ..., blocks_granted: _Optional[int] = ..., step_seconds: _Optional[float] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainingAcknowledged(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
