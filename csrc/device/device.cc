@@ -1,0 +1,80 @@
+// open_device: finds, opens and asks one backend's shared object for a Device.
+#include "device/device.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+
+#include "tensor/check.h"
+
+namespace rtp_llm {
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> isas;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+                  __builtin_cpu_supports("movbe");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4 && __builtin_cpu_supports("avx512bf16")) isas.push_back("avx512bf16");
+  if (v3) isas.push_back("avx2");
+#endif
+  isas.push_back("generic");
+  return isas;
+}
+
+namespace {
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+// The level asked for, or the best. Throws Unavailable for one that this machine can't run.
+std::string choose_isa(const std::string& from_options) {
+  const char* forced = std::getenv("RTP_LLM_ISA");
+  const bool by_environment = forced != nullptr && *forced != '\0';
+  const std::string wanted = by_environment ? forced : from_options;
+  const std::vector<std::string> supported = supported_isas();
+  if (wanted.empty()) return supported.front();
+  for (const std::string& isa : supported)
+    if (isa == wanted) return isa;
+  throw Unavailable(concat("backend 'cpu': ISA '", wanted, "'",
+                           by_environment ? " (from RTP_LLM_ISA)" : "",
+                           " is not available, this machine has ", joined(supported)));
+}
+
+DeviceFactory load_factory(const std::string& backend, const std::string& path) {
+  // Never closed: objects of the backend, their vtables too, may live as long as the process.
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr)
+    throw Unavailable(concat("backend '", backend, "': cannot open ", path, ": ", dlerror()));
+  void* symbol = dlsym(library, kDeviceFactoryName);
+  if (symbol == nullptr)
+    throw Unavailable(concat("backend '", backend, "': ", path, " lacks ", kDeviceFactoryName));
+  return reinterpret_cast<DeviceFactory>(symbol);
+}
+
+}  // namespace
+
+std::unique_ptr<Device> open_device(const std::string& backend, const DeviceOptions& options,
+                                    const std::string& library_dir) {
+  DeviceOptions chosen = options;
+  std::string library;
+  if (backend == "cpu") {
+    chosen.isa = choose_isa(options.isa);
+    library = "librtp_cpu_" + chosen.isa + ".so";
+  } else if (backend == "cuda") {
+    library = "librtp_cuda.so";
+  } else {
+    throw Unavailable(concat("unknown backend '", backend, "', there are 'cpu' and 'cuda'"));
+  }
+  return std::unique_ptr<Device>(load_factory(backend, library_dir + "/" + library)(&chosen));
+}
+
+}  // namespace rtp_llm

@@ -1,0 +1,52 @@
+// Level 1: each op composed of level 0. A backend overrides what it does better, with the same bits.
+#include "device/ops.h"
+
+namespace rtp_llm {
+
+void Ops::add_rms_norm(const AddRmsNormArgs& args) {
+  check(!args.out.quantized(), "add_rms_norm: this backend writes no quantized output");
+  if (!args.delta.empty()) add(args.x, args.delta);
+  rms_norm({.x = args.x, .weight = args.weight, .epsilon = args.epsilon, .out = args.out.data});
+}
+
+namespace {
+
+// [M, heads, head_dim] view of columns [first, first + heads * head_dim) of `rows`.
+Tensor heads_of(const Tensor& rows, int64_t first, int64_t heads, int64_t head_dim) {
+  Tensor view = rows.columns(first, heads * head_dim);
+  view.ndim = 3;
+  view.shape = {rows.shape[0], heads, head_dim};
+  view.stride = {rows.stride[0], head_dim, 1};
+  return view;
+}
+
+}  // namespace
+
+void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
+  const int64_t q_width = int64_t{args.num_heads} * args.head_dim;
+  const int64_t kv_width = int64_t{args.num_kv_heads} * args.head_dim;
+  check(args.qkv.ndim == 2 && args.qkv.shape[1] == q_width + 2 * kv_width,
+        "qkv_rope_store: qkv must be [M, ", q_width + 2 * kv_width, "], got width ",
+        args.qkv.shape[args.qkv.ndim > 0 ? args.qkv.ndim - 1 : 0]);
+  const Tensor q = heads_of(args.qkv, 0, args.num_heads, args.head_dim);
+  const Tensor k = heads_of(args.qkv, q_width, args.num_kv_heads, args.head_dim);
+  const Tensor v = heads_of(args.qkv, q_width + kv_width, args.num_kv_heads, args.head_dim);
+  const auto norm = [&](const Tensor& x, const Tensor& weight) {
+    if (!weight.empty())
+      rms_norm({.x = x, .weight = weight, .epsilon = args.norm_epsilon, .out = x});
+  };
+  norm(q, args.q_norm);
+  norm(k, args.k_norm);
+  rope({.x = q, .inv_freq = args.inv_freq, .slots = args.slots, .segments = args.segments});
+  rope({.x = k, .inv_freq = args.inv_freq, .slots = args.slots, .segments = args.segments});
+  store_kv({.k = k, .v = v, .kv = args.kv, .slots = args.slots, .segments = args.segments});
+}
+
+void Ops::gated_mlp(const GatedMlpArgs& args) {
+  linear({.x = args.x, .weight = args.gate_up, .out = args.gate_up_out});
+  gated_activation(
+      {.gate_up = args.gate_up_out, .activation = args.activation, .out = args.activated});
+  linear({.x = args.activated, .weight = args.down, .out = args.out, .residual = args.residual});
+}
+
+}  // namespace rtp_llm
