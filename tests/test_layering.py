@@ -1,0 +1,202 @@
+"""Who may include and import whom: the two tables of docs/architecture.md, enforced.
+
+A third table gives each third-party library its one home. The last test runs Python: a serving
+process loads neither torch nor transformers.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+PACKAGE = ROOT / "rtp_llm"
+
+# room: the rooms that its files may include, besides their own
+INCLUDES = {
+    "tensor": set(),
+    "device": {"tensor"},
+    "kv": {"tensor", "device"},
+    "handover": {"kv"},
+    "model": {"tensor", "device", "kv"},
+    "transfer": {"tensor", "device", "kv", "handover"},
+    "engine": {"tensor", "device", "kv", "handover", "model", "transfer"},
+    "bindings": {"tensor", "device", "kv", "handover", "model", "transfer", "engine"},
+}
+
+# header: the directories of csrc that may include it
+INCLUDE_HOMES = {
+    r"(cuda|cublas|cudnn|nccl|cutlass|cute/|nvrtc|nvtx)": ("device/cuda",),
+    r"(ucp|uct|ucs|ucm)/": ("transfer",),
+    r"(pybind11/|Python\.h)": ("bindings",),
+}
+
+NOUNS = {"errors", "config", "request", "metrics"}
+BELOW_ENGINE = NOUNS | {"wire", "model"}
+BELOW_WORKER = BELOW_ENGINE | {"engine"}
+BELOW_POOLS = BELOW_WORKER | {"worker", "directory"}
+NATIVE = {"_native", "_engine"}
+
+# room: the rooms that its modules may import, besides their own. The nouns all raise `errors`.
+IMPORTS = {
+    "errors": set(),
+    "config": {"errors"},
+    "request": {"errors"},
+    "metrics": {"errors"},
+    "wire": NOUNS,
+    "model": NOUNS,
+    "engine": BELOW_ENGINE | NATIVE,
+    "worker": BELOW_WORKER | NATIVE,
+    "directory": NOUNS,
+    "prefill": BELOW_POOLS,
+    "decode": BELOW_POOLS,
+    "router": NOUNS | {"wire", "model", "directory"},
+    "app": BELOW_POOLS | {"prefill", "decode", "router"},
+    "cli": BELOW_POOLS | {"prefill", "decode", "router", "app"},
+    "_native": {"_engine"},
+    "__init__": {"engine", "request"},  # on first use
+    "__main__": {"cli"},
+}
+
+# distribution's module: the rooms that may import it
+IMPORT_HOMES = {
+    "ray": {"directory", "prefill", "decode", "router", "app"},
+    "grpc": {"wire"},
+    "google": {"wire"},
+    "fastapi": {"router"},
+    "starlette": {"router"},
+    "uvicorn": {"router"},
+    "pydantic": {"config", "router"},
+    "yaml": {"config", "cli"},
+    "prometheus_client": {"metrics"},
+    "safetensors": {"model"},
+    "tokenizers": {"model"},
+    "jinja2": {"model"},
+    "libucx": {"_native"},
+    "numpy": {"model"},
+    "torch": {"model"},  # extra `hf`: .bin files
+    "transformers": {"model"},  # extra `hf`: slow tokenizers
+}
+
+
+def included(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if found := re.match(r'\s*#\s*include\s*[<"]([^>"]+)[>"]', line):
+            yield number, found.group(1)
+
+
+def csrc_files() -> list[Path]:
+    return sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cc", ".cu", ".cuh", ".inc"})
+
+
+def test_every_csrc_file_lies_in_a_room_of_the_table() -> None:
+    strays = [str(path.relative_to(ROOT)) for path in csrc_files() if path.relative_to(CSRC).parts[0] not in INCLUDES]
+    assert strays == []
+
+
+def test_csrc_rooms_include_only_what_the_table_allows() -> None:
+    broken = []
+    for path in csrc_files():
+        room = path.relative_to(CSRC).parts[0]
+        for line, header in included(path):
+            target = header.split("/")[0]
+            if target in INCLUDES and target != room and target not in INCLUDES[room]:
+                broken.append(f"{path.relative_to(ROOT)}:{line}: {room} may not include {header}")
+    assert broken == []
+
+
+def test_device_interfaces_do_not_include_a_backend() -> None:
+    broken = []
+    for path in csrc_files():
+        home = path.relative_to(CSRC).parent.as_posix()
+        for line, header in included(path):
+            backend = re.match(r"device/(cpu|cuda)/", header)
+            if backend and not home.startswith(f"device/{backend.group(1)}"):
+                broken.append(f"{path.relative_to(ROOT)}:{line}: {header} belongs to its backend")
+    assert broken == []
+
+
+def test_csrc_third_parties_have_one_home() -> None:
+    broken = []
+    for path in csrc_files():
+        home = path.relative_to(CSRC).parent.as_posix()
+        for line, header in included(path):
+            for pattern, homes in INCLUDE_HOMES.items():
+                own = header.split("/")[0] in INCLUDES
+                if not own and re.match(pattern, header) and not home.startswith(homes):
+                    broken.append(f"{path.relative_to(ROOT)}:{line}: {header} belongs to {' '.join(homes)}")
+    assert broken == []
+
+
+def package_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import anywhere in the file; `from a import b` gives a.b."""
+    package = ["rtp_llm", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def test_every_python_module_lies_in_a_room_of_the_table() -> None:
+    strays = [str(path.relative_to(ROOT)) for path in package_files() if room_of(path) not in IMPORTS]
+    assert strays == []
+
+
+def test_python_rooms_import_only_what_the_table_allows() -> None:
+    broken = []
+    for path in package_files():
+        room = room_of(path)
+        for line, module in imported(path):
+            parts = module.split(".")
+            if parts[0] != "rtp_llm" or len(parts) < 2 or parts[1] not in IMPORTS.keys() | NATIVE:
+                continue
+            if parts[1] != room and parts[1] not in IMPORTS[room]:
+                broken.append(f"{path.relative_to(ROOT)}:{line}: {room} may not import {module}")
+    assert broken == []
+
+
+def test_python_third_parties_have_one_home() -> None:
+    broken = []
+    for path in package_files():
+        for line, module in imported(path):
+            homes = IMPORT_HOMES.get(module.split(".")[0])
+            if homes is not None and room_of(path) not in homes:
+                broken.append(f"{path.relative_to(ROOT)}:{line}: {module} belongs to {' '.join(sorted(homes))}")
+    assert broken == []
+
+
+@pytest.mark.parametrize("table", [INCLUDES, IMPORTS], ids=["csrc", "rtp_llm"])
+def test_the_tables_are_free_of_rings(table: dict[str, set[str]]) -> None:
+    left = {room: set(allowed) for room, allowed in table.items()}
+    while free := [room for room, allowed in left.items() if not allowed & left.keys()]:
+        for room in free:
+            del left[room]
+    assert left == {}
+
+
+def test_a_serving_process_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, rtp_llm.engine, rtp_llm.worker, rtp_llm.model\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
