@@ -1,0 +1,21 @@
+// What rtp_llm._engine is made of: one bind_<room> a file, called once by module.cc at import.
+//
+// Conventions: every call that may take longer than some microseconds releases the GIL; a callback
+// into Python takes it. Native errors become the classes of rtp_llm/errors.py (errors.cc); bindings
+// themselves throw InvalidArgument, never a Python error of their own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace rtp_llm {
+
+// Weak: a module without one of these rooms still links and lacks its names.
+void bind_errors(pybind11::module_& module) __attribute__((weak));
+void bind_device(pybind11::module_& module) __attribute__((weak));
+void bind_kv(pybind11::module_& module) __attribute__((weak));
+void bind_model(pybind11::module_& module) __attribute__((weak));
+void bind_engine(pybind11::module_& module) __attribute__((weak));
+void bind_handover(pybind11::module_& module) __attribute__((weak));
+void bind_transfer(pybind11::module_& module) __attribute__((weak));
+
+}  // namespace rtp_llm
