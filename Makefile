@@ -85,6 +85,7 @@ $(VENV)/.created:
 	touch $@
 
 $(VENV)/.build-requirements: constraints.txt $(VENV)/.created
+	$(PIP) install -q -c constraints.txt --upgrade pip
 	$(PIP) install -q -c constraints.txt scikit-build-core pybind11 libucx-cu12 cmake ninja
 	touch $@
 
@@ -93,7 +94,7 @@ $(VENV)/.built: $(VENV)/.build-requirements pyproject.toml CMakeLists.txt $(NATI
 	tools/prerequisites.sh --compiler
 	PATH="$(abspath $(BIN)):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[test]" \
-		-C build-dir=$(BUILD) -C cmake.define.RTP_BUILD_TESTS=ON
+		--config-settings=build-dir=$(BUILD) --config-settings=cmake.define.RTP_BUILD_TESTS=ON
 	touch $@
 
 $(VENV)/.dev: constraints.txt $(VENV)/.build-requirements pyproject.toml

@@ -29,7 +29,7 @@ def resolve(python: str) -> tuple[str, dict[str, str]]:
         venv, report = Path(directory) / "venv", Path(directory) / "report.json"
         subprocess.run([python, "-m", "venv", venv], check=True)
         pip = [venv / "bin/python", "-m", "pip"]
-        build = ["scikit-build-core", "pybind11", "libucx-cu12", "cmake", "ninja"]
+        build = ["pip", "scikit-build-core", "pybind11", "libucx-cu12", "cmake", "ninja"]
         subprocess.run([*pip, "install", "-q", *build], check=True)
         subprocess.run(
             [*pip, "install", "-q", "--dry-run", "--ignore-installed", "--report", report]
