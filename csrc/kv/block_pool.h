@@ -17,11 +17,14 @@
 // thread at grants.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
+#include <initializer_list>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kv/block_hash.h"
@@ -47,40 +50,49 @@ class BlockPool {
   int num_blocks() const { return num_blocks_; }
   int block_tokens() const { return block_tokens_; }
 
+  // Methods below that take blocks throw InvalidArgument, and change nothing, when an id is out of
+  // range or a block is not in the state that they require.
+
   // `count` blocks with one reference each, evicting cached blocks if needed; nullopt (and nothing
   // taken) if too few.
   std::optional<std::vector<int32_t>> allocate(int count);
 
-  // References the longest cached run of `hashes` from the start, at most `max_blocks`; returns its
-  // blocks.
+  // References the longest known run of `hashes` from the start, at most `max_blocks`; returns its
+  // blocks. A hit may be cached, referenced by others, or gated: it is referenced then, and its next
+  // release passes the gate anew.
   std::vector<int32_t> match(std::span<const BlockHash> hashes, int max_blocks);
-  // How many leading hashes are cached, without referencing them.
+  // How many leading hashes are known, without referencing them.
   int count_cached(std::span<const BlockHash> hashes) const;
 
   // One more reference. REQUIRES: each block is referenced.
   void reference(std::span<const int32_t> blocks);
   // One reference less each; at zero the block passes the gate, then becomes cached (if it has a
-  // hash) or free.
+  // hash) or free. Of one release the last blocks are evicted first: a prefix is worth more than
+  // what follows it. REQUIRES: each block is referenced.
   void release(std::span<const int32_t> blocks);
 
   // A full block whose step has ended, or a received one that was verified. Returns the block that
   // the hash is known by: `block`, or an older one with the same content (then `block` stays
-  // unhashed).
+  // unhashed). REQUIRES: the block is referenced or gated, and has no other hash.
   int32_t insert(int32_t block, const BlockHash& hash);
 
   // --- Grants (receiver). Fresh blocks in state granted, if the watermark holds:
   // free + cached - granted - demand.blocks - count >= max(2% of the pool, one block a running
-  // sequence).
+  // sequence). `granted` are promised already and not free: subtracting them keeps as much room clear
+  // for their sequences, which will grow, as they took.
   std::optional<std::vector<int32_t>> grant(int count);
-  void granted_to_referenced(std::span<const int32_t> blocks);  // the sequence runs: one reference each
-  void quarantine(std::span<const int32_t> blocks);             // granted -> quarantined
-  void free_quarantined(std::span<const int32_t> blocks);       // no late write can come any more -> gate -> free
+  // The sequence runs: one reference each. REQUIRES: granted, no pins (all receives have ended).
+  void granted_to_referenced(std::span<const int32_t> blocks);
+  void quarantine(std::span<const int32_t> blocks);        // granted -> quarantined
+  void free_quarantined(std::span<const int32_t> blocks);  // no late write can come any more -> gate -> free
   void set_demand(BlockDemand demand);
 
-  // --- Gate. Steps are numbered from 1; a synchronous device calls both around its forward.
+  // --- Gate. Steps are numbered from 1 and launched in order; that a step has ended says that all
+  // before it have. A synchronous device calls both around its forward.
   void step_launched(uint64_t step);
   void step_ended(uint64_t step);
-  // A transfer that reads or writes the blocks is in flight. Counted; unpin must match.
+  // A transfer that reads or writes the blocks is in flight. Counted; unpin must match. REQUIRES (pin):
+  // each block is referenced or granted: a transfer starts only with blocks that somebody owns.
   void pin(std::span<const int32_t> blocks);
   void unpin(std::span<const int32_t> blocks);
 
@@ -90,8 +102,44 @@ class BlockPool {
   void check_integrity() const;
 
  private:
-  int num_blocks_;
-  int block_tokens_;
+  enum class State : uint8_t { kFree, kReferenced, kGranted, kQuarantined, kGated, kCached };
+  static constexpr int kNumStates = 6;
+
+  struct Block {
+    State state = State::kFree;
+    int32_t references = 0;
+    int32_t pins = 0;
+    uint64_t gate_step = 0;  // gated: the last step launched before the release
+  };
+
+  // All REQUIRE: mutex_ is held.
+  int room() const { return count_of(State::kFree) + count_of(State::kCached); }
+  int count_of(State state) const { return num_in_state_[static_cast<int>(state)]; }
+  void set_state(int32_t block, State state);
+  int32_t take_one(State state);  // a free block, else the least recently released cached one
+  std::vector<int32_t> take(int count, State state);
+  // One less each; throws, with nothing changed, if a count would go below zero.
+  void decrement(std::span<const int32_t> blocks, int32_t Block::* count, const char* verb);
+  void enter_gate(int32_t block);
+  bool may_pass_gate(const Block& block) const { return block.pins == 0 && block.gate_step <= ended_step_; }
+  void pass_gate(int32_t block);  // -> cached or free
+  void require_state(std::span<const int32_t> blocks, std::initializer_list<State> allowed, const char* verb) const;
+  static const char* name_of(State state);
+
+  const int num_blocks_;
+  const int block_tokens_;
+
+  mutable std::mutex mutex_;
+  std::vector<Block> blocks_;
+  std::array<int, kNumStates> num_in_state_{};
+  std::vector<int32_t> free_;  // a stack
+  PrefixCache cache_;
+  BlockDemand demand_;
+  uint64_t launched_step_ = 0;
+  uint64_t ended_step_ = 0;
+  // Gated blocks by gate step, ascending. An entry may be stale (the block was hit, or waits for a
+  // pin): whoever pops it looks at the block.
+  std::deque<std::pair<uint64_t, int32_t>> gate_;
 };
 
 }  // namespace rtp_llm

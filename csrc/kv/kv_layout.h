@@ -21,7 +21,7 @@ struct KvPlane {
   int head_dim = 0;   // elements of a vector
   DType dtype = DType::kF32;
 
-  int64_t token_bytes() const { return int64_t{head_dim} * size_of(dtype); }  // one head, one token
+  int64_t token_bytes() const { return int64_t{head_dim} * size_of(dtype); }                  // one head, one token
   int64_t bytes(int block_tokens) const { return num_heads * block_tokens * token_bytes(); }  // one layer of a block
 };
 
@@ -53,7 +53,8 @@ struct KvLayout {
 };
 
 // Names what differs between two canonical JSON layouts, for example
-// "groups[0].block_tokens: 16 here, 64 there"; empty if nothing does.
+// "groups[0].block_tokens: 16 here, 64 there"; several joined by "; ", empty if nothing does. Throws
+// InvalidArgument if one of them is not JSON (a peer wrote it).
 std::string describe_difference(const std::string& here, const std::string& there);
 
 // REQUIRES: the group has planes K and V of equal shape.

@@ -24,6 +24,8 @@ class Sha256 {
   uint64_t num_bytes_ = 0;
 };
 
+// Lower-case hex.
+std::string to_hex(std::span<const uint8_t> bytes);
 std::string sha256_hex(std::string_view text);
 
 }  // namespace rtp_llm
