@@ -28,11 +28,11 @@ def resolve(python: str) -> tuple[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as directory:
         venv, report = Path(directory) / "venv", Path(directory) / "report.json"
         subprocess.run([python, "-m", "venv", venv], check=True)
-        pip = [venv / "bin/python", "-m", "pip"]
+        pip = [str(venv / "bin/python"), "-m", "pip"]
         build = ["pip", "scikit-build-core", "pybind11", "libucx-cu12", "cmake", "ninja"]
         subprocess.run([*pip, "install", "-q", *build], check=True)
         subprocess.run(
-            [*pip, "install", "-q", "--dry-run", "--ignore-installed", "--report", report]
+            [*pip, "install", "-q", "--dry-run", "--ignore-installed", "--report", str(report)]
             + ["--no-build-isolation", f"{ROOT}[hf,test,dev]", *build],
             check=True,
         )
