@@ -1,0 +1,70 @@
+"""A chat in the terminal, streaming, over the HTTP API of a running server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from rtp_llm.errors import InvalidRequestError, UnavailableError
+
+
+def converse(url: str, system: str | None, temperature: float, max_tokens: int | None) -> int:
+    """Reads lines from standard input until its end, streams each answer. `/reset` forgets, `/quit` leaves."""
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print("Type a message; /reset starts anew, /quit leaves.")
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return 0
+        if line == "/quit":
+            return 0
+        if line == "/reset":
+            messages = list(opening)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            messages.append({"role": "assistant", "content": _answer(url, messages, temperature, max_tokens)})
+
+
+def _answer(url: str, messages: list[dict[str, str]], temperature: float, max_tokens: int | None) -> str:
+    body = {"messages": messages, "temperature": temperature, "max_tokens": max_tokens, "stream": True}
+    parts = []
+    for chunk in stream_chunks(url, "/v1/chat/completions", body):
+        text = chunk["choices"][0]["delta"].get("content") or "" if chunk["choices"] else ""
+        parts.append(text)
+        print(text, end="", flush=True)
+    print()
+    return "".join(parts)
+
+
+def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The JSON events of one streamed answer.
+
+    Raises:
+        UnavailableError: the server can't be reached, or the stream broke off.
+        InvalidRequestError: the server refused the request; its own words.
+    """
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port or 80)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise InvalidRequestError(f"{response.status}: {response.read().decode(errors='replace')}")
+        for line in response:
+            if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                event = json.loads(line[len(b"data: ") :])
+                if "error" in event:
+                    raise UnavailableError(event["error"]["message"])
+                yield event
+    except (OSError, http.client.HTTPException) as error:
+        raise UnavailableError(f"{url}: {error}") from error
+    finally:
+        connection.close()

@@ -1,0 +1,354 @@
+"""The HTTP surface: routes, body limits, event streams. Knows requests and answers; nothing of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError
+from rtp_llm.router.responses import ChatShape, CompletionShape, Delta, Envelope, Shape, Usage, error_body
+from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
+
+log = logging.getLogger(__name__)
+
+EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Prompt(Protocol):
+    """One tokenized prompt with its sampling parameters: what a completion backend answers."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_choices(self) -> int: ...
+
+    @property
+    def logprobs(self) -> bool: ...
+
+    def answer(self, request_id: str, choice: int) -> AsyncIterator[Delta]: ...
+
+
+class Backend(Protocol):
+    """What the surface stands on; `rtp_llm.router.service.Service` is the real one.
+
+    Each method raises InvalidRequestError for what can never work.
+    """
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def max_body_bytes(self) -> int: ...
+
+    @property
+    def ping_s(self) -> float: ...
+
+    def complete(self, body: CompletionBody) -> Sequence[Prompt]: ...
+
+    def chat(self, body: ChatBody) -> Prompt: ...
+
+    def is_ready(self) -> bool: ...
+
+    async def metrics(self) -> bytes: ...
+
+    def count(self, endpoint: str, status: int) -> None: ...
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request body exceeds `router.max_body_bytes`."""
+
+    http_status = 413
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The named model isn't served here."""
+
+    http_status = 404
+
+
+def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
+    """The FastAPI app. `backend` is asked at each request: a Serve replica makes it after the app."""
+    app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.post("/v1/completions")
+    async def completions(http: HttpRequest) -> Response:
+        return await _endpoint(http, backend(), "completions", _completions)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(http: HttpRequest) -> Response:
+        return await _endpoint(http, backend(), "chat_completions", _chat)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model_card(backend())]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        if name != backend().model_name:
+            return _error_response(_unknown_model(name, backend()))
+        return JSONResponse(_model_card(backend()))
+
+    @app.get("/health")
+    async def health() -> Response:
+        if not backend().is_ready():
+            return _error_response(UnavailableError("no worker is connected"))
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+async def _completions(content: object, backend: Backend, request_id: str) -> Response:
+    body = parse_body(CompletionBody, content)
+    _check_model(body.model, backend)
+    prompts = backend.complete(body)
+    envelope = Envelope(CompletionShape(), CompletionShape.id_prefix + request_id, backend.model_name)
+    return await _respond(envelope, prompts, bool(body.stream), body.include_usage, backend)
+
+
+async def _chat(content: object, backend: Backend, request_id: str) -> Response:
+    body = parse_body(ChatBody, content)
+    _check_model(body.model, backend)
+    prompt = backend.chat(body)
+    envelope = Envelope(ChatShape(), ChatShape.id_prefix + request_id, backend.model_name)
+    return await _respond(envelope, [prompt], bool(body.stream), body.include_usage, backend)
+
+
+async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Any) -> Response:
+    try:
+        content = await _read_json(http, backend.max_body_bytes)
+        request_id = uuid.uuid4().hex
+        response: Response = await _until_disconnect(http, handle(content, backend, request_id))
+    except ClientDisconnect:
+        response = Response(status_code=499)
+    except RtpLlmError as error:
+        response = _error_response(error)
+    except Exception as error:
+        log.exception("%s failed", name)
+        response = _error_response(error)
+    backend.count(name, response.status_code)
+    return response
+
+
+async def _read_json(http: HttpRequest, limit: int) -> object:
+    chunks, size = [], 0
+    async for chunk in http.stream():
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLargeError(f"the body is larger than {limit} bytes", param=None, value=size)
+        chunks.append(chunk)
+    try:
+        return json.loads(b"".join(chunks))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+
+
+async def _until_disconnect(http: HttpRequest, work: Any) -> Response:
+    """Runs `work`, which ends early (cancelled) when the client leaves before the response began."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        for each in (task, watch):
+            if not each.done():
+                each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _respond(
+    envelope: Envelope, prompts: Sequence[Prompt], stream: bool, include_usage: bool, backend: Backend
+) -> Response:
+    answers = Answers(envelope.id, prompts)
+    if not stream:
+        choices, usage = await answers.collect(envelope.shape)
+        return JSONResponse(envelope.whole(choices, usage))
+    # The first delta decides the status: an error before it is a plain HTTP error.
+    deltas = answers.stream()
+    try:
+        first = await anext(deltas)
+    except BaseException:
+        await deltas.aclose()
+        raise
+    events = _events(envelope, answers, first, deltas, include_usage, backend.ping_s)
+    return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM)
+
+
+class Answers:
+    """All choices of a response, made side by side; choice index = prompt index * n + choice of that prompt."""
+
+    def __init__(self, request_id: str, prompts: Sequence[Prompt]) -> None:
+        self.prompts = prompts
+        self.indices = [(p, c) for p, prompt in enumerate(prompts) for c in range(prompt.num_choices)]
+        self.usage = Usage(prompt_tokens=sum(prompt.num_tokens for prompt in prompts))
+        self.logprobs = prompts[0].logprobs
+        self._request_id = request_id
+
+    async def collect(self, shape: Shape) -> tuple[list[dict[str, Any]], Usage]:
+        texts: list[list[Delta]] = [[] for _ in self.indices]
+        async with aclosing(self.stream()) as deltas:
+            async for index, delta in deltas:
+                texts[index].append(delta)
+        choices = [shape.whole_choice(i, _joined(parts), self.logprobs) for i, parts in enumerate(texts)]
+        return choices, self.usage
+
+    async def stream(self) -> AsyncIterator[tuple[int, Delta]]:  # type: ignore[override]
+        """(choice index, delta) as they come. The first error ends all choices."""
+        queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(maxsize=64)
+        tasks = [asyncio.create_task(self._run(i, p, c, queue)) for i, (p, c) in enumerate(self.indices)]
+        try:
+            running = len(tasks)
+            while running:
+                index, item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    self._count(item)
+                    yield index, item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, index: int, prompt: int, choice: int, queue: asyncio.Queue[Any]) -> None:
+        try:
+            async with aclosing(self.prompts[prompt].answer(f"{self._request_id}-{prompt}", choice)) as answer:  # type: ignore[type-var]
+                async for delta in answer:
+                    await queue.put((index, delta))
+        except Exception as error:
+            await queue.put((index, error))
+        else:
+            await queue.put((index, None))
+
+    def _count(self, delta: Delta) -> None:
+        self.usage.completion_tokens += delta.num_tokens
+        self.usage.cached_tokens += delta.num_cached_tokens
+
+
+async def _events(
+    envelope: Envelope,
+    answers: Answers,
+    first: tuple[int, Delta],
+    rest: AsyncIterator[tuple[int, Delta]],
+    include_usage: bool,
+    ping_s: float,
+) -> AsyncIterator[bytes]:
+    def event(choice: dict[str, Any]) -> bytes:
+        return _event(envelope.chunk([choice], None, include_usage))
+
+    shape = envelope.shape
+    opened: set[int] = set()
+    try:
+        async with aclosing(_with_pings(first, rest, ping_s)) as items:  # type: ignore[type-var]
+            async for item in items:
+                if item is None:
+                    yield b": ping\n\n"
+                    continue
+                index, delta = item
+                if index not in opened:
+                    opened.add(index)
+                    opening = shape.first_chunk(index)
+                    if opening is not None:
+                        yield event(opening)
+                if delta.text or delta.finish_reason or delta.logprobs:
+                    yield event(shape.delta_choice(index, delta, answers.logprobs))
+        if include_usage:
+            yield _event(envelope.chunk([], answers.usage, True))
+    except RtpLlmError as error:
+        yield _event(error_body(error)[1])
+    except Exception as error:
+        log.exception("stream %s failed", envelope.id)
+        yield _event(error_body(error)[1])
+    yield b"data: [DONE]\n\n"
+
+
+async def _with_pings(
+    first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]], ping_s: float
+) -> AsyncIterator[tuple[int, Delta] | None]:
+    """`first` and then `rest`; None after each silence of `ping_s`."""
+    pending: asyncio.Task[Any] | None = None
+    try:
+        yield first
+        while True:
+            pending = pending or asyncio.ensure_future(anext(rest))  # type: ignore[arg-type]
+            done, _ = await asyncio.wait({pending}, timeout=ping_s)
+            if not done:
+                yield None
+                continue
+            task, pending = pending, None
+            try:
+                item = task.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if pending is not None:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
+        await rest.aclose()  # type: ignore[attr-defined]
+
+
+def _joined(parts: list[Delta]) -> Delta:
+    return Delta(
+        text="".join(part.text for part in parts),
+        logprobs=[logprob for part in parts for logprob in part.logprobs],
+        finish_reason=parts[-1].finish_reason if parts else None,
+    )
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _error_response(error: Exception) -> JSONResponse:
+    status, body = error_body(error)
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _check_model(name: str | None, backend: Backend) -> None:
+    if name is not None and name != backend.model_name:
+        raise _unknown_model(name, backend)
+
+
+def _unknown_model(name: str, backend: Backend) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"the model {name!r} does not exist here; served: {backend.model_name!r}", param="model", value=name
+    )
+
+
+def _model_card(backend: Backend) -> dict[str, Any]:
+    return {
+        "id": backend.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "rtp_llm",
+        "max_model_len": backend.max_model_len,
+    }

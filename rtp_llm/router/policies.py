@@ -1,0 +1,110 @@
+"""Placement policies: pure functions over a snapshot of the fleet, registered by name.
+
+A policy sees the workers that may take the request now and answers where it runs: S prefills and sends, R decodes; or one
+worker alone. It never waits and keeps no state but what it is given.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+PREFILL = "prefill"
+DECODE = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerView:
+    """One live worker: its last `Load`, plus what this router has placed there and not heard back."""
+
+    id: str
+    epoch: int
+    pool: str
+    queued_tokens: int = 0  # prompt tokens that wait there, unacknowledged submits included
+    max_queued_tokens: int = 1
+    running: int = 0  # sequences, unacknowledged submits included
+    free_blocks: int = 0
+    total_blocks: int = 1
+    numerics_id: str = ""
+    draining: bool = False
+
+    @property
+    def accepts(self) -> bool:
+        return not self.draining and self.queued_tokens < self.max_queued_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """S sends to R, or (receiver None) S runs the request alone."""
+
+    sender: WorkerView
+    receiver: WorkerView | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementQuery:
+    """What a policy knows of the request."""
+
+    prompt_tokens: int
+    must_run_alone: bool = False  # after two Released, or a request that ends with its first token
+    prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
+    turn: int = 0  # counts placements of this router: for round-robin
+    random: random.Random = field(default_factory=random.Random)
+
+
+Policy = Callable[[Sequence[WorkerView], PlacementQuery], Placement | None]
+
+
+def least_loaded(workers: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
+    """The prefill worker with the fewest queued tokens, the decode worker with the fewest sequences, at random among those
+    within 10% of the best (routers that see one snapshot must not herd)."""
+
+    def sender(candidates: list[WorkerView]) -> WorkerView:
+        return _near_best(candidates, lambda w: w.queued_tokens, query)
+
+    def receiver(candidates: list[WorkerView]) -> WorkerView:
+        return _near_best(candidates, lambda w: w.running, query)
+
+    return _place(workers, query, sender, receiver)
+
+
+def round_robin(workers: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
+    """Each pool in turn, in order of worker id."""
+
+    def turn(candidates: list[WorkerView]) -> WorkerView:
+        ordered = sorted(candidates, key=lambda w: w.id)
+        return ordered[query.turn % len(ordered)]
+
+    return _place(workers, query, turn, turn)
+
+
+POLICIES: dict[str, Policy] = {"least_loaded": least_loaded, "round_robin": round_robin}
+
+
+def _place(
+    workers: Sequence[WorkerView],
+    query: PlacementQuery,
+    choose_sender: Callable[[list[WorkerView]], WorkerView],
+    choose_receiver: Callable[[list[WorkerView]], WorkerView],
+) -> Placement | None:
+    """S from the prefill pool, R from the decode pool. A pool that has no live worker is stood in for by the other: then
+    one worker runs the request alone. None: nobody accepts now."""
+    senders = [w for w in workers if w.pool != DECODE]
+    receivers = [w for w in workers if w.pool == DECODE and not w.draining]
+    candidates = [w for w in (senders or workers) if w.accepts]
+    if not candidates:
+        return None
+    preferred = [w for w in workers if w.id in query.prefer and w.accepts]
+    sender = choose_sender(preferred or candidates)
+    others = [w for w in receivers if w.id != sender.id]
+    if query.must_run_alone or not others:
+        return Placement(sender=sender)
+    return Placement(sender=sender, receiver=choose_receiver(others))
+
+
+def _near_best(
+    candidates: list[WorkerView], load: Callable[[WorkerView], int], query: PlacementQuery
+) -> WorkerView:
+    best = min(load(w) for w in candidates)
+    return query.random.choice([w for w in candidates if load(w) <= best * 1.1])

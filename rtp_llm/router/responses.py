@@ -1,0 +1,166 @@
+"""Answers in OpenAI's shapes: whole bodies, stream chunks, errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rtp_llm.errors import InvalidRequestError, RtpLlmError
+
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token as text, with its bytes, its offset in the answer's text, and the highest alternatives."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+    offset: int = 0
+    top: Sequence[tuple[str, bytes, float]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What an answer grew by: text that is safe to show, the tokens behind it, and why it ended (None: it goes on)."""
+
+    text: str = ""
+    logprobs: Sequence[TokenLogprob] = field(default=())
+    finish_reason: str | None = None
+    num_tokens: int = 0
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class CompletionShape:
+    """/v1/completions."""
+
+    id_prefix = "cmpl-"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def first_chunk(self, index: int) -> dict[str, Any] | None:
+        return None
+
+    def delta_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": delta.text,
+            "logprobs": self._logprobs(delta.logprobs) if with_logprobs else None,
+            "finish_reason": delta.finish_reason,
+        }
+
+    whole_choice = delta_choice
+
+    @staticmethod
+    def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {
+            "tokens": [each.token for each in tokens],
+            "token_logprobs": [each.logprob for each in tokens],
+            "top_logprobs": [{token: logprob for token, _, logprob in each.top} for each in tokens],
+            "text_offset": [each.offset for each in tokens],
+        }
+
+
+class ChatShape:
+    """/v1/chat/completions."""
+
+    id_prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def first_chunk(self, index: int) -> dict[str, Any] | None:
+        return {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+
+    def delta_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
+        return {
+            "index": index,
+            "delta": {"content": delta.text} if delta.text or not delta.finish_reason else {},
+            "logprobs": self._logprobs(delta.logprobs) if with_logprobs else None,
+            "finish_reason": delta.finish_reason,
+        }
+
+    def whole_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "logprobs": self._logprobs(delta.logprobs) if with_logprobs else None,
+            "finish_reason": delta.finish_reason,
+        }
+
+    @staticmethod
+    def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        def entry(token: str, raw: bytes, logprob: float) -> dict[str, Any]:
+            return {"token": token, "logprob": logprob, "bytes": list(raw)}
+
+        return {
+            "content": [
+                {**entry(each.token, each.bytes, each.logprob), "top_logprobs": [entry(*top) for top in each.top]}
+                for each in tokens
+            ],
+            "refusal": None,
+        }
+
+
+Shape = CompletionShape | ChatShape
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every body of one response shares."""
+
+    shape: Shape
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+        return {**self._head(self.shape.whole_object), "choices": choices, "usage": usage.body()}
+
+    def chunk(self, choices: list[dict[str, Any]], usage: Usage | None, include_usage: bool) -> dict[str, Any]:
+        body = {**self._head(self.shape.chunk_object), "choices": choices}
+        if include_usage:
+            body["usage"] = usage.body() if usage else None
+        return body
+
+    def _head(self, name: str) -> dict[str, Any]:
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+
+
+def error_body(error: Exception, status: int | None = None) -> tuple[int, dict[str, Any]]:
+    """HTTP status and OpenAI's error object. An error that is not ours is internal; its text stays in the log."""
+    if not isinstance(error, RtpLlmError):
+        return 500, {"error": {"message": "internal error", "type": "server_error", "param": None, "code": 500}}
+    status = status or error.http_status
+    param = error.param if isinstance(error, InvalidRequestError) else None
+    kind = ERROR_TYPES.get(status, "server_error")
+    return status, {"error": {"message": error.message, "type": kind, "param": param, "code": status}}

@@ -1,0 +1,159 @@
+"""Bodies of the OpenAI-style endpoints, and how they become `SamplingParams`.
+
+Unknown fields are ignored. A known field that this server doesn't compute is refused when it would change the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rtp_llm.errors import InvalidRequestError
+from rtp_llm.request import SamplingParams
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    include_usage: bool = False
+
+
+class _Body(BaseModel):
+    """What both endpoints take. None means: not given."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    ignore_eos: bool = False
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _refuse_what_is_not_computed(self) -> None:
+        neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+        for name, value in neutral.items():
+            _refuse(name, getattr(self, name), (None, value))
+        _refuse("logit_bias", self.logit_bias, (None, {}))
+        _refuse("response_format", self.response_format, (None, {"type": "text"}))
+
+    def _sampling(
+        self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None
+    ) -> SamplingParams:
+        given = {
+            name: getattr(self, name)
+            for name in ("n", "temperature", "top_p", "top_k", "min_p", "min_tokens")
+            if getattr(self, name) is not None
+        }
+        return SamplingParams(
+            **{**defaults, **given},
+            seed=self.seed,
+            max_tokens=max_tokens,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+        )
+
+
+class CompletionBody(_Body):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    echo: bool = False
+    best_of: int | None = None
+    suffix: str | None = None
+
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """`defaults`: sampling values of the model's generation_config.json."""
+        self._refuse_what_is_not_computed()
+        _refuse("echo", self.echo, (False,))
+        _refuse("best_of", self.best_of, (None, self.n or 1))
+        _refuse("suffix", self.suffix, (None, ""))
+        return self._sampling(defaults, 16 if self.max_tokens is None else self.max_tokens, self.logprobs)
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry a prompt: text, or token ids."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if prompt and isinstance(prompt[0], int):
+            return [list(prompt)]  # type: ignore[arg-type]
+        return list(prompt)  # type: ignore[arg-type]
+
+
+class ChatBody(_Body):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Without max_tokens an answer may use what the context leaves."""
+        self._refuse_what_is_not_computed()
+        _refuse("continue_final_message", self.continue_final_message, (False,))
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError(
+                f"top_logprobs {self.top_logprobs} needs logprobs: true", param="top_logprobs", value=self.top_logprobs
+            )
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return self._sampling(defaults, limit, (self.top_logprobs or 0) if self.logprobs else None)
+
+
+BodyT = TypeVar("BodyT", bound=_Body)
+
+
+def parse_body(cls: type[BodyT], content: object) -> BodyT:
+    """A typed body.
+
+    Raises:
+        InvalidRequestError: names the first wrong field and its value.
+    """
+    if not isinstance(content, dict):
+        raise InvalidRequestError(f"the body must be a JSON object, found {type(content).__name__}")
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda each: len(each["loc"]))
+        param = str(first["loc"][0]) if first["loc"] else None
+        value = content.get(param) if param else content
+        if first["type"] == "missing":
+            raise InvalidRequestError(f"{param} is required", param=param) from error
+        raise InvalidRequestError(f"{param}: {first['msg']}, got {_shortened(value)}", param=param, value=value) from error
+
+
+def _refuse(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
+    if value not in neutral:
+        raise InvalidRequestError(f"{name} is not supported, got {_shortened(value)}", param=name, value=value)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"

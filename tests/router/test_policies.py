@@ -1,0 +1,64 @@
+"""Placement policies over written-out fleets."""
+
+import random
+
+from rtp_llm.router.policies import DECODE, PREFILL, PlacementQuery, WorkerView, least_loaded, round_robin
+
+
+def worker(name: str, pool: str, **fields: object) -> WorkerView:
+    return WorkerView(id=name, epoch=1, pool=pool, **{"max_queued_tokens": 100, **fields})  # type: ignore[arg-type]
+
+
+FLEET = [
+    worker("p0", PREFILL, queued_tokens=50),
+    worker("p1", PREFILL, queued_tokens=10),
+    worker("d0", DECODE, running=3),
+    worker("d1", DECODE, running=9),
+]
+
+
+def query(**fields: object) -> PlacementQuery:
+    return PlacementQuery(prompt_tokens=8, random=random.Random(0), **fields)  # type: ignore[arg-type]
+
+
+def test_least_loaded_takes_the_shortest_queue_and_the_fewest_sequences() -> None:
+    placement = least_loaded(FLEET, query())
+    assert placement is not None and placement.receiver is not None
+    assert (placement.sender.id, placement.receiver.id) == ("p1", "d0")
+
+
+def test_least_loaded_spreads_over_workers_near_the_best() -> None:
+    fleet = [worker(f"p{i}", PREFILL, queued_tokens=10) for i in range(4)]
+    chosen = {least_loaded(fleet, PlacementQuery(prompt_tokens=1)).sender.id for _ in range(200)}  # type: ignore[union-attr]
+    assert chosen == {"p0", "p1", "p2", "p3"}
+
+
+def test_round_robin_takes_turns_in_each_pool() -> None:
+    turns = [round_robin(FLEET, query(turn=turn)) for turn in range(3)]
+    assert [(p.sender.id, p.receiver.id) for p in turns if p and p.receiver] == [("p0", "d0"), ("p1", "d1"), ("p0", "d0")]
+
+
+def test_a_full_or_draining_worker_is_not_chosen() -> None:
+    fleet = [worker("p0", PREFILL, queued_tokens=100), worker("p1", PREFILL, draining=True)]
+    assert least_loaded(fleet, query()) is None
+
+
+def test_a_pool_alone_serves_by_itself() -> None:
+    for pool in (PREFILL, DECODE):
+        placement = least_loaded([worker("only", pool)], query())
+        assert placement is not None and placement.sender.id == "only" and placement.receiver is None
+
+
+def test_a_retry_prefers_the_worker_that_caches_the_prompt() -> None:
+    placement = least_loaded(FLEET, query(prefer=["p0"]))
+    assert placement is not None and placement.sender.id == "p0"
+
+
+def test_a_preferred_receiver_that_prefills_decodes_alone_or_elsewhere() -> None:
+    placement = least_loaded([FLEET[0], FLEET[2]], query(prefer=["d0"]))
+    assert placement is not None and placement.sender.id == "d0" and placement.receiver is None
+
+
+def test_two_released_run_alone() -> None:
+    placement = least_loaded(FLEET, query(must_run_alone=True))
+    assert placement is not None and placement.receiver is None
