@@ -48,7 +48,7 @@ struct [[gnu::packed]] KvMessageHeader {
   uint16_t reserved = 0;
   uint64_t receiver_epoch = 0;
   GrantId grant = 0;
-  uint32_t first_token = 0;  // position within the sequence, a block border of the layout
+  uint32_t first_token = 0;  // position within the sequence, at a block border
   uint32_t tokens = 0;
 };
 static_assert(sizeof(KvMessageHeader) == 32);

@@ -1,0 +1,76 @@
+// Sender: the worker's half of a handover as S, and sequences that it runs alone, for all keys.
+//
+// Pure: events in, actions out, time as an argument; no I/O, no thread, no clock. One thread owns
+// it. docs/protocol.md has the table, a row per test in tests/cpp/handover/sender_test.cc.
+//
+//   QUEUED -> COMPUTE -> PUSH -> COMMIT -> FLUSH -> GONE        with a receiver
+//                 ^______AWAIT_____|                            a grant went wrong, try another
+//   LOCAL ---------------------------> GONE                     alone
+//
+// It never holds a block: the engine does, until ReleaseBlocks, which comes only after the last push
+// of the sequence has ended.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "handover/actions.h"
+#include "handover/attempt_ledger.h"
+#include "handover/events.h"
+#include "handover/router_sessions.h"
+
+namespace rtp_llm {
+
+enum class SenderState : uint8_t { kQueued, kCompute, kPush, kAwait, kCommit, kLocal, kFlush, kGone };
+
+// Zero at rest, all but `remembered`.
+struct SenderCounts {
+  int64_t queued = 0, computing = 0, pushing = 0, awaiting = 0, committing = 0, local = 0, flushing = 0;
+  int64_t remembered = 0;        // in GONE
+  int64_t pushes_in_flight = 0;  // PushLayers without PushDone
+  int64_t source_blocks = 0;     // blocks of sequences that are not released
+};
+
+class Sender {
+ public:
+  // REQUIRES: ledger and routers outlive the sender.
+  Sender(WorkerKey self, const HandoverConfig& config, AttemptLedger& ledger, RouterSessions& routers);
+  ~Sender();
+
+  // What ran out by `now`: repeats, leases, forced closes, memory. Call before every event.
+  void expire(Seconds now, Actions& out);
+  std::optional<Seconds> next_deadline() const;
+
+  void on(const event::FromRouter& submit, const message::Submit& body, Seconds now, Actions& out);
+  void on(const message::Attach& body, uint64_t router_epoch, Seconds now, Actions& out);
+  void on(const event::FromReceiver& event, Seconds now, Actions& out);
+  void on(const event::ReceiverLost& event, Seconds now, Actions& out);
+  void on(const event::HeartbeatDue& event, Seconds now, Actions& out);
+  void on(const event::Scheduled& event, Seconds now, Actions& out);
+  void on(const event::LayersComputed& event, Seconds now, Actions& out);
+  void on(const event::Prefilled& event, Seconds now, Actions& out);
+  void on(const event::Output& event, Seconds now, Actions& out);
+  void on(const event::Finished& event, Seconds now, Actions& out);
+  void on(const event::PushDone& event, Seconds now, Actions& out);
+  void on(const event::EndpointFailed& event, Seconds now, Actions& out);
+  void on(const event::EndpointClosed& event, Seconds now, Actions& out);
+
+  void cancel(const RequestKey& key, Seconds now, Actions& out);
+  void higher_attempt(const RequestKey& key, Seconds now, Actions& out);  // ends all attempts below key's
+  void router_expired(uint64_t router_epoch, Seconds now, Actions& out);
+
+  bool knows(const RequestKey& key) const;
+  std::optional<SenderState> state(const RequestKey& key) const;
+  SenderCounts counts() const;
+
+ private:
+  struct Attempt;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace rtp_llm
