@@ -39,7 +39,7 @@ class ReceiverMessage(_message.Message):
     SENDER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
-    refused: PeerRefused
+    refused: _types_pb2.Refused
     heartbeat: ReceiverHeartbeat
     granted: Granted
     no_room: NoRoom
@@ -49,10 +49,10 @@ class ReceiverMessage(_message.Message):
     fenced: PeerFenced
     sender_epoch: int
     receiver_epoch: int
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., refused: _Optional[_Union[PeerRefused, _Mapping]] = ..., heartbeat: _Optional[_Union[ReceiverHeartbeat, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., committed: _Optional[_Union[PeerCommitted, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., bad_checksum: _Optional[_Union[BadChecksum, _Mapping]] = ..., fenced: _Optional[_Union[PeerFenced, _Mapping]] = ..., sender_epoch: _Optional[int] = ..., receiver_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., heartbeat: _Optional[_Union[ReceiverHeartbeat, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., committed: _Optional[_Union[PeerCommitted, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., bad_checksum: _Optional[_Union[BadChecksum, _Mapping]] = ..., fenced: _Optional[_Union[PeerFenced, _Mapping]] = ..., sender_epoch: _Optional[int] = ..., receiver_epoch: _Optional[int] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker", "layout_fingerprint", "layout_json", "numerics_id", "transport_address", "transport_nonce")
+    __slots__ = ("protocol_version", "worker", "layout_fingerprint", "layout_json", "numerics_id", "transport_address", "transport_nonce", "expected")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class PeerHello(_message.Message):
     NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker: _types_pb2.WorkerKey
     layout_fingerprint: str
@@ -67,13 +68,8 @@ class PeerHello(_message.Message):
     numerics_id: str
     transport_address: bytes
     transport_nonce: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., layout_fingerprint: _Optional[str] = ..., layout_json: _Optional[str] = ..., numerics_id: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., transport_nonce: _Optional[int] = ...) -> None: ...
-
-class PeerRefused(_message.Message):
-    __slots__ = ("reason",)
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    expected: _types_pb2.WorkerKey
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., layout_fingerprint: _Optional[str] = ..., layout_json: _Optional[str] = ..., numerics_id: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., transport_nonce: _Optional[int] = ..., expected: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ...) -> None: ...
 
 class SenderHeartbeat(_message.Message):
     __slots__ = ("sequence", "grants")
@@ -90,14 +86,16 @@ class ReceiverHeartbeat(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class Reserve(_message.Message):
-    __slots__ = ("key", "request", "output")
+    __slots__ = ("key", "request", "output", "given_up")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     key: _types_pb2.Key
     request: _types_pb2.Request
     output: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
+    given_up: int
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., given_up: _Optional[int] = ...) -> None: ...
 
 class Granted(_message.Message):
     __slots__ = ("key", "grant", "blocks", "prefix_tokens", "lease_seconds")
