@@ -1,9 +1,6 @@
-"""Generates rtp_llm/wire/v1 from protos/rtp_llm/v1, or checks that it is current.
+"""Generates rtp_llm/wire/v1 from protos/rtp_llm/wire/v1, or checks that it is current.
 
     python tools/proto.py [--check]
-
-The .proto files keep their public path (rtp_llm/v1); only the Python package that holds the
-generated code is rtp_llm.wire.v1, so imports between generated files are rewritten.
 """
 
 import filecmp
@@ -15,20 +12,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 HOME = ROOT / "rtp_llm" / "wire" / "v1"
-INIT = '"""Generated from protos/rtp_llm/v1 by `make proto`; not edited by hand."""\n'
+INIT = '"""Generated from protos/rtp_llm/wire/v1 by `make proto`; not edited by hand."""\n'
 
 
 def generate(home: Path) -> None:
     """Write the package into `home`, which must be empty."""
     with tempfile.TemporaryDirectory() as out:
         flags = [f"--proto_path={PROTOS}"] + [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
-        files = sorted(str(path) for path in PROTOS.glob("rtp_llm/v1/*.proto"))
+        files = sorted(str(path) for path in PROTOS.glob("rtp_llm/wire/v1/*.proto"))
         subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, *files], check=True)
-        for path in sorted(Path(out).glob("rtp_llm/v1/*.py*")):
+        for path in sorted(Path(out).glob("rtp_llm/wire/v1/*.py*")):
             text = path.read_text()
             if path.name.endswith("_grpc.py") and "class " not in text:
                 continue  # a file without a service
-            text = text.replace("from rtp_llm.v1 import", "from rtp_llm.wire.v1 import")
             (home / path.name).write_text(text)
     (home / "__init__.py").write_text(INIT)
 

@@ -1,1 +1,1 @@
-"""Generated from protos/rtp_llm/v1 by `make proto`; not edited by hand."""
+"""Generated from protos/rtp_llm/wire/v1 by `make proto`; not edited by hand."""

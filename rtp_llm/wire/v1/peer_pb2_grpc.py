@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from rtp_llm.wire.v1 import peer_pb2 as rtp__llm_dot_v1_dot_peer__pb2
+from rtp_llm.wire.v1 import peer_pb2 as rtp__llm_dot_wire_dot_v1_dot_peer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in rtp_llm/v1/peer_pb2_grpc.py depends on'
+        + ' but the generated code in rtp_llm/wire/v1/peer_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -35,9 +35,9 @@ class PeerStub:
             channel: A grpc.Channel.
         """
         self.Session = channel.stream_stream(
-                '/rtp_llm.v1.Peer/Session',
-                request_serializer=rtp__llm_dot_v1_dot_peer__pb2.SenderMessage.SerializeToString,
-                response_deserializer=rtp__llm_dot_v1_dot_peer__pb2.ReceiverMessage.FromString,
+                '/rtp_llm.wire.v1.Peer/Session',
+                request_serializer=rtp__llm_dot_wire_dot_v1_dot_peer__pb2.SenderMessage.SerializeToString,
+                response_deserializer=rtp__llm_dot_wire_dot_v1_dot_peer__pb2.ReceiverMessage.FromString,
                 _registered_method=True)
 
 
@@ -55,14 +55,14 @@ def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
-                    request_deserializer=rtp__llm_dot_v1_dot_peer__pb2.SenderMessage.FromString,
-                    response_serializer=rtp__llm_dot_v1_dot_peer__pb2.ReceiverMessage.SerializeToString,
+                    request_deserializer=rtp__llm_dot_wire_dot_v1_dot_peer__pb2.SenderMessage.FromString,
+                    response_serializer=rtp__llm_dot_wire_dot_v1_dot_peer__pb2.ReceiverMessage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'rtp_llm.v1.Peer', rpc_method_handlers)
+            'rtp_llm.wire.v1.Peer', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('rtp_llm.v1.Peer', rpc_method_handlers)
+    server.add_registered_method_handlers('rtp_llm.wire.v1.Peer', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -83,9 +83,9 @@ class Peer:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/rtp_llm.v1.Peer/Session',
-            rtp__llm_dot_v1_dot_peer__pb2.SenderMessage.SerializeToString,
-            rtp__llm_dot_v1_dot_peer__pb2.ReceiverMessage.FromString,
+            '/rtp_llm.wire.v1.Peer/Session',
+            rtp__llm_dot_wire_dot_v1_dot_peer__pb2.SenderMessage.SerializeToString,
+            rtp__llm_dot_wire_dot_v1_dot_peer__pb2.ReceiverMessage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,7 +42,7 @@ class RouterMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., draining_acknowledged: _Optional[_Union[DrainingAcknowledged, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "router_epoch", "worker_epoch")
+    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "refused", "router_epoch", "worker_epoch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class WorkerMessage(_message.Message):
     FENCED_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     hello: WorkerHello
@@ -65,17 +66,20 @@ class WorkerMessage(_message.Message):
     fenced: Fenced
     load: Load
     draining: Draining
+    refused: _types_pb2.Refused
     router_epoch: int
     worker_epoch: int
-    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class RouterHello(_message.Message):
-    __slots__ = ("protocol_version", "router_id")
+    __slots__ = ("protocol_version", "router_id", "expected")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     router_id: str
-    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ...) -> None: ...
+    expected: _types_pb2.WorkerKey
+    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ..., expected: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
     __slots__ = ("protocol_version", "worker", "pool", "model", "model_digest", "layout_fingerprint", "numerics_id", "max_model_len", "block_tokens", "peer_address")
@@ -252,3 +256,13 @@ class Draining(_message.Message):
 class DrainingAcknowledged(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class MetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MetricsReply(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: bytes
+    def __init__(self, text: _Optional[bytes] = ...) -> None: ...

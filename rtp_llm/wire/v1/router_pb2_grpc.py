@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from rtp_llm.wire.v1 import router_pb2 as rtp__llm_dot_v1_dot_router__pb2
+from rtp_llm.wire.v1 import router_pb2 as rtp__llm_dot_wire_dot_v1_dot_router__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in rtp_llm/v1/router_pb2_grpc.py depends on'
+        + ' but the generated code in rtp_llm/wire/v1/router_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -35,9 +35,14 @@ class WorkerStub:
             channel: A grpc.Channel.
         """
         self.Session = channel.stream_stream(
-                '/rtp_llm.v1.Worker/Session',
-                request_serializer=rtp__llm_dot_v1_dot_router__pb2.RouterMessage.SerializeToString,
-                response_deserializer=rtp__llm_dot_v1_dot_router__pb2.WorkerMessage.FromString,
+                '/rtp_llm.wire.v1.Worker/Session',
+                request_serializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.RouterMessage.SerializeToString,
+                response_deserializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.WorkerMessage.FromString,
+                _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/rtp_llm.wire.v1.Worker/Metrics',
+                request_serializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.MetricsReply.FromString,
                 _registered_method=True)
 
 
@@ -50,19 +55,31 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metrics(self, request, context):
+        """The worker's metrics; the router merges those of all workers under labels pool and worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
-                    request_deserializer=rtp__llm_dot_v1_dot_router__pb2.RouterMessage.FromString,
-                    response_serializer=rtp__llm_dot_v1_dot_router__pb2.WorkerMessage.SerializeToString,
+                    request_deserializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.RouterMessage.FromString,
+                    response_serializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.WorkerMessage.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.MetricsRequest.FromString,
+                    response_serializer=rtp__llm_dot_wire_dot_v1_dot_router__pb2.MetricsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'rtp_llm.v1.Worker', rpc_method_handlers)
+            'rtp_llm.wire.v1.Worker', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('rtp_llm.v1.Worker', rpc_method_handlers)
+    server.add_registered_method_handlers('rtp_llm.wire.v1.Worker', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -83,9 +100,36 @@ class Worker:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/rtp_llm.v1.Worker/Session',
-            rtp__llm_dot_v1_dot_router__pb2.RouterMessage.SerializeToString,
-            rtp__llm_dot_v1_dot_router__pb2.WorkerMessage.FromString,
+            '/rtp_llm.wire.v1.Worker/Session',
+            rtp__llm_dot_wire_dot_v1_dot_router__pb2.RouterMessage.SerializeToString,
+            rtp__llm_dot_wire_dot_v1_dot_router__pb2.WorkerMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rtp_llm.wire.v1.Worker/Metrics',
+            rtp__llm_dot_wire_dot_v1_dot_router__pb2.MetricsRequest.SerializeToString,
+            rtp__llm_dot_wire_dot_v1_dot_router__pb2.MetricsReply.FromString,
             options,
             channel_credentials,
             insecure,
