@@ -1,0 +1,67 @@
+#include "kv/prefix_cache.h"
+
+#include "check.h"
+
+namespace rtp_llm {
+namespace {
+
+BlockHash hash(uint8_t id) {
+  BlockHash hash;
+  hash.bytes.fill(id);
+  return hash;
+}
+
+TEST(a_block_is_found_by_its_hash_until_it_is_erased) {
+  PrefixCache cache;
+  CHECK(cache.insert(7, hash(1)));
+  CHECK(cache.find(hash(1)) == 7);
+  CHECK(cache.hash_of(7) == hash(1));
+  cache.erase(7);
+  CHECK(!cache.find(hash(1)) && !cache.hash_of(7));
+  CHECK_EQ(cache.size(), 0);
+  cache.check_integrity();
+}
+
+TEST(the_first_block_keeps_a_hash_that_comes_twice) {
+  PrefixCache cache;
+  CHECK(cache.insert(7, hash(1)));
+  CHECK(!cache.insert(8, hash(1)));
+  CHECK(cache.find(hash(1)) == 7);
+  CHECK(!cache.hash_of(8));
+  cache.check_integrity();
+}
+
+TEST(the_least_recently_released_block_is_evicted_first) {
+  PrefixCache cache;
+  for (int block = 0; block < 3; ++block) cache.insert(block, hash(block));
+  for (int block : {2, 0, 1}) cache.make_evictable(block);
+  cache.make_referenced(2);
+  cache.make_evictable(2);
+  for (int block : {0, 1, 2}) CHECK(cache.evict() == block);
+  CHECK(!cache.evict());
+  CHECK_EQ(cache.size(), 0);
+}
+
+TEST(a_referenced_block_is_not_evicted) {
+  PrefixCache cache;
+  cache.insert(1, hash(1));
+  CHECK(!cache.evict());
+  cache.make_evictable(1);
+  cache.make_referenced(1);
+  CHECK(!cache.evict());
+  CHECK_EQ(cache.num_evictable(), 0);
+  CHECK(cache.find(hash(1)) == 1);
+}
+
+TEST(misuse_is_refused) {
+  PrefixCache cache;
+  CHECK_THROWS(cache.make_evictable(1), InvalidArgument);
+  cache.insert(1, hash(1));
+  CHECK_THROWS(cache.insert(1, hash(2)), InvalidArgument);
+  cache.make_evictable(1);
+  CHECK_THROWS(cache.make_evictable(1), InvalidArgument);
+  cache.check_integrity();
+}
+
+}  // namespace
+}  // namespace rtp_llm
