@@ -19,6 +19,10 @@ function(rtp_cpu_backend isa)
   add_library(${target} SHARED ${RTP_CPU_SOURCES})
   target_compile_definitions(${target} PRIVATE RTP_CPU_ISA="${isa}")
   target_compile_options(${target} PRIVATE ${ARGN})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # False alarms inside the compiler's own intrinsics headers (GCC bug 105593).
+    target_compile_options(${target} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
   target_link_libraries(${target} PRIVATE rtp_core)
   target_link_options(${target} PRIVATE
     "LINKER:--version-script=${CMAKE_SOURCE_DIR}/cmake/cpu_exports.map")
