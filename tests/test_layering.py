@@ -51,15 +51,17 @@ IMPORTS = {
     "wire": NOUNS,
     "model": NOUNS,
     "engine": BELOW_ENGINE | NATIVE,
+    "llm": BELOW_WORKER,
     "worker": BELOW_WORKER | NATIVE,
     "directory": NOUNS,
     "prefill": BELOW_POOLS,
     "decode": BELOW_POOLS,
     "router": NOUNS | {"wire", "model", "directory"},
     "app": BELOW_POOLS | {"prefill", "decode", "router"},
-    "cli": BELOW_POOLS | {"prefill", "decode", "router", "app"},
+    "chat": NOUNS,
+    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat"},
     "_native": {"_engine"},
-    "__init__": {"engine", "request"},  # on first use
+    "__init__": {"engine", "llm", "request"},  # on first use
     "__main__": {"cli"},
 }
 
