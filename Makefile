@@ -101,7 +101,7 @@ $(VENV)/.dev: constraints.txt $(VENV)/.build-requirements pyproject.toml
 	$(PIP) install -q -c constraints.txt ruff mypy clang-format grpcio-tools types-protobuf types-grpcio types-pyyaml pre-commit
 	touch $@
 
-$(VENV)/.hf: constraints.txt $(VENV)/.built
+$(VENV)/.hf: constraints.txt | $(VENV)/.built
 	$(PIP) install -q -c constraints.txt $(TORCH_SPEC)
 	$(PIP) install -q -c constraints.txt transformers
 	touch $@
