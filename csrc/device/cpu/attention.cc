@@ -1,0 +1,270 @@
+// paged_attention: work items over (sequence, kv head, rows), each folding its lanes over the context.
+// Prefill and decode differ only in how the work is cut, so their bits are equal.
+#include <algorithm>
+#include <cstring>
+
+#include "device/cpu/attention_fold.h"
+#include "device/cpu/cpu_ops.h"
+#include "device/cpu/rows.h"
+#include "device/cpu/slot_rows.h"
+
+namespace rtp_llm::cpu {
+namespace {
+
+constexpr int64_t kMaxLanes = 192;    // of an item: amortises the tile loads, fits L2
+constexpr int64_t kMaxSplitRows = 16; // decode rows that may be split over threads at segments
+
+// Rows [first_row, first_row + rows) at positions from `position`, one kv head.
+struct Item {
+  int32_t slot;
+  int64_t first_row;
+  int64_t rows;
+  int64_t position;
+  int kv_head;
+  int64_t segment;  // -1: all of the context
+  int64_t partial;  // first lane in the workspace, if one segment only
+};
+
+struct Shape {
+  explicit Shape(const AttentionArgs& args)
+      : num_rows(args.q.shape[0]),
+        num_heads(args.q.shape[1]),
+        group(args.q.shape[1] / std::max(1, args.kv.num_heads)),
+        head_dim(args.kv.head_dim),
+        padded_dim((head_dim + kLanes - 1) / kLanes * kLanes) {}
+  int64_t rows_per_item() const { return std::max<int64_t>(1, kMaxLanes / group); }
+  int64_t lanes_per_item() const { return rows_per_item() * group; }
+  int64_t num_rows, num_heads, group, head_dim, padded_dim;
+};
+
+// One thread's part of the scratch.
+struct Workplace {
+  static int64_t floats(const Shape& shape) {
+    return 3 * kTilePositions * shape.padded_dim +
+           shape.lanes_per_item() * (3 * shape.padded_dim + kTilePositions + 4) + 64;
+  }
+  Workplace(float* at, const Shape& shape) {
+    const auto take = [&](int64_t count) {
+      float* taken = at;
+      at += count;
+      return taken;
+    };
+    const int64_t lanes = shape.lanes_per_item(), dim = shape.padded_dim;
+    tile = {take(kTilePositions * dim), take(kTilePositions * dim), take(kTilePositions * dim)};
+    q = take(lanes * dim);
+    scores = take(lanes * kTilePositions);
+    segment = {take(lanes), take(lanes), nullptr};
+    total = {take(lanes), take(lanes), nullptr};
+    segment.out = take(lanes * dim);
+    total.out = take(lanes * dim);
+  }
+  KvTile tile;
+  float* q;
+  float* scores;
+  FoldState segment;
+  FoldState total;
+};
+
+// The q vectors of an item's lanes, [rows][group][padded_dim] in f32.
+void load_queries(const AttentionArgs& args, const Shape& shape, const Item& item, float* q) {
+  with_type("paged_attention", args.q.dtype, args.q.data, [&](auto* from) {
+    for (int64_t lane = 0; lane < item.rows * shape.group; ++lane) {
+      const int64_t row = item.first_row + lane / shape.group;
+      const int64_t head = item.kv_head * shape.group + lane % shape.group;
+      const auto* vector = from + row * args.q.stride[0] + head * args.q.stride[1];
+      for_lanes(shape.head_dim, [&](int64_t d, int64_t n) {
+        store(q + lane * shape.padded_dim + d, load_run(vector + d, n));
+      });
+    }
+  });
+}
+
+// Folds an item's lanes over the positions of one segment of 512.
+void fold_segment(const AttentionArgs& args, const Shape& shape, const Item& item, int64_t segment,
+                  const Workplace& place) {
+  reset(place.segment, item.rows * shape.group, shape.padded_dim);
+  const int64_t last = item.position + item.rows - 1;
+  const int32_t* blocks = args.slots->block_tables.as<const int32_t>() +
+                          item.slot * args.slots->block_tables.stride[0];
+  const auto fold = [&](int64_t first, int64_t rows, int valid) {
+    const int64_t lane = first * shape.group;
+    fold_tile(place.tile, place.q + lane * shape.padded_dim, rows * shape.group, valid, args.scale,
+              shape.padded_dim, place.scores,
+              {place.segment.max + lane, place.segment.sum + lane,
+               place.segment.out + lane * shape.padded_dim});
+  };
+  const int64_t end = std::min((segment + 1) * kSegmentPositions, last + 1);
+  for (int64_t tile = segment * kSegmentPositions; tile < end; tile += kTilePositions) {
+    const int64_t count = std::min<int64_t>(kTilePositions, last + 1 - tile);
+    load_tile(args.kv, item.kv_head, blocks, tile, static_cast<int>(count), shape.padded_dim,
+              place.tile);
+    // Rows whose position lies within the tile see part of it, later rows all of it.
+    int64_t row = std::max<int64_t>(0, tile - item.position);
+    for (; row < item.rows && item.position + row < tile + kTilePositions - 1; ++row)
+      fold(row, 1, static_cast<int>(item.position + row - tile + 1));
+    if (row < item.rows) fold(row, item.rows - row, kTilePositions);
+  }
+}
+
+void write_out(const AttentionArgs& args, const Shape& shape, const Item& item,
+               const FoldState& state) {
+  with_type("paged_attention", args.out.dtype, args.out.data, [&](auto* out) {
+    for (int64_t lane = 0; lane < item.rows * shape.group; ++lane) {
+      const int64_t row = item.first_row + lane / shape.group;
+      const int64_t head = item.kv_head * shape.group + lane % shape.group;
+      auto* to = out + row * args.out.stride[0] + head * shape.head_dim;
+      const F32x16 inverse = splat(1.0f / state.sum[lane]);
+      for_lanes(shape.head_dim, [&](int64_t d, int64_t n) {
+        store_run(to + d, load(state.out + lane * shape.padded_dim + d) * inverse, n);
+      });
+    }
+  });
+}
+
+// Lanes before an item's first position of a segment took no part in it: their m is -inf. They are
+// skipped, so that each lane merges only segments it has positions in.
+void merge_segment(const Shape& shape, const Item& item, int64_t segment, const FoldState& total,
+                   const FoldState& part) {
+  const int64_t first_row = std::max<int64_t>(0, segment * kSegmentPositions - item.position);
+  const int64_t lane = first_row * shape.group;
+  const auto from = [&](const FoldState& state) {
+    return FoldState{state.max + lane, state.sum + lane, state.out + lane * shape.padded_dim};
+  };
+  merge(from(total), from(part), item.rows * shape.group - lane, shape.padded_dim);
+}
+
+void run_whole(const AttentionArgs& args, const Shape& shape, const Item& item, Workplace place) {
+  load_queries(args, shape, item, place.q);
+  const int64_t segments = (item.position + item.rows - 1) / kSegmentPositions + 1;
+  fold_segment(args, shape, item, 0, place);
+  std::swap(place.total, place.segment);
+  for (int64_t segment = 1; segment < segments; ++segment) {
+    fold_segment(args, shape, item, segment, place);
+    merge_segment(shape, item, segment, place.total, place.segment);
+  }
+  write_out(args, shape, item, place.total);
+}
+
+// The workspace as partial states, one a (row, kv head, segment): [max | sum | out].
+struct Partials {
+  Partials(const Tensor& workspace, const Shape& shape)
+      : at(workspace.as<float>()), group(shape.group), dim(shape.padded_dim) {}
+  static int64_t floats(int64_t group, int64_t dim) { return group * (dim + 2); }
+  FoldState state(int64_t index) const {
+    float* first = at + index * floats(group, dim);
+    return {first, first + group, first + 2 * group};
+  }
+  float* at;
+  int64_t group, dim;
+};
+
+void run_segment(const AttentionArgs& args, const Shape& shape, const Item& item, Workplace place,
+                 const FoldState& partial) {
+  load_queries(args, shape, item, place.q);
+  place.segment = partial;
+  fold_segment(args, shape, item, item.segment, place);
+}
+
+void check_attention(const AttentionArgs& args, Form form) {
+  const KvView& kv = args.kv;
+  check(args.q.ndim == 3 && args.q.shape[2] == kv.head_dim && args.q.stride[2] == 1,
+        "paged_attention: q must be [M, heads, ", kv.head_dim, "]");
+  check(kv.num_heads > 0 && args.q.shape[1] % kv.num_heads == 0, "paged_attention: ",
+        args.q.shape[1], " heads are no multiple of ", kv.num_heads, " kv heads");
+  check_features("paged_attention", "out", args.out, args.q.shape[0],
+                 args.q.shape[1] * kv.head_dim);
+  for (const Segment& segment : args.segments)
+    check(segment.form == form, "paged_attention: segment of slot ", segment.slot,
+          " has the other form");
+}
+
+// Items of all segments, later (longer) rows first.
+std::vector<Item> make_items(const AttentionArgs& args, const Shape& shape) {
+  for_each_row("paged_attention", args.slots, args.segments, shape.num_rows,
+               [&](int64_t, int32_t slot, int64_t position) {
+                 block_of("paged_attention", *args.slots, slot, position, args.kv.block_tokens,
+                          args.kv.num_blocks);
+               });
+  std::vector<Item> items;
+  for (const Segment& segment : args.segments) {
+    const int64_t base = args.slots->seq_len.as<const int32_t>()[segment.slot];
+    const int64_t step = shape.rows_per_item();
+    for (int64_t row = (segment.rows - 1) / step * step; row >= 0; row -= step)
+      for (int head = 0; head < args.kv.num_heads; ++head)
+        items.push_back({.slot = segment.slot,
+                         .first_row = segment.first_row + row,
+                         .rows = std::min(step, segment.rows - row),
+                         .position = base + row,
+                         .kv_head = head,
+                         .segment = -1,
+                         .partial = 0});
+  }
+  return items;
+}
+
+// Items of one row cut at their segments; `partial` numbers them.
+std::vector<Item> split_at_segments(const std::vector<Item>& items) {
+  std::vector<Item> pieces;
+  for (const Item& item : items)
+    for (int64_t segment = 0; segment <= item.position / kSegmentPositions; ++segment) {
+      pieces.push_back(item);
+      pieces.back().segment = segment;
+      pieces.back().partial = static_cast<int64_t>(pieces.size()) - 1;
+    }
+  return pieces;
+}
+
+}  // namespace
+
+void CpuOps::attention(const AttentionArgs& args, Form form) {
+  check_attention(args, form);
+  const Shape shape(args);
+  const std::vector<Item> items = make_items(args, shape);
+  if (items.empty()) return;
+  const int64_t floats = Workplace::floats(shape);
+  auto* scratch =
+      static_cast<float*>(attention_scratch_.at_least(floats * 4 * pool_.num_threads()));
+  // The pads of q, K and V must be zero; the lanes beyond head_dim are never written otherwise.
+  if (shape.padded_dim != shape.head_dim)
+    std::memset(scratch, 0, static_cast<size_t>(floats * 4 * pool_.num_threads()));
+  const auto place = [&](int thread) { return Workplace(scratch + thread * floats, shape); };
+
+  const auto num_items = static_cast<int64_t>(items.size());
+  std::vector<Item> pieces;
+  if (form == Form::kDecode && pool_.num_threads() > 1 &&
+      num_items < 2 * int64_t{pool_.num_threads()} && num_items <= kMaxSplitRows &&
+      std::all_of(items.begin(), items.end(), [](const Item& item) { return item.rows == 1; }))
+    pieces = split_at_segments(items);
+  const int64_t partial_bytes = static_cast<int64_t>(pieces.size()) *
+                                Partials::floats(shape.group, shape.padded_dim) * 4;
+  if (pieces.size() <= items.size() || args.workspace.numel() < partial_bytes) {
+    pool_.run(num_items, [&](int64_t i, int thread) {
+      run_whole(args, shape, items[static_cast<size_t>(i)], place(thread));
+    });
+    return;
+  }
+  const Partials partials(args.workspace, shape);
+  pool_.run(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
+    run_segment(args, shape, pieces[static_cast<size_t>(i)], place(thread), partials.state(i));
+  });
+  for (const Item& piece : pieces) {
+    const int64_t first = piece.partial - piece.segment;
+    if (piece.segment > 0)
+      merge(partials.state(first), partials.state(piece.partial), shape.group, shape.padded_dim);
+    if (piece.segment == piece.position / kSegmentPositions)
+      write_out(args, shape, piece, partials.state(first));
+  }
+}
+
+void CpuOps::paged_attention_prefill(const AttentionArgs& args) { attention(args, Form::kPrefill); }
+void CpuOps::paged_attention_decode(const AttentionArgs& args) { attention(args, Form::kDecode); }
+
+int64_t CpuOps::attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
+                                          int64_t max_positions) const {
+  const int64_t rows = std::min(max_rows, kMaxSplitRows);
+  const int64_t segments = (max_positions + kSegmentPositions - 1) / kSegmentPositions;
+  const int64_t padded_dim = (int64_t{head_dim} + kLanes - 1) / kLanes * kLanes;
+  return rows * segments * Partials::floats(num_heads, padded_dim) * 4;
+}
+
+}  // namespace rtp_llm::cpu
