@@ -1,0 +1,1 @@
+"""Messages between processes and the gRPC sessions that carry them. Start at `session.py`."""

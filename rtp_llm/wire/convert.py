@@ -1,0 +1,193 @@
+"""Messages ↔ the package's objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from rtp_llm import errors
+from rtp_llm.errors import InvalidRequestError, ProtocolError, RtpLlmError
+from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.v1 import router_pb2, types_pb2
+
+UINT64 = (1 << 64) - 1
+
+
+class TokenColumns(Protocol):
+    """Columns of equal length, one row a token: what an engine publishes once a step."""
+
+    @property
+    def key(self) -> Sequence[Any]: ...  # of RequestKey's four attributes
+    @property
+    def position(self) -> Sequence[int]: ...
+    @property
+    def token(self) -> Sequence[int]: ...
+    @property
+    def logprob(self) -> Sequence[float]: ...  # NaN: not asked for
+    @property
+    def finish(self) -> Sequence[Any]: ...
+    @property
+    def num_cached_tokens(self) -> Sequence[int]: ...
+    @property
+    def top_logprobs(self) -> Sequence[Sequence[tuple[int, float]]]: ...
+
+
+def key_message(key: RequestKey) -> types_pb2.Key:
+    return types_pb2.Key(router_epoch=key[0], request=key[1], choice=key[2], attempt=key[3])
+
+
+def key_of(message: types_pb2.Key) -> RequestKey:
+    return RequestKey(message.router_epoch, message.request, message.choice, message.attempt)
+
+
+def worker_message(worker: WorkerKey) -> types_pb2.WorkerKey:
+    return types_pb2.WorkerKey(id=worker.id, epoch=worker.epoch)
+
+
+def worker_of(message: types_pb2.WorkerKey) -> WorkerKey:
+    return WorkerKey(message.id, message.epoch)
+
+
+def request_message(request: Request) -> types_pb2.Request:
+    """REQUIRES: seed and max_tokens are set (the router draws and resolves them). Stop strings, n and detokenization are the
+    router's own; `choice` and `output` travel beside the request."""
+    sampling = request.sampling
+    if sampling.seed is None or sampling.max_tokens is None:
+        raise ProtocolError(
+            f"request {request.request_id}: seed {sampling.seed}, max_tokens {sampling.max_tokens} unset"
+        )
+    return types_pb2.Request(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        sampling=types_pb2.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            top_k=max(sampling.top_k, 0),
+            seed=sampling.seed & UINT64,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=sampling.stop_token_ids,
+            num_logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+        ),
+        cache_salt=request.cache_salt,
+    )
+
+
+def request_of(message: types_pb2.Request, *, choice: int = 0, output: Sequence[int] = ()) -> Request:
+    """
+    Raises:
+        InvalidRequestError: a sampling value is out of range; names field and value.
+    """
+    sampling = message.sampling
+    return Request(
+        request_id=message.request_id,
+        prompt=list(message.prompt),
+        sampling=SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=list(sampling.stop_token_ids),
+            logprobs=None if sampling.num_logprobs < 0 else sampling.num_logprobs,
+        ),
+        choice=choice,
+        output=list(output),
+        cache_salt=message.cache_salt,
+    )
+
+
+def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:
+    """One columnar message per router epoch, rows in the columns' order."""
+    messages: dict[int, router_pb2.Outputs] = {}
+    for row, key in enumerate(columns.key):
+        message = messages.get(key.router_epoch)
+        if message is None:
+            message = messages[key.router_epoch] = router_pb2.Outputs()
+        logprob = columns.logprob[row]
+        add_output(
+            message,
+            RequestKey(key.router_epoch, key.request, key.choice, key.attempt),
+            TokenOutput(
+                columns.position[row],
+                columns.token[row],
+                None if math.isnan(logprob) else logprob,
+                columns.top_logprobs[row],
+                FinishReason(int(columns.finish[row])),
+                columns.num_cached_tokens[row],
+            ),
+        )
+    return messages
+
+
+def add_output(message: router_pb2.Outputs, key: RequestKey, output: TokenOutput) -> None:
+    """Append one row. Columns that no row has needed so far stay empty; the first that needs one fills it up."""
+    row = len(message.request)
+    message.request.append(key.request)
+    message.choice.append(key.choice)
+    message.attempt.append(key.attempt)
+    message.position.append(output.position)
+    message.token.append(output.token)
+    message.finish.append(int(output.finish_reason))  # type: ignore[arg-type]
+    if output.logprob is not None or message.logprob:
+        message.logprob.extend([math.nan] * (row - len(message.logprob)))
+        message.logprob.append(math.nan if output.logprob is None else output.logprob)
+    if output.top_logprobs or message.top:
+        message.top.extend(router_pb2.TopLogprobs() for _ in range(row - len(message.top)))
+        message.top.add(entries=[types_pb2.TopLogprob(token=t, logprob=value) for t, value in output.top_logprobs])
+    if output.num_cached_tokens or message.cached_tokens:
+        message.cached_tokens.extend([0] * (row - len(message.cached_tokens)))
+        message.cached_tokens.append(output.num_cached_tokens)
+
+
+def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple[RequestKey, TokenOutput]]:
+    """
+    Raises:
+        ProtocolError: the columns have unequal lengths.
+    """
+    rows = len(message.request)
+    for name in ("choice", "attempt", "position", "token", "finish"):
+        if len(getattr(message, name)) != rows:
+            raise ProtocolError(f"outputs: column {name} has {len(getattr(message, name))} rows, request has {rows}")
+    for name in ("logprob", "top", "cached_tokens"):
+        if len(getattr(message, name)) not in (0, rows):
+            raise ProtocolError(f"outputs: column {name} has {len(getattr(message, name))} rows, request has {rows}")
+    for row in range(rows):
+        logprob = message.logprob[row] if message.logprob else math.nan
+        yield (
+            RequestKey(router_epoch, message.request[row], message.choice[row], message.attempt[row]),
+            TokenOutput(
+                message.position[row],
+                message.token[row],
+                None if math.isnan(logprob) else logprob,
+                [(entry.token, entry.logprob) for entry in message.top[row].entries] if message.top else (),
+                FinishReason(message.finish[row]),
+                message.cached_tokens[row] if message.cached_tokens else 0,
+            ),
+        )
+
+
+def failed_message(key: RequestKey, error: RtpLlmError) -> router_pb2.Failed:
+    return router_pb2.Failed(
+        key=key_message(key),
+        type=type(error).__name__,
+        message=error.message,
+        param=getattr(error, "param", None) or "",
+    )
+
+
+def error_of(message: router_pb2.Failed) -> RtpLlmError:
+    """The typed error that a worker named; an unknown name becomes EngineError and is kept in the text."""
+    cls = getattr(errors, message.type, None)
+    if not (isinstance(cls, type) and issubclass(cls, RtpLlmError)):
+        return errors.EngineError(f"{message.type}: {message.message}")
+    if issubclass(cls, InvalidRequestError):
+        return cls(message.message, param=message.param or None)
+    return cls(message.message)

@@ -1,0 +1,273 @@
+"""The sessions by name: router ↔ worker and sender ↔ receiver, both ends of each. Start here.
+
+    end                    made by                          hears                            sends
+    router, of a worker    WorkerSession(…).start()         SessionEvents of WorkerMessage   RouterMessage
+    worker, of a router    router_acceptor(…)               SessionEvents of RouterMessage   WorkerMessage
+    S, of its receiver     ReceiverSession(…).start()       SessionEvents of ReceiverMessage SenderMessage
+    R, of its senders      sender_acceptor(…)               SessionEvents of SenderMessage   ReceiverMessage
+
+All are `Endpoint`s (endpoint.py has the life of a session, the events and their order). `send` fills in both epochs; a message
+between other epochs ends the connection. What is sent into a broken session is lost: after `connected(resumed=True)` a router
+sends one Attach, then a Fence for each key in JUDGE; machines repeat the rest by their own silences.
+
+For a router, per worker of the membership:
+
+    session = WorkerSession(worker, address, router_id=…, router_epoch=…, events=mine, timing=SessionTiming.of(settings))
+    session.start()
+    session.send(pb.RouterMessage(submit=…))     # False: not connected, nothing was sent
+    await session.close()                        # the worker has left, or this router stops
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from rtp_llm.errors import ProtocolError, UnavailableError
+from rtp_llm.wire.client import ClientEndpoint
+from rtp_llm.wire.endpoint import (
+    PROTOCOL_VERSION,
+    Dialect,
+    SessionEvents,
+    SessionTiming,
+    describe,
+)
+from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.server import AcceptedEndpoint, Acceptor, SessionServer
+from rtp_llm.wire.v1 import peer_pb2, router_pb2
+from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderHeartbeat, SenderMessage
+from rtp_llm.wire.v1.router_pb2 import (
+    Heartbeat,
+    MetricsReply,
+    MetricsRequest,
+    RouterHello,
+    RouterMessage,
+    WorkerHello,
+    WorkerMessage,
+)
+from rtp_llm.wire.v1.types_pb2 import Refused
+from rtp_llm.wire.v1.types_pb2 import WorkerKey as WorkerKeyMessage
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "ReceiverSession",
+    "RouterEndpoint",
+    "SenderEndpoint",
+    "SessionEvents",
+    "SessionServer",
+    "SessionTiming",
+    "WorkerSession",
+    "metrics_method",
+    "router_acceptor",
+    "sender_acceptor",
+]
+
+WORKER_SERVICE: str = router_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+PEER_SERVICE: str = peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name
+
+RouterEndpoint = AcceptedEndpoint[WorkerMessage, RouterMessage]
+SenderEndpoint = AcceptedEndpoint[ReceiverMessage, SenderMessage]
+
+
+def _worker_of(hello: WorkerHello | PeerHello) -> WorkerKey:
+    return WorkerKey(hello.worker.id, hello.worker.epoch)
+
+
+_ROUTER_END = Dialect(
+    service=WORKER_SERVICE,
+    outgoing=RouterMessage,
+    incoming=WorkerMessage,
+    own_epoch="router_epoch",
+    other_epoch="worker_epoch",
+    swallowed=frozenset({"heartbeat"}),
+    identity=lambda message: _worker_of(message.hello),
+)
+_WORKER_END = Dialect(
+    service=WORKER_SERVICE,
+    outgoing=WorkerMessage,
+    incoming=RouterMessage,
+    own_epoch="worker_epoch",
+    other_epoch="router_epoch",
+    swallowed=frozenset({"heartbeat"}),
+    identity=lambda message: WorkerKey(message.hello.router_id, message.router_epoch),
+)
+_SENDER_END = Dialect(
+    service=PEER_SERVICE,
+    outgoing=SenderMessage,
+    incoming=ReceiverMessage,
+    own_epoch="sender_epoch",
+    other_epoch="receiver_epoch",
+    swallowed=frozenset({"heartbeat"}),
+    identity=lambda message: _worker_of(message.hello),
+)
+_RECEIVER_END = Dialect(
+    service=PEER_SERVICE,
+    outgoing=ReceiverMessage,
+    incoming=SenderMessage,
+    own_epoch="receiver_epoch",
+    other_epoch="sender_epoch",
+    swallowed=frozenset(),  # S's heartbeats renew leases
+    identity=lambda message: _worker_of(message.hello),
+)
+
+
+class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
+    """A router's end of its session with one worker. `worker` as the membership names it (epoch 0: not known); `address` is the
+    worker's session server; `router_id` is unique among live routers, `router_epoch` drawn at the router's start.
+
+    `connected` gets the WorkerMessage that holds the worker's hello (pool, model, limits, numerics_id, peer_address). A worker
+    that is lost is tried further until close(); it comes back by `connected(resumed=False)`: its old keys stay lost.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerKey,
+        address: str,
+        *,
+        router_id: str,
+        router_epoch: int,
+        events: SessionEvents[WorkerMessage],
+        timing: SessionTiming,
+    ) -> None:
+        super().__init__(
+            _ROUTER_END,
+            address,
+            worker,
+            router_epoch,
+            hello=lambda: RouterMessage(
+                hello=RouterHello(
+                    protocol_version=PROTOCOL_VERSION, router_id=router_id, expected=WorkerKeyMessage(id=worker.id)
+                )
+            ),
+            events=events,
+            timing=timing,
+            heartbeat=lambda number: RouterMessage(heartbeat=Heartbeat(sequence=number)),
+        )
+
+    async def metrics(self, timeout_s: float = 2.0) -> str:
+        """The worker's metrics in Prometheus' text form, over the session's own channel.
+
+        Raises:
+            UnavailableError: no connection, or no answer within `timeout_s`.
+        """
+        if self._channel is None or not self.is_connected:
+            raise UnavailableError(f"worker {self.other.id} is not connected")
+        call = self._channel.unary_unary(
+            f"/{WORKER_SERVICE}/Metrics", MetricsRequest.SerializeToString, MetricsReply.FromString
+        )
+        try:
+            reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise UnavailableError(f"metrics of worker {self.other.id}: {describe(error)}") from error
+        return reply.text.decode()
+
+
+def router_acceptor(
+    worker_epoch: int,
+    hello: Callable[[], WorkerHello],
+    accept: Callable[[RouterHello, RouterEndpoint], SessionEvents[RouterMessage]],
+    timing: SessionTiming,
+) -> Acceptor[WorkerMessage, RouterMessage]:
+    """A worker's ends of its sessions with routers. Routers of another protocol version, or that mean another worker, are
+    refused."""
+
+    def answer(message: RouterMessage) -> WorkerMessage:
+        own = hello()
+        _check_meeting(message.hello.protocol_version, message.hello.expected, own.worker)
+        return WorkerMessage(hello=own)
+
+    return Acceptor(
+        _WORKER_END,
+        worker_epoch,
+        hello=answer,
+        refusal=lambda reason: WorkerMessage(refused=Refused(reason=reason)),
+        heartbeat=lambda number: WorkerMessage(heartbeat=Heartbeat(sequence=number)),
+        accept=lambda message, endpoint: accept(message.hello, endpoint),
+        timing=timing,
+    )
+
+
+def metrics_method(text: Callable[[], bytes]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The Worker service's Metrics call; `text()` is asked on the loop."""
+
+    async def answer(request: MetricsRequest, context: object) -> MetricsReply:
+        return MetricsReply(text=text())
+
+    return grpc.unary_unary_rpc_method_handler(answer, MetricsRequest.FromString, MetricsReply.SerializeToString)
+
+
+class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
+    """S's end of its session with a receiver. `hello()` describes this worker (layout, numerics_id, transport address), asked
+    for each connection. `grants()` lists what S counts on, asked for each heartbeat.
+
+    A worker that can't meet (version, layout, identity) answers `refused`, which names what differs: S goes on without it.
+    """
+
+    def __init__(
+        self,
+        receiver: WorkerKey,
+        address: str,
+        *,
+        sender_epoch: int,
+        hello: Callable[[], PeerHello],
+        grants: Callable[[], list[int]],
+        events: SessionEvents[ReceiverMessage],
+        timing: SessionTiming,
+    ) -> None:
+        self._own = hello
+        super().__init__(
+            _SENDER_END,
+            address,
+            receiver,
+            sender_epoch,
+            hello=self._greeting,
+            events=events,
+            timing=timing,
+            heartbeat=lambda number: SenderMessage(heartbeat=SenderHeartbeat(sequence=number, grants=grants())),
+        )
+
+    def ask_hello(self) -> bool:
+        """Send a hello again. R answers with one that arrives as a message and holds a fresh nonce."""
+        return self.send(self._greeting())
+
+    def _greeting(self) -> SenderMessage:
+        hello = PeerHello()
+        hello.CopyFrom(self._own())
+        hello.protocol_version = PROTOCOL_VERSION
+        hello.expected.id = self.other.id
+        return SenderMessage(hello=hello)
+
+
+def sender_acceptor(
+    receiver_epoch: int,
+    hello: Callable[[PeerHello], PeerHello],
+    accept: Callable[[PeerHello, SenderEndpoint], SessionEvents[SenderMessage]],
+    timing: SessionTiming,
+) -> Acceptor[ReceiverMessage, SenderMessage]:
+    """R's ends of its sessions with senders. `hello(other)` answers each hello with this worker's own and a fresh nonce, or
+    raises ProtocolError where the two can't meet. A hello within a session reaches `message`; `reply_hello` answers it."""
+
+    def answer(message: SenderMessage) -> ReceiverMessage:
+        own = hello(message.hello)
+        _check_meeting(message.hello.protocol_version, message.hello.expected, own.worker)
+        own.protocol_version = PROTOCOL_VERSION
+        return ReceiverMessage(hello=own)
+
+    return Acceptor(
+        _RECEIVER_END,
+        receiver_epoch,
+        hello=answer,
+        refusal=lambda reason: ReceiverMessage(refused=Refused(reason=reason)),
+        heartbeat=lambda number: ReceiverMessage(heartbeat=ReceiverHeartbeat(sequence=number)),
+        accept=lambda message, endpoint: accept(message.hello, endpoint),
+        timing=timing,
+    )
+
+
+def _check_meeting(version: int, expected: WorkerKeyMessage, own: WorkerKeyMessage) -> None:
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"protocol_version: {PROTOCOL_VERSION} here, {version} there")
+    if expected.id and expected.id != own.id:
+        raise ProtocolError(f"worker {own.id} answers here, {expected.id} was expected")

@@ -1,0 +1,77 @@
+from types import SimpleNamespace
+
+import pytest
+
+from rtp_llm.errors import EngineError, PromptTooLongError, ProtocolError
+from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.wire import convert
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.v1 import router_pb2
+
+KEY = RequestKey(2**64 - 1, 5, 1, 2)
+
+
+def test_keys_and_workers_come_back_as_they_were() -> None:
+    assert convert.key_of(convert.key_message(KEY)) == KEY
+    worker = WorkerKey("w", 2**64 - 1)
+    assert convert.worker_of(convert.worker_message(worker)) == worker
+
+
+def test_a_request_comes_back_with_what_the_engine_needs() -> None:
+    sampling = SamplingParams(
+        temperature=0.5, top_p=0.25, top_k=-1, seed=-1, max_tokens=7, min_tokens=2, stop_token_ids=[3], logprobs=0
+    )
+    request = Request(request_id="x", prompt=[1, 2], sampling=sampling, choice=3, output=[9], cache_salt="s")
+    back = convert.request_of(convert.request_message(request), choice=3, output=[9])
+    assert (back.prompt, back.output, back.choice, back.cache_salt) == ([1, 2], [9], 3, "s")
+    assert (back.sampling.seed, back.sampling.top_k, back.sampling.logprobs) == (2**64 - 1, 0, 0)
+    assert (back.sampling.temperature, back.sampling.top_p, back.sampling.stop_token_ids) == (0.5, 0.25, [3])
+
+
+def test_a_request_without_a_seed_is_not_sent() -> None:
+    with pytest.raises(ProtocolError, match="seed None"):
+        convert.request_message(Request(request_id="x", prompt=[1], sampling=SamplingParams()))
+
+
+def columns(rows: list[tuple[RequestKey, TokenOutput]]) -> SimpleNamespace:
+    return SimpleNamespace(
+        key=[key for key, _ in rows],
+        position=[o.position for _, o in rows],
+        token=[o.token for _, o in rows],
+        logprob=[float("nan") if o.logprob is None else o.logprob for _, o in rows],
+        finish=[o.finish_reason for _, o in rows],
+        num_cached_tokens=[o.num_cached_tokens for _, o in rows],
+        top_logprobs=[o.top_logprobs for _, o in rows],
+    )
+
+
+def test_outputs_are_split_by_router_and_come_back_row_by_row() -> None:
+    other = RequestKey(1, 8, 0, 0)
+    rows = [
+        (KEY, TokenOutput(0, 10)),
+        (other, TokenOutput(4, 11, -0.5, [(11, -0.5), (7, -2.0)], FinishReason.LENGTH, 16)),
+        (KEY, TokenOutput(1, 12, -1.0)),
+        (KEY._replace(choice=0), TokenOutput(0, 13)),
+    ]
+    messages = convert.outputs_by_router(columns(rows))
+    assert list(convert.outputs_of(messages[1], 1)) == [rows[1]]
+    assert list(convert.outputs_of(messages[KEY.router_epoch], KEY.router_epoch)) == [rows[0], rows[2], rows[3]]
+    assert not messages[KEY.router_epoch].top  # a column that no row needs is not sent
+
+
+def test_outputs_of_unequal_columns_break_the_protocol() -> None:
+    with pytest.raises(ProtocolError, match="column choice has 0 rows, request has 1"):
+        list(convert.outputs_of(router_pb2.Outputs(request=[1]), 1))
+
+
+def test_an_error_keeps_its_type_text_and_field() -> None:
+    error = PromptTooLongError("prompt has 9 tokens, at most 8 fit", param="prompt", value=9)
+    back = convert.error_of(convert.failed_message(KEY, error))
+    assert type(back) is PromptTooLongError
+    assert (back.message, back.param) == (error.message, "prompt")
+
+
+def test_an_unknown_error_type_becomes_an_engine_error() -> None:
+    back = convert.error_of(router_pb2.Failed(type="KeyError", message="x"))
+    assert type(back) is EngineError
+    assert back.message == "KeyError: x"

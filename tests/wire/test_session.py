@@ -1,0 +1,428 @@
+"""Sessions over real gRPC on loopback, through a TCP proxy that the tests break."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from rtp_llm.errors import ProtocolError, UnavailableError
+from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.session import (
+    PEER_SERVICE,
+    WORKER_SERVICE,
+    ReceiverSession,
+    SessionServer,
+    SessionTiming,
+    WorkerSession,
+    metrics_method,
+    router_acceptor,
+    sender_acceptor,
+)
+from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
+
+TIMING = SessionTiming(heartbeat_s=0.1, lost_after_s=0.6)
+ROUTER_EPOCH = 0xFEDCBA9876543210
+
+
+class Events:
+    """Records events as ("connected", resumed), ("message", m), ("broken", why), ("lost", why), ("refused", why)."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, Any]] = []
+        self._queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.hello: Any = None
+
+    def _add(self, kind: str, value: Any) -> None:
+        self.log.append((kind, value))
+        self._queue.put_nowait((kind, value))
+
+    def connected(self, hello: Any, *, resumed: bool) -> None:
+        self.hello = hello
+        self._add("connected", resumed)
+
+    def message(self, message: Any) -> None:
+        self._add("message", message)
+
+    def broken(self, reason: str) -> None:
+        self._add("broken", reason)
+
+    def lost(self, reason: str) -> None:
+        self._add("lost", reason)
+
+    def refused(self, reason: str) -> None:
+        self._add("refused", reason)
+
+    async def next(self, kind: str, timeout_s: float = 5.0) -> Any:
+        found, value = await asyncio.wait_for(self._queue.get(), timeout_s)
+        assert found == kind, (found, value)
+        return value
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.log]
+
+
+class Proxy:
+    """Forwards TCP; can break its connections, stall them, and refuse new ones."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._pairs: list[asyncio.StreamWriter] = []
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.address = ""
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = "127.0.0.1:%d" % self._server.sockets[0].getsockname()[1]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._target.split(":")
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        self._pairs += [writer, inner_writer]
+        for source, sink in ((reader, inner_writer), (inner_reader, writer)):
+            task = asyncio.ensure_future(self._pump(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(1 << 16):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    def break_connections(self) -> None:
+        for writer in self._pairs:
+            writer.transport.abort()
+        self._pairs.clear()
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+
+    async def close(self) -> None:
+        self._server.close()
+        self.break_connections()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class ServedWorker:
+    """The worker's side: a server, its router sessions and what they hear."""
+
+    def __init__(self, epoch: int, id: str = "w") -> None:
+        self.id, self.epoch = id, epoch
+        self.events: list[Events] = []
+        self.endpoints: list[Any] = []
+
+    def _accept(self, hello: Any, endpoint: Any) -> Events:
+        self.events.append(Events())
+        self.endpoints.append(endpoint)
+        return self.events[-1]
+
+    async def start(self) -> None:
+        hello = router_pb2.WorkerHello(worker=types_pb2.WorkerKey(id=self.id, epoch=self.epoch), pool="prefill")
+        self.acceptor = router_acceptor(self.epoch, lambda: hello, self._accept, TIMING)
+        self.server = SessionServer("127.0.0.1")
+        self.server.add(
+            WORKER_SERVICE, {"Session": self.acceptor.handler(), "Metrics": metrics_method(lambda: b"rtp_llm_x 1\n")}
+        )
+        self.address = await self.server.start()
+
+
+@contextlib.asynccontextmanager
+async def served(epoch: int = 7, id: str = "w") -> AsyncIterator[tuple[ServedWorker, Proxy]]:
+    worker = ServedWorker(epoch, id)
+    await worker.start()
+    proxy = Proxy(worker.address)
+    await proxy.start()
+    try:
+        yield worker, proxy
+    finally:
+        await proxy.close()
+        await worker.server.stop()
+
+
+@contextlib.asynccontextmanager
+async def session_to(address: str, id: str = "w") -> AsyncIterator[tuple[WorkerSession, Events]]:
+    events = Events()
+    session = WorkerSession(
+        WorkerKey(id, 0), address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=TIMING
+    )
+    session.start()
+    try:
+        yield session, events
+    finally:
+        await session.close()
+
+
+def cancel_message(request: int = 1) -> router_pb2.RouterMessage:
+    return router_pb2.RouterMessage(
+        cancel=router_pb2.Cancel(key=types_pb2.Key(router_epoch=ROUTER_EPOCH, request=request))
+    )
+
+
+async def test_hellos_are_exchanged_and_messages_flow_both_ways_with_both_epochs() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+        assert await events.next("connected") is False
+        assert events.hello.hello.pool == "prefill"
+        assert session.other_epoch == 7
+        assert session.send(cancel_message(3))
+        assert await worker.events[0].next("connected") is False
+        got = await worker.events[0].next("message")
+        assert (got.cancel.key.request, got.router_epoch, got.worker_epoch) == (3, ROUTER_EPOCH, 7)
+        assert worker.endpoints[0].send(router_pb2.WorkerMessage(load=router_pb2.Load(running=2)))
+        back = await events.next("message")
+        assert (back.load.running, back.router_epoch, back.worker_epoch) == (2, ROUTER_EPOCH, 7)
+
+
+async def test_before_a_connection_nothing_is_sent() -> None:
+    async with served() as (_, proxy), session_to(proxy.address) as (session, events):
+        assert not session.send(cancel_message())
+        await events.next("connected")
+
+
+async def test_heartbeats_alone_keep_a_session_alive() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+        await events.next("connected")
+        await asyncio.sleep(3 * TIMING.lost_after_s)
+        assert events.kinds == ["connected"]
+        assert worker.events[0].kinds == ["connected"]
+
+
+async def test_a_broken_connection_is_resumed_and_nobody_is_lost() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+        await events.next("connected")
+        await worker.events[0].next("connected")
+        proxy.break_connections()
+        await events.next("broken")
+        assert await events.next("connected") is True
+        assert session.send(cancel_message(5))
+        await worker.events[0].next("broken")
+        assert await worker.events[0].next("connected") is True
+        assert (await worker.events[0].next("message")).cancel.key.request == 5
+        assert len(worker.events) == 1
+
+
+async def test_silence_loses_both_ends_and_a_return_is_a_new_life() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+        await events.next("connected")
+        proxy.stall()
+        began = asyncio.get_running_loop().time()
+        assert "silent" in await events.next("broken")
+        assert "silent" in await events.next("lost")
+        assert asyncio.get_running_loop().time() - began < 2 * TIMING.lost_after_s
+        for kind in ("connected", "broken", "lost"):
+            await worker.events[0].next(kind)
+        proxy.break_connections()
+        proxy.flow()
+        assert await events.next("connected") is False
+        assert await worker.events[0].next("connected") is False
+
+
+async def test_a_forgotten_endpoint_is_accepted_anew() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+        await events.next("connected")
+        proxy.stall()
+        for kind in ("connected", "broken", "lost"):
+            await worker.events[0].next(kind)
+        worker.acceptor.forget(worker.endpoints[0])
+        proxy.break_connections()
+        proxy.flow()
+        for kind in ("broken", "lost", "connected"):
+            await events.next(kind)
+        assert await worker.events[1].next("connected") is False
+
+
+async def test_a_refused_reconnect_loses_the_worker_at_once() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+        await events.next("connected")
+        began = asyncio.get_running_loop().time()
+        await proxy.close()
+        await events.next("broken")
+        assert "refused" in await events.next("lost")
+        assert asyncio.get_running_loop().time() - began < TIMING.lost_after_s
+
+
+async def test_a_first_connection_that_is_refused_is_lost_once() -> None:
+    async with served() as (_, proxy):
+        await proxy.close()
+        async with session_to(proxy.address) as (_, events):
+            assert "refused" in await events.next("lost")
+            await asyncio.sleep(0.3)
+            assert events.kinds == ["lost"]
+
+
+async def test_a_new_epoch_behind_one_address_loses_the_old_worker_first() -> None:
+    async with (
+        served(epoch=7) as (old, proxy),
+        served(epoch=8) as (new, _),
+        session_to(proxy.address) as (session, events),
+    ):
+        await events.next("connected")
+        proxy._target = new.address
+        proxy.break_connections()
+        await events.next("broken")
+        assert "new epoch" in await events.next("lost")
+        assert await events.next("connected") is False
+        assert session.other_epoch == 8
+
+
+async def test_a_router_with_a_new_epoch_loses_its_old_session() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+        await events.next("connected")
+        again = Events()
+        other = WorkerSession(
+            WorkerKey("w", 0), proxy.address, router_id="r", router_epoch=1, events=again, timing=TIMING
+        )
+        other.start()
+        await again.next("connected")
+        for kind in ("connected", "broken", "lost"):
+            await worker.events[0].next(kind)
+        assert await worker.events[1].next("connected") is False
+        await other.close()
+
+
+async def test_another_worker_at_the_address_refuses() -> None:
+    async with served(id="b") as (worker, proxy), session_to(proxy.address, id="a") as (session, events):
+        assert await events.next("refused") == "worker b answers here, a was expected"
+        assert worker.events == []
+        assert not session.is_connected
+
+
+async def test_a_message_between_other_epochs_ends_the_connection() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+        await events.next("connected")
+        await worker.events[0].next("connected")
+        session._connection.put(
+            router_pb2.RouterMessage(cancel=router_pb2.Cancel(), router_epoch=1).SerializeToString()
+        )
+        assert "this session is between" in await worker.events[0].next("broken")
+        await events.next("broken")
+        assert await events.next("connected") is True
+
+
+async def test_a_queue_over_its_limit_gives_the_connection_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtp_llm.wire.endpoint.MAX_QUEUED_BYTES", 1 << 20)
+    async with served() as (_, proxy), session_to(proxy.address) as (session, events):
+        await events.next("connected")
+        big = router_pb2.RouterMessage(
+            submit=router_pb2.Submit(request=types_pb2.Request(request_id="x" * (900 << 10)))
+        )
+        assert session.send(big)  # one message of any size passes
+        assert session.send(big) is False
+        assert "bytes wait" in await events.next("broken")
+        assert await events.next("connected") is True
+
+
+async def test_a_prompt_of_a_hundred_thousand_tokens_passes() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+        await events.next("connected")
+        prompt = [150_000] * 2_000_000
+        assert session.send(
+            router_pb2.RouterMessage(submit=router_pb2.Submit(request=types_pb2.Request(prompt=prompt)))
+        )
+        await worker.events[0].next("connected")
+        got = await worker.events[0].next("message")
+        assert got.ByteSize() > 4 << 20  # gRPC's own limit
+        assert len(got.submit.request.prompt) == len(prompt)
+
+
+async def test_metrics_come_over_the_sessions_channel() -> None:
+    async with served() as (_, proxy), session_to(proxy.address) as (session, events):
+        with pytest.raises(UnavailableError, match="not connected"):
+            await session.metrics()
+        await events.next("connected")
+        assert await session.metrics() == "rtp_llm_x 1\n"
+
+
+async def test_close_is_silent_and_final() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+        await events.next("connected")
+        await session.close()
+        await session.close()
+        for kind in ("connected", "broken", "lost"):
+            await worker.events[0].next(kind)
+        assert events.kinds == ["connected"]
+        assert not session.send(cancel_message())
+
+
+class ServedReceiver:
+    """R's side of peer sessions; refuses another layout."""
+
+    def __init__(self) -> None:
+        self.events = Events()
+        self.nonce = 0
+
+    def _hello(self, other: peer_pb2.PeerHello) -> peer_pb2.PeerHello:
+        if other.layout_fingerprint != "L":
+            raise ProtocolError("groups[0].block_tokens: 16 here, 64 there")
+        self.nonce += 1
+        return peer_pb2.PeerHello(worker=types_pb2.WorkerKey(id="R", epoch=9), transport_nonce=self.nonce)
+
+    def _accept(self, hello: Any, endpoint: Any) -> Events:
+        self.endpoint = endpoint
+        return self.events
+
+    async def start(self) -> None:
+        self.acceptor = sender_acceptor(9, self._hello, self._accept, TIMING)
+        self.server = SessionServer("127.0.0.1")
+        self.server.add(PEER_SERVICE, {"Session": self.acceptor.handler()})
+        self.address = await self.server.start()
+
+
+@contextlib.asynccontextmanager
+async def peers(layout: str = "L") -> AsyncIterator[tuple[ServedReceiver, ReceiverSession, Events]]:
+    receiver, events = ServedReceiver(), Events()
+    await receiver.start()
+    session = ReceiverSession(
+        WorkerKey("R", 9),
+        receiver.address,
+        sender_epoch=4,
+        hello=lambda: peer_pb2.PeerHello(worker=types_pb2.WorkerKey(id="S", epoch=4), layout_fingerprint=layout),
+        grants=lambda: [11, 12],
+        events=events,
+        timing=TIMING,
+    )
+    session.start()
+    try:
+        yield receiver, session, events
+    finally:
+        await session.close()
+        await receiver.server.stop()
+
+
+async def test_a_senders_heartbeat_lists_its_grants() -> None:
+    async with peers() as (receiver, _, events):
+        await events.next("connected")
+        assert events.hello.hello.transport_nonce == 1
+        await receiver.events.next("connected")
+        assert list((await receiver.events.next("message")).heartbeat.grants) == [11, 12]
+
+
+async def test_peers_of_unequal_layout_are_refused_by_what_differs() -> None:
+    async with peers(layout="M") as (receiver, session, events):
+        assert await events.next("refused") == "groups[0].block_tokens: 16 here, 64 there"
+        assert receiver.events.log == []
+        assert not session.is_connected
+
+
+async def test_a_sender_may_ask_for_another_hello() -> None:
+    async with peers() as (receiver, session, events):
+        await events.next("connected")
+        assert session.ask_hello()
+        await receiver.events.next("connected")
+        asked = await receiver.events.next("message")
+        assert asked.WhichOneof("message") == "hello"
+        receiver.endpoint.send(peer_pb2.ReceiverMessage(hello=receiver._hello(asked.hello)))
+        assert (await events.next("message")).hello.transport_nonce == 2
