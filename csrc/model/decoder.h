@@ -45,6 +45,11 @@ class Decoder {
 
  private:
   struct Activations;
+  void attend(const Tensor& qkv, const KvView& kv, const Slots& slots, const Tensor& out);
+  Tensor compute_logits(const Tensor& logit_rows, const Tensor& stream);
+  void check_step(const StepInput& input, int layers_per_group) const;
+  void split_by_form(std::span<const Segment> segments);
+
   Device& device_;
   const Weights& weights_;
   std::unique_ptr<Activations> activations_;

@@ -38,6 +38,9 @@ struct ModelConfig {
 
   // Throws InvalidArgument naming the field and the value.
   void validate() const;
+
+  // Every field, one a line, numbers exact: what the model digest takes in.
+  std::string canonical_text() const;
 };
 
 }  // namespace rtp_llm

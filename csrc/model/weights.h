@@ -39,19 +39,20 @@ class Weights {
   // Every tensor that the model needs, in load order. A tied model expects no lm_head.weight.
   std::vector<ExpectedTensor> expected() const;
 
-  // Rows [first_row, first_row + rows) of a tensor (1-D: elements); `data` in `dtype` (f32 or
-  // bf16), host memory. Throws InvalidArgument: unknown name, rows out of range (expected and
-  // found), wrong width.
+  // Rows [first_row, first_row + rows) of a tensor (1-D: elements, row_elements = 1); `data` in
+  // `dtype` (f32 or bf16), host memory. Throws InvalidArgument: unknown name, rows out of range
+  // (expected and found), wrong width, a row that comes twice, another dtype than before.
   void write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
              const void* data);
-  // Finishes packing. Throws InvalidArgument naming every missing tensor (the first 10 and a
-  // count).
+  // Finishes packing. Throws InvalidArgument naming every missing or incomplete tensor (the first
+  // 10 and a count); writing may go on then.
   void finish();
 
   // Model digest: SHA-256 hex of config and of (name, dtype, shape, byte sum) of each tensor,
-  // summed while loading.
+  // summed while loading; the same for any order and size of chunks. REQUIRES: finished.
   const std::string& digest() const;
 
+  bool finished() const { return loading_ == nullptr; }
   const ModelConfig& config() const { return config_; }
   const std::vector<LayerWeights>& layers() const { return layers_; }
   const PackedLinear& embedding() const;  // gather = true; the lm_head's when tied
@@ -61,6 +62,10 @@ class Weights {
 
  private:
   struct Loading;
+  void check_complete() const;
+  // Device memory for the tensor, filled with `values`.
+  void place(Tensor& tensor, const std::string& tag, const float* values);
+
   Device& device_;
   ModelConfig config_;
   std::vector<LayerWeights> layers_;

@@ -1,0 +1,271 @@
+#include "model/weights.h"
+
+#include <cstring>
+#include <unordered_map>
+
+#include "device/rope.h"
+#include "kv/sha256.h"
+#include "tensor/check.h"
+
+namespace rtp_llm {
+namespace {
+
+// Sum of bytes, eight at a time: even and odd bytes in 16-bit lanes, folded before a lane can overflow.
+uint64_t byte_sum(const uint8_t* bytes, int64_t count) {
+  constexpr uint64_t kEven = 0x00ff00ff00ff00ffull;
+  constexpr int64_t kWordsPerFold = 128;  // 128 * 2 * 255 < 2^16
+  uint64_t sum = 0;
+  int64_t at = 0;
+  while (count - at >= 8) {
+    const int64_t words = std::min<int64_t>((count - at) / 8, kWordsPerFold);
+    uint64_t lanes = 0;
+    for (int64_t i = 0; i < words; ++i) {
+      uint64_t word;
+      std::memcpy(&word, bytes + at + 8 * i, 8);
+      lanes += (word & kEven) + (word >> 8 & kEven);
+    }
+    for (int shift = 0; shift < 64; shift += 16) sum += lanes >> shift & 0xffff;
+    at += 8 * words;
+  }
+  for (; at < count; ++at) sum += bytes[at];
+  return sum;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
+  return text + "]";
+}
+
+// One tensor of the file and where it goes: a part of a linear's weight or bias, or a norm.
+struct Slot {
+  std::string name;
+  std::vector<int64_t> shape;
+  LinearPacker* packer = nullptr;  // null: a norm
+  int part = 0;
+  Tensor* norm = nullptr;
+
+  std::vector<float> staged{};  // 1-D: whole, until finish
+  std::vector<bool> row_written{};
+  int64_t rows_written = 0;
+  DType file_dtype = DType::kF32;
+  uint64_t sum = 0;
+
+  bool vector() const { return shape.size() == 1; }
+  int64_t row_elements() const { return vector() ? 1 : shape[1]; }
+  bool complete() const { return rows_written == shape[0]; }
+};
+
+struct LayerPackers {
+  std::unique_ptr<LinearPacker> qkv, o, gate_up, down;
+};
+
+}  // namespace
+
+struct Weights::Loading {
+  std::vector<Slot> slots;  // load order
+  std::unordered_map<std::string, size_t> by_name;
+  std::unique_ptr<LinearPacker> embedding, lm_head;  // embedding: null when tied
+  std::vector<LayerPackers> layers;
+
+  void add(Slot slot) {
+    slot.row_written.resize(slot.shape[0]);
+    if (slot.vector()) slot.staged.resize(slot.shape[0]);
+    by_name.emplace(slot.name, slots.size());
+    slots.push_back(std::move(slot));
+  }
+
+  // A linear whose part i is the file's tensor names[i] + ".weight" and, with a bias, ".bias".
+  std::unique_ptr<LinearPacker> add_linear(Ops& ops, const LinearSpec& spec, const std::vector<std::string>& names) {
+    std::unique_ptr<LinearPacker> packer = ops.pack(spec);
+    for (size_t i = 0; i < names.size(); ++i) {
+      const int part = static_cast<int>(i);
+      const int64_t rows = spec.parts[i].rows;
+      add({.name = names[i] + ".weight", .shape = {rows, spec.in_features}, .packer = packer.get(), .part = part});
+      if (spec.bias) add({.name = names[i] + ".bias", .shape = {rows}, .packer = packer.get(), .part = part});
+    }
+    return packer;
+  }
+
+  void add_norm(const std::string& name, int64_t features, Tensor& norm) {
+    norm = make_tensor(nullptr, DType::kF32, {features});
+    add({.name = name, .shape = {features}, .norm = &norm});
+  }
+
+  void add_layer(Ops& ops, const ModelConfig& config, int layer, LayerWeights& weights);
+};
+
+void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer, LayerWeights& weights) {
+  const std::string prefix = concat("model.layers.", layer, ".");
+  const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+  const int64_t q_rows = int64_t{config.num_attention_heads} * config.head_dim;
+  const int64_t kv_rows = int64_t{config.num_key_value_heads} * config.head_dim;
+  const int64_t hidden = config.hidden_size, intermediate = config.intermediate_size;
+  LayerPackers packers;
+
+  add_norm(prefix + "input_layernorm.weight", hidden, weights.input_norm);
+  packers.qkv = add_linear(ops,
+                           {.name = attention + "qkv_proj",
+                            .in_features = hidden,
+                            .parts = {{"q", q_rows}, {"k", kv_rows}, {"v", kv_rows}},
+                            .bias = config.attention_bias,
+                            .dtype = config.dtype},
+                           {attention + "q_proj", attention + "k_proj", attention + "v_proj"});
+  if (config.qk_norm) {
+    add_norm(attention + "q_norm.weight", config.head_dim, weights.q_norm);
+    add_norm(attention + "k_norm.weight", config.head_dim, weights.k_norm);
+  }
+  packers.o = add_linear(ops,
+                         {.name = attention + "o_proj",
+                          .in_features = q_rows,
+                          .parts = {{"o", hidden}},
+                          .bias = config.attention_output_bias,
+                          .dtype = config.dtype},
+                         {attention + "o_proj"});
+  add_norm(prefix + "post_attention_layernorm.weight", hidden, weights.post_attention_norm);
+  packers.gate_up = add_linear(ops,
+                               {.name = mlp + "gate_up_proj",
+                                .in_features = hidden,
+                                .parts = {{"gate", intermediate}, {"up", intermediate}},
+                                .bias = config.mlp_bias,
+                                .dtype = config.dtype},
+                               {mlp + "gate_proj", mlp + "up_proj"});
+  packers.down = add_linear(ops,
+                            {.name = mlp + "down_proj",
+                             .in_features = intermediate,
+                             .parts = {{"down", hidden}},
+                             .bias = config.mlp_bias,
+                             .dtype = config.dtype},
+                            {mlp + "down_proj"});
+  layers.push_back(std::move(packers));
+}
+
+Weights::Weights(Device& device, const ModelConfig& config)
+    : device_(device), config_(config), loading_(std::make_unique<Loading>()) {
+  config_.validate();
+  Ops& ops = device_.ops();
+  const bool tied = config_.tie_word_embeddings;
+  const auto vocabulary = [&](const char* name, bool gather) {
+    return LinearSpec{.name = name,
+                      .in_features = config_.hidden_size,
+                      .parts = {{name, config_.vocab_size}},
+                      .dtype = config_.dtype,
+                      .gather = gather};
+  };
+  std::unique_ptr<LinearPacker>& table = tied ? loading_->lm_head : loading_->embedding;
+  table = loading_->add_linear(ops, vocabulary(tied ? "lm_head" : "embed_tokens", true), {"model.embed_tokens"});
+  layers_.resize(config_.num_hidden_layers);  // never resized again: slots point into it
+  for (int i = 0; i < config_.num_hidden_layers; ++i) loading_->add_layer(ops, config_, i, layers_[i]);
+  loading_->add_norm("model.norm.weight", config_.hidden_size, final_norm_);
+  if (!tied) loading_->lm_head = loading_->add_linear(ops, vocabulary("lm_head", false), {"lm_head"});
+
+  const std::vector<float> frequencies =
+      rope_table(config_.head_dim, config_.rope_theta,
+                 {.type = config_.rope_scaling,
+                  .factor = static_cast<float>(config_.rope_factor),
+                  .low_freq_factor = static_cast<float>(config_.rope_low_freq_factor),
+                  .high_freq_factor = static_cast<float>(config_.rope_high_freq_factor),
+                  .original_max_position_embeddings = static_cast<float>(config_.rope_original_max_position)});
+  inv_freq_ = make_tensor(nullptr, DType::kF32, {config_.head_dim / 2});
+  place(inv_freq_, "weights.inv_freq", frequencies.data());
+}
+
+Weights::~Weights() = default;
+
+std::vector<ExpectedTensor> Weights::expected() const {
+  check(!finished(), "weights are finished: nothing is expected any more");
+  std::vector<ExpectedTensor> expected;
+  for (const Slot& slot : loading_->slots) expected.push_back({slot.name, slot.shape});
+  return expected;
+}
+
+void Weights::write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+                    const void* data) {
+  check(!finished(), "tensor ", name, " comes after the weights were finished");
+  const auto found = loading_->by_name.find(name);
+  check(found != loading_->by_name.end(), "unknown tensor ", name, ", a ", config_.architecture, " has none");
+  Slot& slot = loading_->slots[found->second];
+  check(first_row >= 0 && rows >= 0 && first_row + rows <= slot.shape[0], "tensor ", name, ": expected ",
+        shape_text(slot.shape), ", found rows [", first_row, ", ", first_row + rows, ")");
+  check(row_elements == slot.row_elements(), "tensor ", name, ": expected ", shape_text(slot.shape), ", found rows of ",
+        row_elements, " elements");
+  check(dtype == DType::kF32 || dtype == DType::kBF16, "tensor ", name, ": dtype must be float32 or bfloat16, got ",
+        name_of(dtype));
+  check(slot.rows_written == 0 || slot.file_dtype == dtype, "tensor ", name, ": was ", name_of(slot.file_dtype),
+        ", found rows in ", name_of(dtype));
+  for (int64_t row = first_row; row < first_row + rows; ++row)
+    check(!slot.row_written[row], "tensor ", name, ": row ", row, " comes twice");
+
+  if (slot.vector()) {
+    for (int64_t i = 0; i < rows; ++i)
+      slot.staged[first_row + i] =
+          dtype == DType::kF32 ? static_cast<const float*>(data)[i] : to_f32(static_cast<const BFloat16*>(data)[i]);
+  } else {
+    slot.packer->write_rows(slot.part, first_row, make_tensor(const_cast<void*>(data), dtype, {rows, row_elements}));
+  }
+  for (int64_t row = first_row; row < first_row + rows; ++row) slot.row_written[row] = true;
+  slot.rows_written += rows;
+  slot.file_dtype = dtype;
+  slot.sum += byte_sum(static_cast<const uint8_t*>(data), rows * row_elements * size_of(dtype));
+}
+
+void Weights::finish() {
+  check(!finished(), "weights are finished already");
+  check_complete();
+  for (Slot& slot : loading_->slots) {
+    if (slot.norm != nullptr) {
+      place(*slot.norm, "weights." + slot.name, slot.staged.data());
+    } else if (slot.vector()) {
+      slot.packer->write_bias(slot.part, make_tensor(slot.staged.data(), DType::kF32, {slot.shape[0]}));
+    }
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    LayerPackers& packers = loading_->layers[i];
+    layers_[i].qkv = packers.qkv->finish();
+    layers_[i].o = packers.o->finish();
+    layers_[i].gate_up = packers.gate_up->finish();
+    layers_[i].down = packers.down->finish();
+  }
+  if (loading_->embedding) embedding_ = loading_->embedding->finish();
+  lm_head_ = loading_->lm_head->finish();
+
+  std::string summary = config_.canonical_text();
+  for (const Slot& slot : loading_->slots)
+    summary += concat(slot.name, " ", name_of(slot.file_dtype), " ", shape_text(slot.shape), " ", slot.sum, "\n");
+  digest_ = sha256_hex(summary);
+  loading_.reset();
+}
+
+void Weights::check_complete() const {
+  constexpr int kNamed = 10;
+  int count = 0;
+  std::string names;
+  for (const Slot& slot : loading_->slots) {
+    if (slot.complete() || ++count > kNamed) continue;
+    names += concat(names.empty() ? "" : ", ", slot.name);
+    if (slot.rows_written > 0) names += concat(" (", slot.rows_written, " of ", slot.shape[0], " rows)");
+  }
+  check(count == 0, count, " of ", loading_->slots.size(), " tensors are missing: ", names,
+        count > kNamed ? ", ..." : "");
+}
+
+void Weights::place(Tensor& tensor, const std::string& tag, const float* values) {
+  const int64_t bytes = tensor.numel() * size_of(tensor.dtype);
+  buffers_.push_back(device_.allocate(bytes, tag));
+  tensor.data = buffers_.back().data();
+  device_.copy(tensor.data, values, bytes);
+}
+
+const std::string& Weights::digest() const {
+  check(finished(), "the model digest is known when the weights are finished");
+  return digest_;
+}
+
+const PackedLinear& Weights::embedding() const { return embedding_ ? *embedding_ : lm_head(); }
+
+const PackedLinear& Weights::lm_head() const {
+  check(finished(), "weights are not finished");
+  return *lm_head_;
+}
+
+}  // namespace rtp_llm
