@@ -1,4 +1,4 @@
-"""Who may include and import whom: the two tables of docs/architecture.md, enforced.
+"""Who may include and import whom, among the rooms that docs/architecture.md describes.
 
 A third table gives each third-party library its one home. The last test runs Python: a serving
 process loads neither torch nor transformers.
