@@ -39,7 +39,9 @@ struct EngineConfig {
 };
 
 // A piece of KV of a sender sequence that is ready to leave: layers [first_layer, first_layer +
-// num_layers) of tokens [first_token, first_token + tokens) are stored in the pool.
+// num_layers) of tokens [first_token, first_token + tokens) are stored in the pool. `first_token` is
+// where the step's chunk began: behind the prefix hits, and inside a block if the chunk before it
+// ended there (chunks end at block borders only where the budget reaches one).
 struct ComputedLayers {
   RequestKey key;
   int first_layer;
@@ -52,8 +54,8 @@ struct ComputedLayers {
 class EngineListener {
  public:
   virtual ~EngineListener() = default;
-  // A kSender sequence got all blocks for its prompt. `cached_tokens` of them were prefix hits:
-  // their KV is ready now.
+  // A kSender sequence got all blocks for its prompt (tokens so far included), before any of it is
+  // computed. `cached_tokens` of them were prefix hits: their KV is ready now.
   virtual void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
                             int cached_tokens) = 0;
   // Within a step, as soon as the layer group is stored; ascending layers; tokens of this step's
@@ -64,8 +66,11 @@ class EngineListener {
   virtual void on_prefilled(const RequestKey& key, int32_t token, float logprob,
                             std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) = 0;
   // A sequence that was added or joined is over (finished or cancelled), its blocks are released
-  // (kAlone, joined).
+  // (kAlone, joined). Of a kSender sequence only if it was cancelled; once it is scheduled, its blocks
+  // stay until release().
   virtual void on_finished(const RequestKey& key, FinishReason finish) = 0;
+  // The engine has stopped for good, with every sequence it had: it broke an invariant of its own.
+  virtual void on_failed(const std::string& /*message*/) {}
 };
 
 struct EngineLoad {
@@ -95,11 +100,13 @@ class Engine {
   // Queues a sequence. Throws InvalidArgument naming field and value (token id out of range, prompt
   // too long, ...); a bad spec disturbs nobody.
   void add(SequenceSpec spec, Role role);
-  // A sequence whose prompt KV (all but the last output token's) lies in `blocks`, verified; the
-  // engine takes the blocks' one reference each. spec.output ends with the token sampled by the
-  // sender; it joins the step being built. Full blocks enter the prefix cache.
+  // A sequence whose KV (of prompt and output, all but the last output token's) lies in `blocks`,
+  // verified; the engine takes the blocks' one reference each (none if it throws InvalidArgument).
+  // spec.output ends with the token sampled by the sender; it joins the step being built, or waits for
+  // a slot with its blocks. Full blocks enter the prefix cache.
   void join(SequenceSpec spec, std::vector<int32_t> blocks);
-  // Takes effect within one chunk; ends with on_finished(kCancelled). Unknown keys are ignored.
+  // Takes effect within one chunk; ends with on_finished(kCancelled). Unknown keys are ignored, and
+  // kSender sequences that have sampled.
   void cancel(const RequestKey& key);
   // A kSender sequence after on_prefilled (or cancelled): its blocks go to the cache or free.
   // Idempotent.
@@ -108,7 +115,12 @@ class Engine {
   // Outputs since the last call, one batch for all sequences; empty if none. `notify` is called on
   // the engine thread when outputs went from empty to non-empty (an eventfd write).
   TokenColumns take_outputs();
+  // It is also called when the engine has failed. REQUIRES: not started yet.
   void set_output_notify(std::function<void()> notify);
+
+  // Why the engine thread has ended by itself; nullopt while all is well. After that add and join throw
+  // Error with this text.
+  std::optional<std::string> failure() const;
 
   EngineLoad load() const;
   // Zero references, nothing granted, quarantined, gated; no sequences. Throws Error naming what

@@ -1,0 +1,33 @@
+// KvCache: the bytes of the KV pool, an allocation of its own that peers can map; BlockPool has the ids.
+#pragma once
+
+#include <cstdint>
+
+#include "device/device.h"
+#include "engine/engine.h"
+#include "kv/kv_layout.h"
+
+namespace rtp_llm {
+
+class KvCache {
+ public:
+  // As many blocks as config.num_kv_blocks says or config.kv_pool_bytes holds. Throws InvalidArgument
+  // if that is none. REQUIRES: one layout group.
+  KvCache(Device& device, KvLayout layout, const EngineConfig& config);
+
+  const KvLayout& layout() const { return layout_; }
+  int num_blocks() const { return num_blocks_; }
+  void* base() const { return pool_.data(); }
+  int64_t bytes() const { return num_blocks_ * block_bytes_; }
+  int shared_fd() const { return pool_.shared_fd(); }
+  void zero_block(int32_t block);
+
+ private:
+  Device& device_;
+  KvLayout layout_;
+  int64_t block_bytes_;
+  int num_blocks_;
+  Buffer pool_;
+};
+
+}  // namespace rtp_llm

@@ -1,0 +1,24 @@
+// What of a request concerns single tokens: which values are legal, the slot's sampling state, and
+// when a token ends the sequence. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "device/slots.h"
+#include "engine/engine.h"
+#include "engine/sequence.h"
+
+namespace rtp_llm {
+
+// Throws InvalidArgument naming field and value for a spec that can never run: token ids, lengths,
+// sampling values, or more KV blocks than the pool has.
+void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config, int64_t vocab_size, int num_blocks);
+
+// min_tokens suppresses all EOS and stop ids, also under ignore_eos.
+SamplingState sampling_state(const SequenceSpec& spec, std::span<const int32_t> eos_token_ids);
+
+// Whether the sequence ends with its last token: an EOS or stop id, max_tokens, or max_model_len.
+FinishReason finish_of(const Sequence& sequence, const EngineConfig& config);
+
+}  // namespace rtp_llm

@@ -1,0 +1,224 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+namespace rtp_llm {
+
+Scheduler::Scheduler(const EngineConfig& config, BlockPool& pool, bool forms_equal)
+    : config_(config), pool_(pool), forms_equal_(forms_equal) {
+  for (int slot = config.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+  running_.reserve(config.max_num_seqs);
+  decodes_.reserve(config.max_num_seqs);
+  plan_.chunks.reserve(config.max_num_seqs);
+  plan_.admitted.reserve(config.max_num_seqs);
+}
+
+void Scheduler::add(Sequence& sequence) {
+  sequence.arrival = ++num_arrivals_;
+  waiting_.push_back(&sequence);
+}
+
+void Scheduler::join(Sequence& sequence) {
+  sequence.arrival = ++num_arrivals_;
+  joined_.push_back(&sequence);
+}
+
+const Schedule& Scheduler::schedule(const StepCost& cost) {
+  plan_.chunks.clear();
+  plan_.admitted.clear();
+  plan_.decode_rows = 0;
+  plan_.prefill_rows = 0;
+  preempted_ = false;
+  start_joined();
+  schedule_decodes();
+  int64_t budget = prefill_budget(cost);
+  continue_prefills(budget);
+  if (!preempted_ || plan_.empty()) admit(budget);
+  return plan_;
+}
+
+void Scheduler::finish(Sequence& sequence) {
+  leave(sequence);
+  give_back_blocks(sequence);
+}
+
+void Scheduler::hold(Sequence& sequence) {
+  leave(sequence);
+  sequence.state = Sequence::State::kHeld;
+}
+
+int64_t Scheduler::queued_tokens() const {
+  int64_t tokens = 0;
+  for (const Sequence* sequence : waiting_) tokens += sequence->num_uncomputed();
+  for (const Sequence* sequence : running_)
+    if (!sequence->decoding()) tokens += sequence->num_uncomputed();
+  return tokens;
+}
+
+BlockDemand Scheduler::demand() const {
+  BlockDemand demand;
+  const auto add = [&](const Sequence& sequence) {
+    // The last token's KV is never stored.
+    const int most = Sequence::blocks_for(sequence.max_len - 1, config_.block_tokens);
+    demand.blocks += std::clamp(most - static_cast<int>(sequence.blocks.size()), 0, 4);
+    ++demand.sequences;
+  };
+  for (const Sequence* sequence : running_) add(*sequence);
+  for (const Sequence* sequence : joined_) add(*sequence);
+  return demand;
+}
+
+// ---- Decodes
+
+void Scheduler::start(Sequence& sequence) {
+  sequence.slot = free_slots_.back();
+  free_slots_.pop_back();
+  sequence.num_bound_blocks = -1;
+  sequence.state = Sequence::State::kRunning;
+  running_.push_back(&sequence);
+}
+
+void Scheduler::start_joined() {
+  while (!joined_.empty() && !free_slots_.empty()) {
+    start(*joined_.front());
+    joined_.pop_front();
+  }
+}
+
+void Scheduler::schedule_decodes() {
+  decodes_.clear();
+  for (Sequence* sequence : running_)
+    if (sequence->decoding()) decodes_.push_back(sequence);
+  // All blocks first: who grew may still be preempted for an earlier arrival.
+  std::ranges::sort(decodes_, {}, &Sequence::arrival);
+  for (Sequence* sequence : decodes_) grow(*sequence);
+  for (Sequence* sequence : decodes_) {
+    if (sequence->state != Sequence::State::kRunning) continue;
+    plan_.chunks.push_back({.sequence = sequence,
+                            .first_token = sequence->num_computed,
+                            .rows = 1,
+                            .form = Form::kDecode,
+                            .decode = true,
+                            .samples = true});
+    ++plan_.decode_rows;
+  }
+}
+
+// Gives the sequence the block for its last token, if it lacks it. False: it is not running (any more).
+bool Scheduler::grow(Sequence& sequence) {
+  const int needed = Sequence::blocks_for(sequence.len(), config_.block_tokens);
+  while (sequence.state == Sequence::State::kRunning && static_cast<int>(sequence.blocks.size()) < needed) {
+    if (const auto taken = pool_.allocate(1)) {
+      sequence.blocks.push_back(taken->front());
+      continue;
+    }
+    Sequence* latest = nullptr;
+    for (Sequence* candidate : running_)
+      if (candidate->role != Role::kSender && (latest == nullptr || candidate->arrival > latest->arrival))
+        latest = candidate;
+    // A sender that resumes may decode; it owns the blocks for all its tokens since its admission.
+    if (latest == nullptr)
+      throw Error(concat("sequence ", sequence.spec.key.str(), " needs a block and nobody may be preempted"));
+    preempt(*latest);
+  }
+  return sequence.state == Sequence::State::kRunning;
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  leave(sequence);
+  give_back_blocks(sequence);
+  sequence.num_computed = 0;
+  waiting_.push_front(&sequence);
+  ++num_preemptions_;
+  preempted_ = true;
+}
+
+// ---- Prefills
+
+int64_t Scheduler::prefill_budget(const StepCost& cost) const {
+  if (plan_.decode_rows == 0) return config_.max_num_batched_tokens;
+  const double left_s = config_.itl_target_s - cost.decode_s(plan_.decode_rows);
+  const int64_t rows = std::min(config_.max_num_batched_tokens - plan_.decode_rows, cost.prefill_rows_within(left_s));
+  return std::max(rows, std::min(kMinPrefillRows, config_.max_num_batched_tokens));
+}
+
+void Scheduler::continue_prefills(int64_t& budget) {
+  for (Sequence* sequence : running_)
+    if (budget > 0 && !sequence->decoding()) add_prefill(*sequence, budget);
+}
+
+void Scheduler::admit(int64_t& budget) {
+  while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
+    Sequence& sequence = *waiting_.front();
+    if (!take_blocks(sequence)) return;
+    waiting_.pop_front();
+    start(sequence);
+    plan_.admitted.push_back(&sequence);
+    add_prefill(sequence, budget);
+  }
+}
+
+// Prefix hits and fresh blocks for all tokens, or nothing. At least one token is left to compute.
+bool Scheduler::take_blocks(Sequence& sequence) {
+  const int total = Sequence::blocks_for(sequence.len(), config_.block_tokens);
+  const int most_hits = config_.enable_prefix_caching ? (sequence.len() - 1) / config_.block_tokens : 0;
+  const auto hashes = std::span(sequence.hasher.hashes()).first(most_hits);
+  const auto fits = [&](int hits) {
+    const BlockCounts counts = pool_.counts();
+    return total - hits + num_running() <= counts.free + counts.cached;
+  };
+  if (!fits(pool_.count_cached(hashes))) return false;  // without touching the order of eviction
+  std::vector<int32_t> blocks = pool_.match(hashes, most_hits);
+  const int hits = static_cast<int>(blocks.size());
+  const auto fresh = fits(hits) ? pool_.allocate(total - hits) : std::nullopt;
+  if (!fresh) {
+    pool_.release(blocks);
+    return false;
+  }
+  blocks.insert(blocks.end(), fresh->begin(), fresh->end());
+  sequence.blocks = std::move(blocks);
+  sequence.num_computed = hits * config_.block_tokens;
+  sequence.num_clean_blocks = sequence.num_offered_blocks = hits;
+  if (!sequence.admitted_before) sequence.num_cached = std::min(sequence.num_computed, sequence.num_prompt);
+  sequence.admitted_before = true;
+  num_hit_tokens_ += sequence.num_computed;
+  return true;
+}
+
+// A chunk of at most `budget` rows; one that isn't the last ends at a block border if it reaches one.
+void Scheduler::add_prefill(Sequence& sequence, int64_t& budget) {
+  const int first = sequence.num_computed;
+  const bool in_prompt = first < sequence.num_prompt;
+  // Where forms differ, a chunk is of one form.
+  const int end = forms_equal_ || !in_prompt ? sequence.len() : sequence.num_prompt;
+  int rows = static_cast<int>(std::min<int64_t>(end - first, budget));
+  const int border = (first + rows) / config_.block_tokens * config_.block_tokens;
+  if (first + rows < end && border > first) rows = border - first;
+  plan_.chunks.push_back({.sequence = &sequence,
+                          .first_token = first,
+                          .rows = rows,
+                          .form = forms_equal_ || in_prompt ? Form::kPrefill : Form::kDecode,
+                          .decode = false,
+                          .samples = first + rows == sequence.len()});
+  plan_.prefill_rows += rows;
+  budget -= rows;
+}
+
+// ---- Leaving
+
+// Out of every list, without a slot. The blocks stay.
+void Scheduler::leave(Sequence& sequence) {
+  std::erase(waiting_, &sequence);
+  std::erase(joined_, &sequence);
+  std::erase(running_, &sequence);
+  if (sequence.slot >= 0) free_slots_.push_back(sequence.slot);
+  sequence.slot = -1;
+  sequence.state = Sequence::State::kWaiting;
+}
+
+void Scheduler::give_back_blocks(Sequence& sequence) {
+  pool_.release(sequence.blocks);
+  sequence.blocks.clear();
+}
+
+}  // namespace rtp_llm

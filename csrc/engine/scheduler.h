@@ -1,0 +1,99 @@
+// Scheduler: which rows of which sequences the next step computes, and who owns blocks and slots.
+// Pure: no device, no clock, no threads; BlockPool is ids and counts.
+//
+// Order of a step: decodes first (one row each, always all), then chunks of running prefills, then
+// admissions, first come, first served. A sequence is admitted when it can own the blocks for all its
+// tokens so far; while others run, one block for each of them is left over. When a decode finds no
+// block, the latest arrival that is no sender gives its blocks back (to the prefix cache) and waits
+// at the front.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/sequence.h"
+#include "engine/step_cost.h"
+#include "kv/block_pool.h"
+
+namespace rtp_llm {
+
+// Rows [first_token, first_token + rows) of a sequence's tokens.
+struct Chunk {
+  Sequence* sequence;
+  int first_token;
+  int rows;
+  Form form;
+  bool decode;   // the row's token is the slot's last one
+  bool samples;  // ends with the last token so far
+};
+
+struct Schedule {
+  std::vector<Chunk> chunks;        // decodes first
+  std::vector<Sequence*> admitted;  // in this step, for the first time or again
+  int decode_rows = 0;
+  int64_t prefill_rows = 0;
+
+  bool empty() const { return chunks.empty(); }
+};
+
+class Scheduler {
+ public:
+  // While others decode, prefill gets at least so many rows of a step.
+  static constexpr int64_t kMinPrefillRows = 16;
+
+  // REQUIRES: config is checked. `forms_equal`: Ops::forms_equal().
+  Scheduler(const EngineConfig& config, BlockPool& pool, bool forms_equal);
+
+  void add(Sequence& sequence);
+  // Has blocks and KV for all tokens but the last.
+  void join(Sequence& sequence);
+  // The next step, valid until the next call.
+  const Schedule& schedule(const StepCost& cost);
+  // Is over, wherever it was: slot and blocks are given back.
+  void finish(Sequence& sequence);
+  // A sender that needs no more steps: its slot is free, its blocks stay until finish().
+  void hold(Sequence& sequence);
+
+  // Most rows that a step may have.
+  int64_t max_rows() const { return config_.max_num_batched_tokens + config_.max_num_seqs; }
+  int num_waiting() const { return static_cast<int>(waiting_.size() + joined_.size()); }
+  int num_running() const { return static_cast<int>(running_.size()); }
+  // Tokens to compute before the next output tokens of all.
+  int64_t queued_tokens() const;
+  BlockDemand demand() const;
+  uint64_t num_preemptions() const { return num_preemptions_; }
+  uint64_t num_hit_tokens() const { return num_hit_tokens_; }
+
+ private:
+  void start(Sequence& sequence);
+  void start_joined();
+  void schedule_decodes();
+  bool grow(Sequence& sequence);
+  void preempt(Sequence& sequence);
+  void continue_prefills(int64_t& budget);
+  void admit(int64_t& budget);
+  bool take_blocks(Sequence& sequence);
+  int64_t prefill_budget(const StepCost& cost) const;
+  void add_prefill(Sequence& sequence, int64_t& budget);
+  void leave(Sequence& sequence);
+  void give_back_blocks(Sequence& sequence);
+
+  const EngineConfig& config_;
+  BlockPool& pool_;
+  const bool forms_equal_;
+
+  std::deque<Sequence*> waiting_;
+  std::deque<Sequence*> joined_;    // wait for a slot, with their blocks
+  std::vector<Sequence*> running_;  // in order of admission
+  std::vector<int> free_slots_;
+  std::vector<Sequence*> decodes_;  // of this step
+  Schedule plan_;
+  bool preempted_ = false;  // in this step
+  uint64_t num_arrivals_ = 0;
+  uint64_t num_preemptions_ = 0;
+  uint64_t num_hit_tokens_ = 0;
+};
+
+}  // namespace rtp_llm
