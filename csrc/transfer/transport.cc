@@ -9,6 +9,7 @@
 #include <exception>
 #include <functional>
 #include <list>
+#include <mutex>
 #include <sstream>
 #include <unordered_map>
 #include <utility>
@@ -81,7 +82,7 @@ struct Link {
 struct Operation {
   void* owner;  // Transport::State
   Link* link;
-  KvMessageHeader header;
+  KvMessageHeader header{};
   uint64_t tag = 0;
   uint64_t bytes = 0;
   std::vector<ucp_dt_iov_t> iov;
@@ -187,6 +188,7 @@ struct Transport::State {
     HelloHeader hello;
     const bool whole = num_bytes == sizeof hello;
     if (whole) std::memcpy(&hello, bytes, sizeof hello);
+    std::lock_guard lock(nonces_mutex);
     auto expected = whole && hello.magic == HelloHeader{}.magic && hello.version == HelloHeader{}.version
                         ? nonces.find(hello.nonce)
                         : nonces.end();
@@ -201,7 +203,7 @@ struct Transport::State {
     nonces.erase(expected);
     // The peer has come back on a new endpoint: the old one says nothing any more.
     for (Link& old : links)
-      if (&old != link && old.direction == Direction::kInbound && old.named && old.peer == link->peer && !old.closing &&
+      if (&old != link && old.direction == Direction::kReceive && old.named && old.peer == link->peer && !old.closing &&
           !old.failed) {
         old.failed = true;
         old.reason = "the peer came back on a new endpoint";
@@ -220,12 +222,12 @@ struct Transport::State {
     if (link == nullptr || link->closing || link->failed || num_header_bytes != sizeof header) return refuse();
     std::memcpy(&header, header_bytes, sizeof header);
     if (header.version != KvMessageHeader{}.version) return refuse();
-    std::optional<std::vector<Piece>> pieces = ask_listener(*link, header, bytes);
-    if (!pieces) return refuse();
+    std::optional<Acceptance> accepted = ask_listener(*link, header, bytes);
+    if (!accepted) return refuse();
 
     ++link->receives;
-    auto* operation =
-        new Operation{.owner = this, .link = link, .header = header, .bytes = bytes, .iov = to_iov(*pieces)};
+    auto* operation = new Operation{
+        .owner = this, .link = link, .tag = accepted->tag, .bytes = bytes, .iov = to_iov(accepted->pieces)};
     if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) return receive_rendezvous(operation, data);
     const char* from = static_cast<const char*>(data);
     for (const ucp_dt_iov_t& run : operation->iov) {
@@ -237,12 +239,12 @@ struct Transport::State {
   }
 
   // An exception must not pass through UCX's frames: it is kept for progress().
-  std::optional<std::vector<Piece>> ask_listener(const Link& link, const KvMessageHeader& header, uint64_t bytes) {
+  std::optional<Acceptance> ask_listener(const Link& link, const KvMessageHeader& header, uint64_t bytes) {
     try {
-      std::optional<std::vector<Piece>> pieces = listener.accept(link.peer, header, bytes);
-      check(!pieces || total_bytes(*pieces) == bytes, "a message of ", bytes, " bytes was accepted into ",
-            pieces ? total_bytes(*pieces) : 0);
-      return pieces;
+      std::optional<Acceptance> accepted = listener.accept(link.peer, header, bytes);
+      const uint64_t room = accepted ? total_bytes(accepted->pieces) : bytes;
+      check(room == bytes, "a message of ", bytes, " bytes was accepted into ", room);
+      return accepted;
     } catch (...) {
       fault = std::current_exception();
       return std::nullopt;
@@ -275,9 +277,7 @@ struct Transport::State {
       ++lane.messages_received;
       lane.bytes_received += operation->bytes;
     }
-    told.push_back([this, peer = link->peer, header = operation->header, bytes = operation->bytes, landed] {
-      listener.on_received(peer, header, bytes, landed);
-    });
+    told.push_back([this, tag = operation->tag, landed] { listener.on_received(tag, landed); });
   }
 
   // --- Sending.
@@ -290,8 +290,8 @@ struct Transport::State {
 
   void connect(const WorkerKey& peer, const std::string& text, uint64_t nonce) {
     const Address remote = Address::parse(text);
-    if (Link* old = open_link(Direction::kOutbound, peer)) start_close(*old);
-    Link& link = links.emplace_back(Direction::kOutbound, peer);
+    if (Link* old = open_link(Direction::kSend, peer)) start_close(*old);
+    Link& link = links.emplace_back(Direction::kSend, peer);
     link.named = true;
     link.shared_memory_expected =
         own.memory == "posix" && (config.mode == TransportMode::kSharedMemory ||
@@ -316,7 +316,7 @@ struct Transport::State {
   }
 
   bool send(const WorkerKey& peer, const KvMessageHeader& header, const std::vector<Piece>& pieces, uint64_t tag) {
-    Link* link = open_link(Direction::kOutbound, peer);
+    Link* link = open_link(Direction::kSend, peer);
     if (link == nullptr) return false;
     const uint64_t bytes = total_bytes(pieces);
     check(bytes > 0, "a KV message without bytes");
@@ -345,9 +345,7 @@ struct Transport::State {
       ++lane.messages_sent;
       lane.bytes_sent += operation->bytes;
     }
-    told.push_back([this, peer = link->peer, tag = operation->tag, bytes = operation->bytes, ok] {
-      listener.on_sent(peer, tag, bytes, ok);
-    });
+    told.push_back([this, tag = operation->tag, ok] { listener.on_sent(tag, ok); });
   }
 
   // The counters of what carries this endpoint's data; warns once when shared memory was dropped.
@@ -381,7 +379,7 @@ struct Transport::State {
     for (; !connection_requests.empty(); any = true) {
       ucp_conn_request_h request = connection_requests.front();
       connection_requests.pop_front();
-      Link& link = links.emplace_back(Direction::kInbound, WorkerKey{});
+      Link& link = links.emplace_back(Direction::kReceive, WorkerKey{});
       try {
         link.endpoint.emplace(ucx::Endpoint::accept(worker, request, &State::on_error, &link));
         inbound[link.endpoint->get()] = &link;
@@ -470,7 +468,8 @@ struct Transport::State {
   ucx::Worker worker;
   std::list<Link> links;  // stable addresses: UCX holds Link*
   std::unordered_map<ucp_ep_h, Link*> inbound;
-  std::unordered_map<uint64_t, WorkerKey> nonces;
+  std::mutex nonces_mutex;
+  std::unordered_map<uint64_t, WorkerKey> nonces;  // drawn, not said yet
   std::deque<ucp_conn_request_h> connection_requests;
   std::deque<std::function<void()>> told;  // calls of the listener that wait for progress()
   std::map<std::string, LaneCounts> lane_counts;
@@ -500,6 +499,7 @@ Transport::~Transport() {
 const std::string& Transport::address() const { return state_->address; }
 
 uint64_t Transport::expect(const WorkerKey& peer) {
+  std::lock_guard lock(state_->nonces_mutex);
   std::erase_if(state_->nonces, [&](const auto& entry) { return entry.second == peer; });
   const uint64_t nonce = random_nonce();
   state_->nonces[nonce] = peer;
@@ -510,9 +510,7 @@ void Transport::connect(const WorkerKey& peer, const std::string& address, uint6
   state_->connect(peer, address, nonce);
 }
 
-bool Transport::connected(const WorkerKey& peer) const {
-  return state_->open_link(Direction::kOutbound, peer) != nullptr;
-}
+bool Transport::connected(const WorkerKey& peer) const { return state_->open_link(Direction::kSend, peer) != nullptr; }
 
 bool Transport::send(const WorkerKey& peer, const KvMessageHeader& header, std::vector<Piece> pieces, uint64_t tag) {
   return state_->send(peer, header, pieces, tag);
@@ -528,10 +526,16 @@ bool Transport::close_by_force(Direction direction, const WorkerKey& peer) {
   return any;
 }
 
+bool Transport::closing(Direction direction, const WorkerKey& peer) const {
+  return std::any_of(state_->links.begin(), state_->links.end(), [&](const Link& link) {
+    return link.direction == direction && link.named && link.peer == peer && (link.closing || link.failed);
+  });
+}
+
 int Transport::receives_outstanding(const WorkerKey& peer) const {
   int count = 0;
   for (const Link& link : state_->links)
-    if (link.direction == Direction::kInbound && link.named && link.peer == peer) count += link.receives;
+    if (link.direction == Direction::kReceive && link.named && link.peer == peer) count += link.receives;
   return count;
 }
 
@@ -550,7 +554,7 @@ std::optional<double> Transport::next_deadline() const { return state_->next_dea
 TransportCounts Transport::counts() const {
   TransportCounts counts;
   for (const Link& link : state_->links) {
-    ++(link.direction == Direction::kOutbound ? counts.outbound : counts.inbound);
+    ++(link.direction == Direction::kSend ? counts.outbound : counts.inbound);
     counts.sends_outstanding += link.sends;
     counts.receives_outstanding += link.receives;
   }

@@ -12,8 +12,8 @@
 //
 // Not here: grants, retries, leases (handover/), what the pieces are (transfer/kv_pieces.h).
 //
-// Thread rule: after construction all methods on one thread, the progress thread. The listener is called inside
-// progress() on that thread and may call back, except from accept().
+// Thread rule: after construction all methods but expect() on one thread, the progress thread. The listener is called
+// inside progress() on that thread and may call back, except from accept().
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@
 #include <string>
 #include <vector>
 
-#include "handover/types.h"
+#include "handover/events.h"
 #include "transfer/transport_config.h"
 
 namespace rtp_llm {
@@ -34,19 +34,22 @@ struct Piece {
   uint64_t bytes = 0;
 };
 
-enum class Direction : uint8_t { kOutbound, kInbound };
+// Where an arriving message goes: pieces in wire order. `tag` comes back with on_received.
+struct Acceptance {
+  std::vector<Piece> pieces;
+  uint64_t tag = 0;
+};
 
 class TransportListener {
  public:
   virtual ~TransportListener() = default;
-  // A message of `bytes` from an authenticated peer. The pieces to scatter it into, in wire order, of exactly `bytes`
-  // in all, or nullopt: dropped. Each accepted message ends with one on_received. Must not call the transport.
-  virtual std::optional<std::vector<Piece>> accept(const WorkerKey& from, const KvMessageHeader& header,
-                                                   uint64_t bytes) = 0;
+  // A message of `bytes` from an authenticated peer: where to scatter it, exactly `bytes` in all, or nullopt: dropped.
+  // Each accepted message ends with one on_received. Must not call the transport.
+  virtual std::optional<Acceptance> accept(const WorkerKey& from, const KvMessageHeader& header, uint64_t bytes) = 0;
   // landed: all bytes are in place. Otherwise the endpoint died; part of them may be.
-  virtual void on_received(const WorkerKey& from, const KvMessageHeader& header, uint64_t bytes, bool landed) = 0;
+  virtual void on_received(uint64_t tag, bool landed) = 0;
   // The pieces of send(…, tag) are no longer read. sent: handed to the peer's transport, not more.
-  virtual void on_sent(const WorkerKey& to, uint64_t tag, uint64_t bytes, bool sent) = 0;
+  virtual void on_sent(uint64_t tag, bool sent) = 0;
   // An endpoint is gone, nothing of it is outstanding. reason: empty after close_by_force.
   virtual void on_closed(Direction direction, const WorkerKey& peer, const std::string& reason) = 0;
   virtual void on_warning(const std::string& text) = 0;
@@ -73,7 +76,8 @@ class Transport {
   // What a peer's connect() needs: opaque text.
   const std::string& address() const;
 
-  // Draws the nonce that admits `peer` once; an earlier, unused one of this peer is void.
+  // Draws the nonce that admits `peer` once; an earlier, unused one of this peer is void. Any
+  // thread.
   uint64_t expect(const WorkerKey& peer);
   // Starts to connect and says the nonce; an outbound endpoint to the peer that exists is closed by force. Throws
   // InvalidArgument for an address that isn't one.
@@ -86,6 +90,8 @@ class Transport {
 
   // False: there is no such endpoint, on_closed will not be called for it.
   bool close_by_force(Direction direction, const WorkerKey& peer);
+  // Whether such an endpoint is on its way to on_closed.
+  bool closing(Direction direction, const WorkerKey& peer) const;
   int receives_outstanding(const WorkerKey& peer) const;
 
   // Runs what is ready; false when nothing happened.

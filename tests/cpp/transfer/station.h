@@ -28,9 +28,9 @@ class Station : public TransportListener {
   Station(TransportConfig config, uint64_t memory_bytes) : memory(memory_bytes, 0xee), transport(config, *this) {}
 
   // Message `grant` lands at grant * slot_bytes, cut into pieces of piece_bytes laid backwards.
-  std::optional<std::vector<Piece>> accept(const WorkerKey&, const KvMessageHeader& header, uint64_t bytes) override {
+  std::optional<Acceptance> accept(const WorkerKey&, const KvMessageHeader& header, uint64_t bytes) override {
     if (!live.contains(header.grant)) return std::nullopt;
-    return pieces_of(header.grant, bytes);
+    return Acceptance{pieces_of(header.grant, bytes), header.grant};
   }
   std::vector<Piece> pieces_of(uint64_t grant, uint64_t bytes) {
     std::vector<Piece> pieces;
@@ -40,15 +40,15 @@ class Station : public TransportListener {
     }
     return pieces;
   }
-  void on_received(const WorkerKey&, const KvMessageHeader& header, uint64_t bytes, bool landed) override {
-    events.push_back((landed ? "received " : "lost ") + std::to_string(header.grant) + " " + std::to_string(bytes));
+  void on_received(uint64_t tag, bool landed) override {
+    events.push_back((landed ? "received " : "lost ") + std::to_string(tag));
   }
-  void on_sent(const WorkerKey&, uint64_t tag, uint64_t, bool sent) override {
+  void on_sent(uint64_t tag, bool sent) override {
     events.push_back((sent ? "sent " : "unsent ") + std::to_string(tag));
   }
   void on_closed(Direction direction, const WorkerKey& peer, const std::string& reason) override {
     closed.push_back(reason);
-    events.push_back((direction == Direction::kInbound ? "closed-in " : "closed-out ") + peer.id);
+    events.push_back((direction == Direction::kReceive ? "closed-in " : "closed-out ") + peer.id);
   }
   void on_warning(const std::string& text) override { warnings.push_back(text); }
 

@@ -268,7 +268,7 @@ void stopped_sender(const std::string& mode) {
     peer.signal_(SIGSTOP);
     station.run_until([] { return false; }, 0.02);
     const int outstanding = station.transport.receives_outstanding(kThere);
-    REQUIRE(station.transport.close_by_force(Direction::kInbound, kThere));
+    REQUIRE(station.transport.close_by_force(Direction::kReceive, kThere));
     CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }, 3));
     CHECK_EQ(station.transport.counts().receives_outstanding, 0);
     if (round == 0) std::printf("  %s: %d receives outstanding at the close\n", mode.c_str(), outstanding);
