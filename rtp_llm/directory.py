@@ -1,0 +1,186 @@
+"""Who is there: a small named, detached Ray actor with leases, its clients, and the router's view of it.
+
+Only membership goes through it, never load or cache state. Workers register again every second, so a restart loses nothing
+for longer than that; and absence here says only that nobody should begin to talk to a worker: one with a live session stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError
+
+log = logging.getLogger("rtp_llm.directory")
+
+NAMESPACE = "rtp_llm"
+REGISTER_EVERY_S = 1.0
+LEASE_S = 3.0
+WATCH_TIMEOUT_S = 30.0
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One worker process. `address` is its session server, "host:port"."""
+
+    id: str
+    epoch: int
+    pool: str
+    address: str
+
+
+class Membership(Protocol):
+    """What a router knows of the workers that it might talk to."""
+
+    def watch(self) -> AsyncIterator[Sequence[Member]]:
+        """All members now, then all of them after each change. Ends only when it is closed."""
+        ...
+
+
+class StaticMembership:
+    """A list given by hand, for tests and for deployments without Ray."""
+
+    def __init__(self, members: Sequence[Member] = ()) -> None:
+        self._members = list(members)
+        self._changed = asyncio.Event()
+
+    def set(self, members: Sequence[Member]) -> None:
+        """On the loop of the watchers."""
+        self._members = list(members)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def watch(self) -> AsyncIterator[Sequence[Member]]:
+        while True:
+            changed = self._changed
+            yield list(self._members)
+            await changed.wait()
+
+
+class Directory:
+    """The actor's class: members by id, each until its lease ends. A plain asyncio object without Ray.
+
+    A version names one state of one incarnation: unequal means changed, whatever came between.
+    """
+
+    def __init__(self, lease_s: float = LEASE_S) -> None:
+        self._lease_s = lease_s
+        self._members: dict[str, Member] = {}
+        self._leases: dict[str, asyncio.TimerHandle] = {}
+        self._version = random.getrandbits(48) << 16
+        self._changed = asyncio.Event()
+
+    async def register(self, member: Member) -> None:
+        """Begin or renew the lease of `member`. A new epoch of an id replaces the old one."""
+        if (lease := self._leases.pop(member.id, None)) is not None:
+            lease.cancel()
+        loop = asyncio.get_running_loop()
+        self._leases[member.id] = loop.call_later(self._lease_s, self._remove, member)
+        if self._members.get(member.id) != member:
+            self._members[member.id] = member
+            self._change()
+
+    async def withdraw(self, member: Member) -> None:
+        """`member` takes no new work. Idempotent; a later epoch of its id stays."""
+        self._remove(member)
+
+    async def members(self, known_version: int = 0, timeout_s: float = 0.0) -> tuple[int, list[Member]]:
+        """Version and members; waits up to `timeout_s` for a version other than `known_version`."""
+        if known_version == self._version and timeout_s > 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout_s)
+        return self._version, list(self._members.values())
+
+    def _remove(self, member: Member) -> None:
+        if self._members.get(member.id, member).epoch != member.epoch:
+            return
+        if (lease := self._leases.pop(member.id, None)) is not None:
+            lease.cancel()
+        if self._members.pop(member.id, None) is not None:
+            self._change()
+
+    def _change(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class DirectoryClient:
+    """Calls the directory actor called `name`, which is made if there is none. One event loop, ray.init() done before."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    async def keep_registered(self, member: Member) -> None:
+        """Register `member` every second until cancelled; never fails: the directory may be away for a while."""
+        while True:
+            try:
+                await asyncio.wait_for(self._call("register", member), LEASE_S)
+            except (RayError, asyncio.TimeoutError, ValueError) as error:
+                self._forget_actor("register", error)
+            await asyncio.sleep(REGISTER_EVERY_S)
+
+    async def withdraw(self, member: Member) -> None:
+        """One try: without it the lease ends by itself."""
+        try:
+            await asyncio.wait_for(self._call("withdraw", member), LEASE_S)
+        except (RayError, asyncio.TimeoutError, ValueError) as error:
+            self._forget_actor("withdraw", error)
+
+    async def watch(self) -> AsyncIterator[Sequence[Member]]:
+        """All members now and after each change (Membership). While the directory is away nothing is yielded."""
+        version = 0
+        while True:
+            try:
+                found, members = await asyncio.wait_for(
+                    self._call("members", version, WATCH_TIMEOUT_S), WATCH_TIMEOUT_S + LEASE_S
+                )
+            except (RayError, asyncio.TimeoutError, ValueError) as error:
+                self._forget_actor("members", error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            if found != version:
+                version = found
+                yield members
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        if self._actor is None:
+            self._actor = await asyncio.to_thread(_actor, self._name)
+        return await getattr(self._actor, method).remote(*arguments)
+
+    def _forget_actor(self, method: str, error: Exception) -> None:
+        log.warning(
+            "directory %s: %s failed, it is asked again: %s", self._name, method, str(error) or type(error).__name__
+        )
+        self._actor = None
+
+
+def remove_directory(name: str) -> None:
+    """Kill the actor, if there is one: after the last worker and router are gone. Blocks for a moment."""
+    with contextlib.suppress(ValueError):  # no such actor
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+def _actor(name: str) -> Any:
+    """The running actor of this name, or a new one. Blocks for a moment."""
+    return (
+        ray.remote(Directory)
+        .options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=10_000,
+        )
+        .remote()
+    )
