@@ -94,12 +94,14 @@ void BlockPool::granted_to_referenced(std::span<const int32_t> blocks) {
     set_state(block, State::kReferenced);
     blocks_[block].references = 1;
   }
+  note_room();
 }
 
 void BlockPool::quarantine(std::span<const int32_t> blocks) {
   Lock lock(mutex_);
   require_state(blocks, {State::kGranted}, "quarantine");
   for (int32_t block : blocks) set_state(block, State::kQuarantined);
+  note_room();
 }
 
 void BlockPool::free_quarantined(std::span<const int32_t> blocks) {
@@ -114,6 +116,7 @@ void BlockPool::set_demand(BlockDemand demand) {
         demand.sequences, " sequences");
   Lock lock(mutex_);
   demand_ = demand;
+  note_room();
 }
 
 // ---- Gate
@@ -257,6 +260,7 @@ void BlockPool::pass_gate(int32_t block) {
     set_state(block, State::kFree);
     free_.push_back(block);
   }
+  note_room();
 }
 
 void BlockPool::require_state(std::span<const int32_t> blocks, std::initializer_list<State> allowed,

@@ -20,6 +20,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <initializer_list>
 #include <mutex>
 #include <optional>
@@ -96,6 +97,11 @@ class BlockPool {
   void pin(std::span<const int32_t> blocks);
   void unpin(std::span<const int32_t> blocks);
 
+  // Called whenever there may be more room than before: a block became free or cached, a grant ended, demand
+  // sank. Under the pool's mutex: a listener must only note it (an atomic, an eventfd) and never call the pool.
+  // REQUIRES: listeners are added before the pool is shared by threads, and outlive it.
+  void on_room(std::function<void()> listener) { room_listeners_.push_back(std::move(listener)); }
+
   BlockCounts counts() const;
   // Throws Error naming the first broken rule (states partition the pool, counts match, cache
   // agrees). For tests and idle checks.
@@ -124,6 +130,9 @@ class BlockPool {
   bool may_pass_gate(const Block& block) const { return block.pins == 0 && block.gate_step <= ended_step_; }
   void pass_gate(int32_t block);  // -> cached or free
   void require_state(std::span<const int32_t> blocks, std::initializer_list<State> allowed, const char* verb) const;
+  void note_room() const {
+    for (const auto& listener : room_listeners_) listener();
+  }
   static const char* name_of(State state);
 
   const int num_blocks_;
@@ -140,6 +149,7 @@ class BlockPool {
   // Gated blocks by gate step, ascending. An entry may be stale (the block was hit, or waits for a
   // pin): whoever pops it looks at the block.
   std::deque<std::pair<uint64_t, int32_t>> gate_;
+  std::vector<std::function<void()>> room_listeners_;
 };
 
 }  // namespace rtp_llm
