@@ -45,7 +45,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         hello: Callable[[], OutT],
         events: SessionEvents[InT],
         timing: SessionTiming,
-        heartbeat: Callable[[int], OutT],
+        heartbeat: Callable[[int], OutT | None],
     ) -> None:
         super().__init__(dialect, own_epoch, events, timing, heartbeat)
         self.address = address

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from rtp_llm import errors
 from rtp_llm.errors import InvalidRequestError, ProtocolError, RtpLlmError
@@ -16,10 +16,16 @@ UINT64 = (1 << 64) - 1
 
 
 class TokenColumns(Protocol):
-    """Columns of equal length, one row a token: what an engine publishes once a step."""
+    """Columns of equal length, one row a token: what an engine publishes once a step. Each is read once."""
 
     @property
-    def key(self) -> Sequence[Any]: ...  # of RequestKey's four attributes
+    def router_epoch(self) -> Sequence[int]: ...
+    @property
+    def request(self) -> Sequence[int]: ...
+    @property
+    def choice(self) -> Sequence[int]: ...
+    @property
+    def attempt(self) -> Sequence[int]: ...
     @property
     def position(self) -> Sequence[int]: ...
     @property
@@ -27,7 +33,7 @@ class TokenColumns(Protocol):
     @property
     def logprob(self) -> Sequence[float]: ...  # NaN: not asked for
     @property
-    def finish(self) -> Sequence[Any]: ...
+    def finish(self) -> Sequence[int]: ...
     @property
     def num_cached_tokens(self) -> Sequence[int]: ...
     @property
@@ -105,46 +111,31 @@ def request_of(message: types_pb2.Request, *, choice: int = 0, output: Sequence[
 
 
 def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:
-    """One columnar message per router epoch, rows in the columns' order."""
-    messages: dict[int, router_pb2.Outputs] = {}
-    for row, key in enumerate(columns.key):
-        message = messages.get(key.router_epoch)
-        if message is None:
-            message = messages[key.router_epoch] = router_pb2.Outputs()
-        logprob = columns.logprob[row]
-        add_output(
-            message,
-            RequestKey(key.router_epoch, key.request, key.choice, key.attempt),
-            TokenOutput(
-                columns.position[row],
-                columns.token[row],
-                None if math.isnan(logprob) else logprob,
-                columns.top_logprobs[row],
-                FinishReason(int(columns.finish[row])),
-                columns.num_cached_tokens[row],
-            ),
+    """One columnar message per router epoch, rows in the columns' order. A column that no row of it needs stays empty."""
+    rows_of: dict[int, list[int]] = {}
+    for row, epoch in enumerate(columns.router_epoch):
+        rows_of.setdefault(epoch, []).append(row)
+    request, choice, attempt = columns.request, columns.choice, columns.attempt
+    position, token, finish = columns.position, columns.token, columns.finish
+    logprob, top, cached = columns.logprob, columns.top_logprobs, columns.num_cached_tokens
+    messages = {}
+    for epoch, rows in rows_of.items():
+        messages[epoch] = router_pb2.Outputs(
+            request=[request[row] for row in rows],
+            choice=[choice[row] for row in rows],
+            attempt=[attempt[row] for row in rows],
+            position=[position[row] for row in rows],
+            token=[token[row] for row in rows],
+            finish=[finish[row] for row in rows],  # type: ignore[misc]
+            logprob=[] if all(math.isnan(logprob[row]) for row in rows) else [logprob[row] for row in rows],
+            top=[top_message(top[row]) for row in rows] if any(top[row] for row in rows) else [],
+            cached_tokens=[cached[row] for row in rows] if any(cached[row] for row in rows) else [],
         )
     return messages
 
 
-def add_output(message: router_pb2.Outputs, key: RequestKey, output: TokenOutput) -> None:
-    """Append one row. Columns that no row has needed so far stay empty; the first that needs one fills it up."""
-    row = len(message.request)
-    message.request.append(key.request)
-    message.choice.append(key.choice)
-    message.attempt.append(key.attempt)
-    message.position.append(output.position)
-    message.token.append(output.token)
-    message.finish.append(int(output.finish_reason))  # type: ignore[arg-type]
-    if output.logprob is not None or message.logprob:
-        message.logprob.extend([math.nan] * (row - len(message.logprob)))
-        message.logprob.append(math.nan if output.logprob is None else output.logprob)
-    if output.top_logprobs or message.top:
-        message.top.extend(router_pb2.TopLogprobs() for _ in range(row - len(message.top)))
-        message.top.add(entries=[types_pb2.TopLogprob(token=t, logprob=value) for t, value in output.top_logprobs])
-    if output.num_cached_tokens or message.cached_tokens:
-        message.cached_tokens.extend([0] * (row - len(message.cached_tokens)))
-        message.cached_tokens.append(output.num_cached_tokens)
+def top_message(top: Sequence[tuple[int, float]]) -> router_pb2.TopLogprobs:
+    return router_pb2.TopLogprobs(entries=[types_pb2.TopLogprob(token=token, logprob=value) for token, value in top])
 
 
 def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple[RequestKey, TokenOutput]]:

@@ -124,7 +124,8 @@ class Connection:
 
 
 class Endpoint(Generic[OutT, InT]):
-    """One end of a session. `heartbeat(n)` makes the n-th heartbeat message, at the moment when it is written."""
+    """One end of a session. `heartbeat(n)` makes the n-th heartbeat message at the moment when it is written, or returns None:
+    then its owner sends one itself."""
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class Endpoint(Generic[OutT, InT]):
         own_epoch: int,
         events: SessionEvents[InT],
         timing: SessionTiming,
-        heartbeat: Callable[[int], OutT],
+        heartbeat: Callable[[int], OutT | None],
     ) -> None:
         self._dialect = dialect
         self._own_epoch = own_epoch
@@ -285,7 +286,10 @@ class Endpoint(Generic[OutT, InT]):
                 if connection.heartbeat_due:
                     connection.heartbeat_due = False
                     number += 1
-                    data = self._stamped(self._heartbeat(number))
+                    message = self._heartbeat(number)
+                    if message is None:
+                        continue
+                    data = self._stamped(message)
                 else:
                     data = connection.queue.popleft()
                     connection.queued_bytes -= len(data)

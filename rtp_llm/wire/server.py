@@ -31,7 +31,7 @@ class AcceptedEndpoint(Endpoint[OutT, InT]):
         dialect: Dialect[OutT, InT],
         own_epoch: int,
         timing: SessionTiming,
-        heartbeat: Callable[[int], OutT],
+        heartbeat: Callable[[int], OutT | None],
         id: str,
     ) -> None:
         super().__init__(dialect, own_epoch, _NoEvents(), timing, heartbeat)
@@ -52,7 +52,7 @@ class Acceptor(Generic[OutT, InT]):
         own_epoch: int,
         hello: Callable[[InT], OutT],
         refusal: Callable[[str], OutT],
-        heartbeat: Callable[[int], OutT],
+        heartbeat: Callable[[int], OutT | None],
         accept: Callable[[InT, AcceptedEndpoint[OutT, InT]], SessionEvents[InT]],
         timing: SessionTiming,
     ) -> None:

@@ -20,7 +20,7 @@ For a router, per worker of the membership:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -200,7 +200,8 @@ def metrics_method(text: Callable[[], bytes]) -> grpc.RpcMethodHandler[Any, Any]
 
 class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
     """S's end of its session with a receiver. `hello()` describes this worker (layout, numerics_id, transport address), asked
-    for each connection. `grants()` lists what S counts on, asked for each heartbeat.
+    for each connection. `heartbeat_due()` is called every heartbeat_s: the machine that knows what S counts on answers with
+    `send_heartbeat`.
 
     A worker that can't meet (version, layout, identity) answers `refused`, which names what differs: S goes on without it.
     """
@@ -212,7 +213,7 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
         *,
         sender_epoch: int,
         hello: Callable[[], PeerHello],
-        grants: Callable[[], list[int]],
+        heartbeat_due: Callable[[], None],
         events: SessionEvents[ReceiverMessage],
         timing: SessionTiming,
     ) -> None:
@@ -225,8 +226,12 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
             hello=self._greeting,
             events=events,
             timing=timing,
-            heartbeat=lambda number: SenderMessage(heartbeat=SenderHeartbeat(sequence=number, grants=grants())),
+            heartbeat=lambda number: heartbeat_due(),
         )
+
+    def send_heartbeat(self, grants: Sequence[int]) -> bool:
+        """The grants that S counts on; R renews their leases."""
+        return self.send(SenderMessage(heartbeat=SenderHeartbeat(grants=grants)))
 
     def ask_hello(self) -> bool:
         """Send a hello again. R answers with one that arrives as a message and holds a fresh nonce."""

@@ -35,11 +35,14 @@ def test_a_request_without_a_seed_is_not_sent() -> None:
 
 def columns(rows: list[tuple[RequestKey, TokenOutput]]) -> SimpleNamespace:
     return SimpleNamespace(
-        key=[key for key, _ in rows],
+        router_epoch=[key.router_epoch for key, _ in rows],
+        request=[key.request for key, _ in rows],
+        choice=[key.choice for key, _ in rows],
+        attempt=[key.attempt for key, _ in rows],
         position=[o.position for _, o in rows],
         token=[o.token for _, o in rows],
         logprob=[float("nan") if o.logprob is None else o.logprob for _, o in rows],
-        finish=[o.finish_reason for _, o in rows],
+        finish=[int(o.finish_reason) for _, o in rows],
         num_cached_tokens=[o.num_cached_tokens for _, o in rows],
         top_logprobs=[o.top_logprobs for _, o in rows],
     )

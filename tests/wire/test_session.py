@@ -245,7 +245,7 @@ async def test_a_forgotten_endpoint_is_accepted_anew() -> None:
 
 
 async def test_a_refused_reconnect_loses_the_worker_at_once() -> None:
-    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+    async with served() as (_, proxy), session_to(proxy.address) as (_, events):
         await events.next("connected")
         began = asyncio.get_running_loop().time()
         await proxy.close()
@@ -265,7 +265,7 @@ async def test_a_first_connection_that_is_refused_is_lost_once() -> None:
 
 async def test_a_new_epoch_behind_one_address_loses_the_old_worker_first() -> None:
     async with (
-        served(epoch=7) as (old, proxy),
+        served(epoch=7) as (_, proxy),
         served(epoch=8) as (new, _),
         session_to(proxy.address) as (session, events),
     ):
@@ -384,13 +384,14 @@ class ServedReceiver:
 @contextlib.asynccontextmanager
 async def peers(layout: str = "L") -> AsyncIterator[tuple[ServedReceiver, ReceiverSession, Events]]:
     receiver, events = ServedReceiver(), Events()
+    beats: list[bool] = []
     await receiver.start()
     session = ReceiverSession(
         WorkerKey("R", 9),
         receiver.address,
         sender_epoch=4,
         hello=lambda: peer_pb2.PeerHello(worker=types_pb2.WorkerKey(id="S", epoch=4), layout_fingerprint=layout),
-        grants=lambda: [11, 12],
+        heartbeat_due=lambda: beats.append(session.send_heartbeat([11, 12])),
         events=events,
         timing=TIMING,
     )
