@@ -103,8 +103,6 @@ def _place(
     return Placement(sender=sender, receiver=choose_receiver(others))
 
 
-def _near_best(
-    candidates: list[WorkerView], load: Callable[[WorkerView], int], query: PlacementQuery
-) -> WorkerView:
+def _near_best(candidates: list[WorkerView], load: Callable[[WorkerView], int], query: PlacementQuery) -> WorkerView:
     best = min(load(w) for w in candidates)
     return query.random.choice([w for w in candidates if load(w) <= best * 1.1])

@@ -59,9 +59,7 @@ class _Body(BaseModel):
         _refuse("logit_bias", self.logit_bias, (None, {}))
         _refuse("response_format", self.response_format, (None, {"type": "text"}))
 
-    def _sampling(
-        self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None
-    ) -> SamplingParams:
+    def _sampling(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         given = {
             name: getattr(self, name)
             for name in ("n", "temperature", "top_p", "top_k", "min_p", "min_tokens")
@@ -146,7 +144,9 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
         value = content.get(param) if param else content
         if first["type"] == "missing":
             raise InvalidRequestError(f"{param} is required", param=param) from error
-        raise InvalidRequestError(f"{param}: {first['msg']}, got {_shortened(value)}", param=param, value=value) from error
+        raise InvalidRequestError(
+            f"{param}: {first['msg']}, got {_shortened(value)}", param=param, value=value
+        ) from error
 
 
 def _refuse(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
