@@ -5,7 +5,11 @@ A process makes its own `Metrics` (one registry); the router's /metrics shows it
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -57,3 +61,37 @@ class WorkerMetrics:
         self.transfers = counter("transfers", "handovers by outcome", ("outcome",))
         self.transfer_outstanding = gauge("transfer_outstanding", "sends and receives in flight", ("direction",))
         self.device_memory_bytes = gauge("device_memory_bytes", "allocations by tag", ("tag",))
+        self.numerics_mismatches = counter("peer_numerics_mismatches", "peers met with an unequal numerics_id")
+
+
+def new_registry() -> CollectorRegistry:
+    """An empty registry: one a process, or one a test."""
+    return CollectorRegistry()
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """Prometheus' text form."""
+    return generate_latest(registry)
+
+
+def merged(own: CollectorRegistry, workers: Mapping[tuple[str, str], str]) -> bytes:
+    """Text of `own` and of all workers: {(pool, worker): its text}. Each worker's samples get the labels pool and worker;
+    families that several have become one."""
+    families: dict[str, Metric] = {}
+    for (pool, worker), text in sorted(workers.items()):
+        for family in text_string_to_metric_families(text):
+            into = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            into.samples += [
+                sample._replace(labels={**sample.labels, "pool": pool, "worker": worker}) for sample in family.samples
+            ]
+    return generate_latest(own) + generate_latest(_Collected(families.values()))
+
+
+class _Collected:
+    """Families as generate_latest wants them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
