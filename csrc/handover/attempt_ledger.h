@@ -21,8 +21,6 @@ class AttemptLedger {
   bool raise(const RequestKey& key, Seconds now);
   // Whether a higher attempt than key's is known.
   bool is_stale(const RequestKey& key) const;
-  // Whether this attempt or a higher one is known.
-  bool is_known(const RequestKey& key) const;
   // Forgets what nobody named for `memory` seconds.
   void forget(Seconds now);
   size_t size() const { return highest_.size(); }

@@ -83,6 +83,10 @@ struct Finished {
   RequestKey key;
   FinishReason finish = FinishReason::kNone;
 };
+// The engine refused an EnqueueSequence or a JoinSequence: the request can't run here.
+struct Rejected {
+  message::Failed failed;
+};
 // Blocks became free: waiting Reserves are tried again.
 struct RoomChanged {};
 
@@ -123,7 +127,7 @@ namespace rtp_llm {
 using Event =
     std::variant<event::FromRouter, event::RouterConnected, event::RouterLost, event::FromSender, event::FromReceiver,
                  event::SenderLost, event::ReceiverLost, event::HeartbeatDue, event::Scheduled, event::LayersComputed,
-                 event::Prefilled, event::Output, event::Finished, event::RoomChanged, event::PushDone,
+                 event::Prefilled, event::Output, event::Finished, event::Rejected, event::RoomChanged, event::PushDone,
                  event::ReceiveDone, event::EndpointFailed, event::EndpointClosed, event::Tick>;
 
 }  // namespace rtp_llm

@@ -36,7 +36,7 @@ class Handover {
   // When a Tick is due; nullopt: nothing can run out.
   std::optional<Seconds> next_deadline() const;
 
-  HandoverCounts counts() const;
+  HandoverCounts counts() const { return {sender_.counts(), receiver_.counts()}; }
   bool idle() const;  // all counts but the remembered are zero
   const Sender& sender() const { return sender_; }
   const Receiver& receiver() const { return receiver_; }
@@ -46,6 +46,7 @@ class Handover {
   void expire(Seconds now, Actions& out);
   void raise(const RequestKey& key, Seconds now, Actions& out);
   void from_router(const event::FromRouter& event, Seconds now, Actions& out);
+  void attach_one(uint64_t router_epoch, const message::AttachEntry& entry, Actions& out) const;
 
   WorkerKey self_;
   RouterSessions routers_;

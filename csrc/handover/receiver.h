@@ -73,15 +73,18 @@ class Receiver {
 
   void on(const event::FromSender& event, Seconds now, Actions& out);
   void on(const event::SenderLost& event, Seconds now, Actions& out);
-  void on(const message::Attach& body, uint64_t router_epoch, Seconds now, Actions& out);
-  void on(const event::Output& event, Seconds now, Actions& out);
+  // REQUIRES: knows(entry.key).
+  void attach(const message::AttachEntry& entry, Actions& out) const;
+  void on(const event::Output& event);
   void on(const event::Finished& event, Seconds now, Actions& out);
+  void on(const event::Rejected& event, Seconds now, Actions& out);
   void on(const event::RoomChanged& event, Seconds now, Actions& out);
   void on(const event::ReceiveDone& event, Seconds now, Actions& out);
-  void on(const event::EndpointClosed& event, Seconds now, Actions& out);
+  void on(const event::EndpointClosed& event);
 
   void cancel(const RequestKey& key, Seconds now, Actions& out);
-  void fence(const RequestKey& key, uint64_t router_epoch, Seconds now, Actions& out);
+  // The router asks for a judgement: Committed or Fenced.
+  void fence(const RequestKey& key, Seconds now, Actions& out);
   void higher_attempt(const RequestKey& key, Seconds now, Actions& out);  // ends all attempts below key's
   void router_expired(uint64_t router_epoch, Seconds now, Actions& out);
 
@@ -90,8 +93,6 @@ class Receiver {
   ReceiverCounts counts() const;
 
  private:
-  struct Attempt;
-  struct Grant;
   struct State;
   std::unique_ptr<State> state_;
 };

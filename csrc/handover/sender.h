@@ -45,19 +45,21 @@ class Sender {
   void expire(Seconds now, Actions& out);
   std::optional<Seconds> next_deadline() const;
 
-  void on(const event::FromRouter& submit, const message::Submit& body, Seconds now, Actions& out);
-  void on(const message::Attach& body, uint64_t router_epoch, Seconds now, Actions& out);
+  void on(const event::FromRouter& event, const message::Submit& body, Seconds now, Actions& out);
+  // REQUIRES: knows(entry.key).
+  void attach(const message::AttachEntry& entry, Actions& out) const;
   void on(const event::FromReceiver& event, Seconds now, Actions& out);
   void on(const event::ReceiverLost& event, Seconds now, Actions& out);
   void on(const event::HeartbeatDue& event, Seconds now, Actions& out);
   void on(const event::Scheduled& event, Seconds now, Actions& out);
   void on(const event::LayersComputed& event, Seconds now, Actions& out);
   void on(const event::Prefilled& event, Seconds now, Actions& out);
-  void on(const event::Output& event, Seconds now, Actions& out);
+  void on(const event::Output& event);
   void on(const event::Finished& event, Seconds now, Actions& out);
+  void on(const event::Rejected& event, Seconds now, Actions& out);
   void on(const event::PushDone& event, Seconds now, Actions& out);
   void on(const event::EndpointFailed& event, Seconds now, Actions& out);
-  void on(const event::EndpointClosed& event, Seconds now, Actions& out);
+  void on(const event::EndpointClosed& event);
 
   void cancel(const RequestKey& key, Seconds now, Actions& out);
   void higher_attempt(const RequestKey& key, Seconds now, Actions& out);  // ends all attempts below key's
@@ -68,7 +70,6 @@ class Sender {
   SenderCounts counts() const;
 
  private:
-  struct Attempt;
   struct State;
   std::unique_ptr<State> state_;
 };

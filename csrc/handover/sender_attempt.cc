@@ -1,0 +1,57 @@
+#include "handover/sender_attempt.h"
+
+#include <algorithm>
+
+#include "handover/deadlines.h"
+
+namespace rtp_llm {
+
+std::optional<Seconds> SenderAttempt::deadline(const HandoverTimes& times) const {
+  std::optional<Seconds> next = earlier(repeat_at, close_at);
+  if (state == SenderState::kPush) next = earlier(next, grant->lease_until - times.lease_margin);
+  return next;
+}
+
+void SenderAttempt::remember(const SampledToken& token) {
+  const size_t next = spec->output.size() + outputs.size();
+  if (static_cast<size_t>(token.position) == next) outputs.push_back(token);
+}
+
+bool SenderAttempt::is_sent() const {
+  return first && grant && grant->pushes_in_flight == 0 &&
+         std::all_of(grant->pushed.begin(), grant->pushed.end(), [&](int32_t end) { return end == prompt_tokens; });
+}
+
+void SenderAttempt::begin(const message::Granted& granted, Seconds now) {
+  grant.emplace();
+  grant->id = granted.grant;
+  grant->lease_until = now + granted.lease;
+  grant->pushed.assign(computed.size(), granted.prefix_tokens);
+}
+
+void SenderAttempt::push(const HandoverConfig& config, Actions& out) {
+  for (size_t group = 0; group < computed.size(); ++group) {
+    const int32_t ready = computed[group];
+    const int32_t end = ready == prompt_tokens ? ready : ready / config.block_tokens * config.block_tokens;
+    const int32_t first_layer = static_cast<int32_t>(group) * config.layers_per_group;
+    for (int32_t& pushed = grant->pushed[group]; pushed < end;) {
+      const int32_t tokens = std::min(end - pushed, config.max_push_tokens);
+      KvMessageHeader header;
+      header.first_layer = static_cast<uint16_t>(first_layer);
+      header.num_layers = static_cast<uint16_t>(std::min(config.layers_per_group, config.num_layers - first_layer));
+      header.receiver_epoch = receiver->epoch;
+      header.grant = grant->id;
+      header.first_token = static_cast<uint32_t>(pushed);
+      header.tokens = static_cast<uint32_t>(tokens);
+      const auto begin = blocks.begin() + pushed / config.block_tokens;
+      const auto last = blocks.begin() + (pushed + tokens - 1) / config.block_tokens;
+      out.push_back(action::PushLayers{*receiver, key(), header, {begin, last + 1}});
+      pushed += tokens;
+      ++grant->pushes_in_flight;
+      ++grant->messages;
+      ++pushes_in_flight;
+    }
+  }
+}
+
+}  // namespace rtp_llm

@@ -1,0 +1,54 @@
+// SenderAttempt: what a Sender knows of one k that it runs. Private to the sender.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "handover/actions.h"
+#include "handover/sender.h"
+
+namespace rtp_llm {
+
+struct SenderGrant {
+  GrantId id = 0;
+  Seconds lease_until = 0;       // by our own count
+  std::vector<int32_t> pushed;   // per layer group: tokens posted or known to the receiver, from the start
+  int32_t pushes_in_flight = 0;  // into this grant
+  uint64_t messages = 0, bytes = 0, checksum = 0;
+};
+
+struct SenderAttempt {
+  message::SpecPtr spec;
+  std::optional<WorkerKey> receiver;  // unset: alone
+  SenderState state = SenderState::kQueued;
+  std::vector<int32_t> blocks;        // the engine's, once scheduled
+  int32_t prompt_tokens = 0;          // prompt and output so far
+  std::vector<int32_t> computed;      // per layer group: tokens stored, from the start
+  std::optional<SampledToken> first;  // at p0, once computed
+  std::optional<SenderGrant> grant;   // in PUSH and COMMIT
+  GrantId given_up = 0;               // the last one that went wrong
+  int grants_failed = 0;
+  bool reserved = false;                        // a Reserve was sent: an end needs an Abort
+  std::optional<std::string> without_receiver;  // why the prompt is finished without one
+  int32_t pushes_in_flight = 0;                 // into any grant
+  std::optional<Seconds> repeat_at;             // Reserve or Commit
+  std::optional<Seconds> close_at;              // AWAIT and FLUSH: pushes may take so long
+  std::vector<SampledToken> outputs;            // for a replay
+  std::optional<message::ToRouter> notice;      // the last, for a replay
+
+  const RequestKey& key() const { return spec->key; }
+  bool is_local() const { return state == SenderState::kLocal; }
+  std::optional<Seconds> deadline(const HandoverTimes& times) const;
+  // Notes a token unless it is known already.
+  void remember(const SampledToken& token);
+  // All layers of the whole prompt are stored, sampled and posted, and each push has ended well.
+  bool is_sent() const;
+  // A grant was given: everything from its prefix on is still to be pushed.
+  void begin(const message::Granted& granted, Seconds now);
+  // What is computed and not pushed yet: whole blocks, or up to the prompt's end.
+  void push(const HandoverConfig& config, Actions& out);
+};
+
+}  // namespace rtp_llm
