@@ -1,0 +1,194 @@
+#include "device_fixture.h"
+
+using namespace rtp_llm;
+using namespace rtp_llm::testing;
+
+namespace {
+
+float rounded(float value, DType dtype) {
+  return dtype == DType::kBF16 ? to_f32(to_bf16(value)) : value;
+}
+
+double reference(const Owned& x, const Owned& weight, DType dtype, int64_t row, int64_t feature) {
+  const int64_t k = weight.view().shape[1];
+  double sum = 0;
+  for (int64_t i = 0; i < k; ++i)
+    sum += static_cast<double>(rounded(static_cast<float>(x.at(row * k + i)), dtype)) *
+           rounded(static_cast<float>(weight.at(feature * k + i)), dtype);
+  return sum;
+}
+
+}  // namespace
+
+TEST(linear_multiplies_adds_bias_and_residual) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const Owned weight = floats({2, 3}, {1, 2, 3, 4, 5, 6});
+    const Owned bias = floats({2}, {0.5f, -0.5f});
+    const Owned x = floats({2, 3}, {1, 0, 2, -1, 1, 0});
+    const Owned residual = floats({2, 2}, {10, 20, 30, 40});
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const auto w = packed(ops, weight, dtype, &bias);
+      const Owned out(DType::kF32, {2, 2});
+      ops.linear({.x = x, .weight = w.get(), .out = out});
+      CHECK_EQ(std::vector<float>(out.as<float>(), out.as<float>() + 4),
+               std::vector<float>{7.5f, 15.5f, 1.5f, 0.5f});
+      ops.linear({.x = x, .weight = w.get(), .out = out, .residual = residual});
+      CHECK_EQ(std::vector<float>(out.as<float>(), out.as<float>() + 4),
+               std::vector<float>{17.5f, 35.5f, 31.5f, 40.5f});
+    }
+  });
+}
+
+TEST(linear_is_close_to_double_for_odd_and_ragged_shapes) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {17, 7}, {64, 64}, {130, 33}, {96, 255}}) {
+      for (DType dtype : {DType::kF32, DType::kBF16})
+        for (DType x_type : {DType::kF32, DType::kBF16}) {
+          const Owned weight = random_tensor(dtype, {n, k}, 1), x = random_tensor(x_type, {5, k}, 2);
+          const auto w = packed(ops, weight, dtype);
+          const Owned out(DType::kF32, {5, n}), out16(DType::kBF16, {5, n});
+          ops.linear({.x = x, .weight = w.get(), .out = out});
+          ops.linear({.x = x, .weight = w.get(), .out = out16});
+          for (int64_t row = 0; row < 5; ++row)
+            for (int64_t feature = 0; feature < n; ++feature) {
+              CHECK_NEAR(out.at(row * n + feature), reference(x, weight, dtype, row, feature),
+                         2e-6 * static_cast<double>(k) + 2e-6);
+              CHECK_EQ(out16.as<BFloat16>()[row * n + feature].bits,
+                       to_bf16(out.as<float>()[row * n + feature]).bits);
+            }
+        }
+    }
+  });
+}
+
+TEST(linear_takes_strided_rows_and_leaves_the_rest_alone) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const Owned weight = random_tensor(DType::kF32, {20, 8}, 1);
+    const Owned x = random_tensor(DType::kF32, {3, 16}, 2);
+    const Owned plain(DType::kF32, {3, 20}), wide(DType::kF32, {3, 64});
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const auto w = packed(ops, weight, dtype);
+      ops.linear({.x = x.view().columns(8, 8), .weight = w.get(), .out = plain});
+      std::fill_n(wide.as<float>(), wide.numel(), 99.0f);
+      ops.linear({.x = x.view().columns(8, 8), .weight = w.get(), .out = wide.view().columns(5, 20)});
+      for (int64_t row = 0; row < 3; ++row)
+        for (int64_t i = 0; i < 64; ++i)
+          CHECK_EQ(wide.at(row * 64 + i), i >= 5 && i < 25 ? plain.at(row * 20 + i - 5) : 99.0);
+    }
+  });
+}
+
+// The numerics contract: a row's bits don't depend on M, its place or the threads.
+TEST(linear_gives_a_row_the_same_bits_for_every_batch_order_and_thread_count) {
+  on_each_isa([](const std::string& isa) {
+    constexpr int64_t kRows = 512, kN = 200, kK = 97;
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const Owned weight = random_tensor(dtype, {kN, kK}, 3), bias = random_tensor(dtype, {kN}, 4);
+      const Owned x = random_tensor(DType::kF32, {kRows, kK}, 5);
+      const Owned residual = random_tensor(DType::kF32, {kRows, kN}, 6);
+      const auto one = packed(device_of(isa).ops(), weight, dtype, &bias);
+      const Owned alone(DType::kF32, {kRows, kN});
+      for (int64_t row = 0; row < kRows; ++row)
+        device_of(isa).ops().linear({.x = x.view().rows(row, 1),
+                                     .weight = one.get(),
+                                     .out = alone.view().rows(row, 1),
+                                     .residual = residual.view().rows(row, 1)});
+      std::vector<int64_t> sizes = {100, 512};
+      for (int64_t m = 1; m <= 64; ++m) sizes.push_back(m);
+      for (int threads : {1, 2}) {
+        Ops& ops = device_of(isa, threads).ops();
+        const auto w = packed(ops, weight, dtype, &bias);
+        for (int64_t m : sizes) {
+          std::vector<int64_t> order(kRows);
+          std::iota(order.begin(), order.end(), 0);
+          std::shuffle(order.begin(), order.end(), std::mt19937(static_cast<uint32_t>(m)));
+          const Owned some(DType::kF32, {m, kK}), out(DType::kF32, {m, kN});
+          for (int64_t i = 0; i < m; ++i) {
+            std::memcpy(some.as<float>() + i * kK, x.as<float>() + order[i] * kK, kK * 4);
+            std::memcpy(out.as<float>() + i * kN, residual.as<float>() + order[i] * kN, kN * 4);
+          }
+          ops.linear({.x = some, .weight = w.get(), .out = out, .residual = out});  // in place
+          for (int64_t i = 0; i < m; ++i) CHECK(same_row(out, i, alone, order[i]));
+        }
+      }
+    }
+  });
+}
+
+TEST(packing_in_any_chunks_and_parts_lays_out_the_same_weight) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const Owned weight = random_tensor(DType::kF32, {150, 33}, 1);
+    const Owned x = random_tensor(DType::kF32, {4, 33}, 2);
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const Owned whole(DType::kF32, {4, 150}), pieces(DType::kF32, {4, 150});
+      const auto at_once = packed(ops, weight, dtype);
+      auto packer = ops.pack({.name = "qkv",
+                              .in_features = 33,
+                              .parts = {{"q", 70}, {"k", 40}, {"v", 40}},
+                              .dtype = dtype});
+      packer->write_rows(2, 0, weight.view().rows(110, 40));
+      packer->write_rows(0, 7, weight.view().rows(7, 63));
+      packer->write_rows(0, 0, weight.view().rows(0, 7));
+      packer->write_rows(1, 0, weight.view().rows(70, 40));
+      const auto by_parts = packer->finish();
+      ops.linear({.x = x, .weight = at_once.get(), .out = whole});
+      ops.linear({.x = x, .weight = by_parts.get(), .out = pieces});
+      CHECK(same_bits(whole, pieces));
+    }
+  });
+}
+
+TEST(packing_names_what_is_missing_doubled_or_out_of_range) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const LinearSpec spec{.name = "layers.0.qkv",
+                          .in_features = 4,
+                          .parts = {{"q", 2}, {"k", 1}},
+                          .bias = true,
+                          .dtype = DType::kF32};
+    const Owned rows = random_tensor(DType::kF32, {2, 4}, 1), wrong = random_tensor(DType::kF32, {1, 5}, 1);
+    const Owned bias = random_tensor(DType::kF32, {2}, 1);
+    auto packer = ops.pack(spec);
+    packer->write_rows(0, 0, rows);
+    packer->write_bias(0, bias);
+    CHECK_THROWS_WITH(packer->write_rows(0, 1, rows.view().rows(0, 1)), InvalidArgument, "row 1 of part 'q' written twice");
+    CHECK_THROWS_WITH(packer->write_rows(1, 0, rows), InvalidArgument, "part 'k' has 1");
+    CHECK_THROWS_WITH(packer->write_rows(1, 0, wrong), InvalidArgument, "needs rows of 4");
+    CHECK_THROWS_WITH(packer->write_bias(1, bias), InvalidArgument, "must be [1], got 2");
+    CHECK_THROWS_WITH(packer->finish(), InvalidArgument, "layers.0.qkv': row 0 of part 'k'");
+    packer->write_rows(1, 0, rows.view().rows(0, 1));
+    CHECK_THROWS_WITH(packer->finish(), InvalidArgument, "bias of part 'k' is missing");
+  });
+}
+
+TEST(embedding_gathers_rows_of_the_packed_table_and_of_the_slot) {
+  on_each_isa([](const std::string& isa) {
+    for (int threads : {1, 2}) {
+      Ops& ops = device_of(isa, threads).ops();
+      const Owned table = random_tensor(DType::kBF16, {100, 33}, 1);
+      PagedSequences sequences(2, 16, 16, 1, 16, DType::kF32);
+      sequences.last_token.as<int32_t>()[1] = 42;
+      const Segment segments[] = {{.slot = 0, .first_row = 0, .rows = 3},
+                                  {.slot = 1, .first_row = 3, .rows = 1, .form = Form::kDecode}};
+      const Owned tokens = ints({5, 99, 0, kTokenFromSlot});
+      for (DType dtype : {DType::kF32, DType::kBF16}) {
+        const auto w = packed(ops, table, dtype);
+        for (DType out_type : {DType::kF32, DType::kBF16}) {
+          const Owned out(out_type, {4, 33});
+          ops.embedding({.tokens = tokens, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out});
+          const int ids[] = {5, 99, 0, 42};
+          for (int row = 0; row < 4; ++row)
+            for (int i = 0; i < 33; ++i) CHECK_EQ(out.at(row * 33 + i), table.at(ids[row] * 33 + i));
+        }
+        const Owned bad = ints({1, 100, 1, 1}), out(DType::kF32, {4, 33});
+        CHECK_THROWS_WITH(
+            ops.embedding({.tokens = bad, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out}),
+            InvalidArgument, "token id 100 of row 1");
+      }
+    }
+  });
+}
