@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
 
 log = logging.getLogger(__name__)
 
+Endpoint = Callable[[object, "Backend", str], Awaitable[Response]]
+MAX_HEALTH_WAIT_S = 60.0
 EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -36,7 +38,7 @@ class Prompt(Protocol):
     @property
     def logprobs(self) -> bool: ...
 
-    def answer(self, request_id: str, choice: int) -> AsyncIterator[Delta]: ...
+    def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]: ...
 
 
 class Backend(Protocol):
@@ -61,7 +63,7 @@ class Backend(Protocol):
 
     def chat(self, body: ChatBody) -> Prompt: ...
 
-    def is_ready(self) -> bool: ...
+    async def wait_ready(self, timeout_s: float) -> bool: ...
 
     async def metrics(self) -> bytes: ...
 
@@ -103,8 +105,9 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
         return JSONResponse(_model_card(backend()))
 
     @app.get("/health")
-    async def health() -> Response:
-        if not backend().is_ready():
+    async def health(wait_s: float = 0.0) -> Response:
+        """200 once a worker is connected; waits up to `wait_s` for it."""
+        if not await backend().wait_ready(min(wait_s, MAX_HEALTH_WAIT_S)):
             return _error_response(UnavailableError("no worker is connected"))
         return JSONResponse({"status": "ok"})
 
@@ -131,11 +134,11 @@ async def _chat(content: object, backend: Backend, request_id: str) -> Response:
     return await _respond(envelope, [prompt], bool(body.stream), body.include_usage, backend)
 
 
-async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Any) -> Response:
+async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endpoint) -> Response:
     try:
         content = await _read_json(http, backend.max_body_bytes)
         request_id = uuid.uuid4().hex
-        response: Response = await _until_disconnect(http, handle(content, backend, request_id))
+        response = await _until_disconnect(http, handle(content, backend, request_id))
     except ClientDisconnect:
         response = Response(status_code=499)
     except RtpLlmError as error:
@@ -160,7 +163,7 @@ async def _read_json(http: HttpRequest, limit: int) -> object:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
 
 
-async def _until_disconnect(http: HttpRequest, work: Any) -> Response:
+async def _until_disconnect(http: HttpRequest, work: Awaitable[Response]) -> Response:
     """Runs `work`, which ends early (cancelled) when the client leaves before the response began."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(http))
@@ -217,7 +220,7 @@ class Answers:
         choices = [shape.whole_choice(i, _joined(parts), self.logprobs) for i, parts in enumerate(texts)]
         return choices, self.usage
 
-    async def stream(self) -> AsyncIterator[tuple[int, Delta]]:  # type: ignore[override]
+    async def stream(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """(choice index, delta) as they come. The first error ends all choices."""
         queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(maxsize=64)
         tasks = [asyncio.create_task(self._run(i, p, c, queue)) for i, (p, c) in enumerate(self.indices)]
@@ -239,7 +242,7 @@ class Answers:
 
     async def _run(self, index: int, prompt: int, choice: int, queue: asyncio.Queue[Any]) -> None:
         try:
-            async with aclosing(self.prompts[prompt].answer(f"{self._request_id}-{prompt}", choice)) as answer:  # type: ignore[type-var]
+            async with aclosing(self.prompts[prompt].answer(f"{self._request_id}-{prompt}", choice)) as answer:
                 async for delta in answer:
                     await queue.put((index, delta))
         except Exception as error:
@@ -256,17 +259,17 @@ async def _events(
     envelope: Envelope,
     answers: Answers,
     first: tuple[int, Delta],
-    rest: AsyncIterator[tuple[int, Delta]],
+    rest: AsyncGenerator[tuple[int, Delta], None],
     include_usage: bool,
     ping_s: float,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     def event(choice: dict[str, Any]) -> bytes:
         return _event(envelope.chunk([choice], None, include_usage))
 
     shape = envelope.shape
     opened: set[int] = set()
     try:
-        async with aclosing(_with_pings(first, rest, ping_s)) as items:  # type: ignore[type-var]
+        async with aclosing(_with_pings(first, rest, ping_s)) as items:
             async for item in items:
                 if item is None:
                     yield b": ping\n\n"
@@ -290,14 +293,14 @@ async def _events(
 
 
 async def _with_pings(
-    first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]], ping_s: float
-) -> AsyncIterator[tuple[int, Delta] | None]:
+    first: tuple[int, Delta], rest: AsyncGenerator[tuple[int, Delta], None], ping_s: float
+) -> AsyncGenerator[tuple[int, Delta] | None, None]:
     """`first` and then `rest`; None after each silence of `ping_s`."""
     pending: asyncio.Task[Any] | None = None
     try:
         yield first
         while True:
-            pending = pending or asyncio.ensure_future(anext(rest))  # type: ignore[arg-type]
+            pending = pending or asyncio.ensure_future(anext(rest))
             done, _ = await asyncio.wait({pending}, timeout=ping_s)
             if not done:
                 yield None
@@ -312,7 +315,7 @@ async def _with_pings(
         if pending is not None:
             pending.cancel()
             await asyncio.gather(pending, return_exceptions=True)
-        await rest.aclose()  # type: ignore[attr-defined]
+        await rest.aclose()
 
 
 def _joined(parts: list[Delta]) -> Delta:

@@ -4,8 +4,9 @@
                     │ S lost or gave up: ask R (Fence)──▶ JUDGE ──Committed──▶ STREAM
                     └─────────── RETRY ◀── lost, Fenced ────┘      (RETRY is passed through: it ends in WAIT or DONE)
 
-R is the only judge of whether an attempt is committed. Emitted is what has position = next; later outputs are held, earlier ones
-dropped. docs/protocol.md has the table that this file is; tests/router/test_request_machine.py checks it row by row.
+R is the only judge of whether an attempt is committed. Emitted is what has position = next; later outputs are held,
+earlier ones dropped. docs/protocol.md has the table that this file is; tests/router/test_request_machine.py checks it, row
+by row.
 """
 
 from __future__ import annotations

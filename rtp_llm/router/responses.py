@@ -21,10 +21,10 @@ ERROR_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token as text, with its bytes, its offset in the answer's text, and the highest alternatives."""
+    """One token as text, with its raw bytes, its offset in the answer's text, and the highest alternatives."""
 
     token: str
-    bytes: bytes
+    raw: bytes
     logprob: float
     offset: int = 0
     top: Sequence[tuple[str, bytes, float]] = ()
@@ -124,7 +124,7 @@ class ChatShape:
 
         return {
             "content": [
-                {**entry(each.token, each.bytes, each.logprob), "top_logprobs": [entry(*top) for top in each.top]}
+                {**entry(each.token, each.raw, each.logprob), "top_logprobs": [entry(*top) for top in each.top]}
                 for each in tokens
             ],
             "refusal": None,

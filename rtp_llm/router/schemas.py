@@ -99,7 +99,7 @@ class CompletionBody(_Body):
         if isinstance(prompt, str):
             return [prompt]
         if prompt and isinstance(prompt[0], int):
-            return [list(prompt)]  # type: ignore[arg-type]
+            return [list(prompt)]
         return list(prompt)  # type: ignore[arg-type]
 
 

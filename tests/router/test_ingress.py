@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import httpx
 import openai
@@ -28,7 +28,7 @@ class ScriptedPrompt:
         self.num_choices = sampling.n
         self.logprobs = sampling.logprobs is not None
 
-    async def answer(self, request_id: str, choice: int) -> AsyncIterator[Delta]:
+    async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         self.backend.running += 1
         try:
             for i, word in enumerate(WORDS):
@@ -66,7 +66,7 @@ class ScriptedBackend:
     def chat(self, body: ChatBody) -> Prompt:
         return ScriptedPrompt(body.sampling({}), self)
 
-    def is_ready(self) -> bool:
+    async def wait_ready(self, timeout_s: float) -> bool:
         return True
 
     async def metrics(self) -> bytes:

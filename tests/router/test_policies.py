@@ -35,7 +35,11 @@ def test_least_loaded_spreads_over_workers_near_the_best() -> None:
 
 def test_round_robin_takes_turns_in_each_pool() -> None:
     turns = [round_robin(FLEET, query(turn=turn)) for turn in range(3)]
-    assert [(p.sender.id, p.receiver.id) for p in turns if p and p.receiver] == [("p0", "d0"), ("p1", "d1"), ("p0", "d0")]
+    assert [(p.sender.id, p.receiver.id) for p in turns if p and p.receiver] == [
+        ("p0", "d0"),
+        ("p1", "d1"),
+        ("p0", "d0"),
+    ]
 
 
 def test_a_full_or_draining_worker_is_not_chosen() -> None:

@@ -1,0 +1,302 @@
+"""Dispatcher: runs every answer's RequestMachine against the fleet. One event loop; nothing here waits but `generate`.
+
+It owns the table of live answers: an answer enters in `generate` and leaves when its machine is done, whoever ended it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+
+from rtp_llm.config import RouterSettings
+from rtp_llm.errors import DeadlineError, OverloadedError, RtpLlmError, UnavailableError
+from rtp_llm.metrics import RouterMetrics
+from rtp_llm.request import Request, TokenOutput
+from rtp_llm.router import request_machine as machine
+from rtp_llm.router.fleet import Fleet
+from rtp_llm.router.policies import Placement, PlacementQuery, Policy
+from rtp_llm.router.request_machine import RequestMachine, State
+from rtp_llm.wire.convert import error_of, key_message, key_of, outputs_of, request_message, worker_message
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.v1 import router_pb2 as pb
+
+log = logging.getLogger("rtp_llm.router")
+
+
+class Answer:
+    """One live answer: its request, its machine, and what its reader hasn't taken yet."""
+
+    def __init__(self, request: Request, state: RequestMachine, started: float) -> None:
+        self.request = request
+        self.machine = state
+        self.started = started
+        self.last_emitted: float | None = None
+        self.pending: list[TokenOutput] = []
+        self.finished = False
+        self.waiting = False  # counted in the dispatcher's number of waiting answers
+        self.error: RtpLlmError | None = None
+        self.changed = asyncio.Event()
+        self.timers: list[asyncio.TimerHandle] = []
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt) + len(self.machine.tokens)
+
+    @property
+    def tokens_left(self) -> int:
+        limit = self.request.sampling.max_tokens
+        return (limit if limit is not None else 1 << 30) - len(self.machine.tokens)
+
+
+class Dispatcher:
+    """`fleet.listener` is this object. Answers are keyed by (request number, choice)."""
+
+    def __init__(self, fleet: Fleet, policy: Policy, settings: RouterSettings, metrics: RouterMetrics) -> None:
+        self._fleet = fleet
+        self._policy = policy
+        self._settings = settings
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._answers: dict[tuple[int, int], Answer] = {}
+        self._waiting: deque[Answer] = deque()  # in State.WAIT, oldest first; ended ones are skipped
+        self._num_waiting = 0
+        self._requests = 0
+        self._turn = 0
+        self._random = random.Random()
+        fleet.listener = self
+
+    def next_request(self) -> int:
+        """A request number: the n choices of one prompt share it."""
+        self._requests += 1
+        return self._requests
+
+    @property
+    def num_live(self) -> int:
+        return len(self._answers)
+
+    async def generate(self, request: Request, number: int) -> AsyncGenerator[list[TokenOutput], None]:
+        """Tokens as they come, in order, without gap or repeat; ends after the one with a finish reason. Closing the iterator
+        early cancels the answer. REQUIRES: request.sampling has a seed and max_tokens.
+
+        Raises:
+            OverloadedError: too many answers wait for a worker.
+            UnavailableError: no worker took it in time.
+            DeadlineError: `router.request_timeout_s` is over.
+            RtpLlmError: a worker refused the request, or workers were lost under it too often.
+        """
+        answer = self._admit(request, number)
+        try:
+            while True:
+                await answer.changed.wait()
+                answer.changed.clear()
+                pending, answer.pending = answer.pending, []
+                if pending:
+                    yield pending
+                if answer.finished and not answer.pending:
+                    break
+            if answer.error is not None:
+                raise answer.error
+        finally:
+            self._run(answer, answer.machine.handle(machine.Ended()))
+
+    # --- FleetListener
+
+    def said(self, worker: WorkerKey, message: pb.WorkerMessage) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "outputs":
+            for key, output in outputs_of(message.outputs, self._fleet.router_epoch):
+                self._deliver(machine.Output(key, worker, output))
+        elif kind == "failed":
+            self._deliver(machine.Failed(key_of(message.failed.key), worker, error_of(message.failed)))
+        elif kind == "busy":
+            self._deliver(machine.Busy(key_of(message.busy.key), worker))
+        elif kind == "released":
+            self._deliver(machine.Released(key_of(message.released.key), worker))
+        elif kind == "committed":
+            self._deliver(machine.Committed(key_of(message.committed.key), worker))
+        elif kind == "fenced":
+            self._deliver(machine.Fenced(key_of(message.fenced.key), worker))
+
+    def resumed(self, worker: WorkerKey) -> None:
+        entries = [(a, entry) for a in self._answers.values() if (entry := a.machine.attach_entry(worker)) is not None]
+        attach = pb.Attach(
+            entries=[
+                pb.AttachEntry(
+                    key=key_message(entry.key),
+                    next_position=entry.next_position,
+                    role=pb.AttachRole.Name(entry.role.value),
+                )
+                for _, entry in entries
+            ]
+        )
+        self._fleet.send(worker, pb.RouterMessage(attach=attach))
+        for answer, _ in entries:
+            self._run(answer, answer.machine.handle(machine.Resumed(worker)))
+
+    def lost(self, worker: WorkerKey) -> None:
+        for answer in list(self._answers.values()):
+            self._run(answer, answer.machine.handle(machine.Lost(worker)))
+
+    def room_changed(self) -> None:
+        self._place_waiting()
+
+    # --- Inside
+
+    def _admit(self, request: Request, number: int) -> Answer:
+        if self._num_waiting >= self._settings.max_waiting:
+            raise OverloadedError(
+                f"{self._num_waiting} answers wait for a worker, the limit is {self._settings.max_waiting}"
+            )
+        key = RequestKey(self._fleet.router_epoch, number, request.choice, 0)
+        state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
+        answer = Answer(request, state, self._loop.time())
+        self._answers[number, request.choice] = answer
+        self._metrics.requests_running.set(len(self._answers))
+        self._metrics.prompt_tokens.inc(len(request.prompt))
+        deadline = DeadlineError(f"the answer is not whole after {self._settings.request_timeout_s:g} s")
+        answer.timers.append(self._loop.call_later(self._settings.request_timeout_s, self._end, answer, deadline))
+        self._run(answer, state.start())
+        return answer
+
+    def _end(self, answer: Answer, error: RtpLlmError) -> None:
+        self._run(answer, answer.machine.handle(machine.Ended(error)))
+
+    def _deliver(
+        self,
+        event: machine.Output | machine.Busy | machine.Released | machine.Fenced | machine.Committed | machine.Failed,
+    ) -> None:
+        answer = self._answers.get((event.key.request, event.key.choice))
+        if answer is None:
+            if isinstance(event, machine.Output | machine.Released | machine.Committed):
+                self._cancel(event.worker, event.key)
+            return
+        self._run(answer, answer.machine.handle(event))
+
+    def _run(self, answer: Answer, actions: Iterable[machine.Action]) -> None:
+        for action in actions:
+            if isinstance(action, machine.Emit):
+                self._emit(answer, action.output)
+            elif isinstance(action, machine.Submit):
+                self._submit(answer, action)
+            elif isinstance(action, machine.Cancel):
+                self._cancel(action.worker, action.key)
+            elif isinstance(action, machine.Fence):
+                self._fleet.send(action.worker, pb.RouterMessage(fence=pb.Fence(key=key_message(action.key))))
+            elif isinstance(action, machine.Place):
+                self._wait(answer, action.cause)
+            elif isinstance(action, machine.Fail):
+                self._finish(answer, action.error)
+            else:
+                self._finish(answer, None)
+
+    def _emit(self, answer: Answer, output: TokenOutput) -> None:
+        now = self._loop.time()
+        if answer.last_emitted is None:
+            self._metrics.time_to_first_token.observe(now - answer.started)
+        else:
+            self._metrics.inter_token_latency.observe(now - answer.last_emitted)
+        answer.last_emitted = now
+        self._metrics.output_tokens.inc()
+        answer.pending.append(output)
+        answer.changed.set()
+        if len(answer.pending) > self._settings.client_buffer_tokens:
+            error = UnavailableError(f"the client reads too slowly: {len(answer.pending)} tokens wait for it")
+            self._loop.call_soon(self._end, answer, error)
+
+    def _finish(self, answer: Answer, error: RtpLlmError | None) -> None:
+        for timer in answer.timers:
+            timer.cancel()
+        key = answer.machine.key
+        self._answers.pop((key.request, key.choice), None)
+        self._metrics.requests_running.set(len(self._answers))
+        self._metrics.request_duration.observe(self._loop.time() - answer.started)
+        answer.finished, answer.error = True, error
+        answer.changed.set()
+        self._count_waiting(answer)
+
+    def _cancel(self, worker: WorkerKey, key: RequestKey) -> None:
+        self._fleet.send(worker, pb.RouterMessage(cancel=pb.Cancel(key=key_message(key))))
+
+    # --- Placement
+
+    def _wait(self, answer: Answer, cause: str) -> None:
+        """Queue for a worker; a retry goes before those who never ran."""
+        if cause == "first":
+            self._waiting.append(answer)
+        else:
+            self._metrics.retries.labels(cause).inc()
+            self._waiting.appendleft(answer)
+        timeout = self._settings.queue_timeout_s
+        attempt = answer.machine.key.attempt
+        answer.timers.append(self._loop.call_later(timeout, self._give_up_waiting, answer, attempt))
+        self._count_waiting(answer)
+        if cause != "busy":  # a Busy is followed by the Load that says when to try again
+            self._loop.call_soon(self._place_waiting)
+
+    def _give_up_waiting(self, answer: Answer, attempt: int) -> None:
+        if answer.machine.state is State.WAIT and answer.machine.key.attempt == attempt:
+            found = len(self._fleet.live())
+            error = UnavailableError(
+                f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
+            )
+            self._end(answer, error)
+
+    def _count_waiting(self, answer: Answer) -> None:
+        waits = answer.machine.state is State.WAIT and not answer.finished
+        self._num_waiting += waits - answer.waiting
+        answer.waiting = waits
+        self._metrics.requests_waiting.set(self._num_waiting)
+
+    def _place_waiting(self) -> None:
+        """Places in order until nobody accepts."""
+        while self._waiting:
+            answer = self._waiting[0]
+            if answer.machine.state is State.WAIT:
+                placement = self._policy(self._fleet.views(), self._query(answer))
+                if placement is None:
+                    break
+                self._waiting.popleft()
+                self._place(answer, placement)
+            else:
+                self._waiting.popleft()
+
+    def _query(self, answer: Answer) -> PlacementQuery:
+        return PlacementQuery(
+            prompt_tokens=answer.prompt_tokens,
+            must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
+            prefer=[worker.id for worker in answer.machine.prefer],
+            turn=self._turn,
+            random=self._random,
+        )
+
+    def _place(self, answer: Answer, placement: Placement) -> None:
+        self._turn += 1
+        sender = WorkerKey(placement.sender.id, placement.sender.epoch)
+        receiver = None
+        if placement.receiver is not None:
+            receiver = WorkerKey(placement.receiver.id, placement.receiver.epoch)
+            if placement.receiver.numerics_id != placement.sender.numerics_id:
+                self._metrics.numerics_mismatches.inc()
+        self._run(answer, answer.machine.handle(machine.Planned(sender, receiver)))
+        self._count_waiting(answer)
+
+    def _submit(self, answer: Answer, action: machine.Submit) -> None:
+        submit = pb.Submit(
+            key=key_message(action.key),
+            request=request_message(answer.request),
+            output=action.output,
+            alone=action.receiver is None,
+        )
+        if action.receiver is not None:
+            submit.receiver.CopyFrom(worker_message(action.receiver))
+            receiver = self._fleet.find(action.receiver)
+            if receiver is not None:
+                submit.receiver_address = receiver.hello.peer_address
+                receiver.note_receives(action.key)
+        sender = self._fleet.find(action.worker)
+        if sender is not None:
+            sender.note_submitted(action.key, answer.prompt_tokens)
+        self._fleet.send(action.worker, pb.RouterMessage(submit=submit))

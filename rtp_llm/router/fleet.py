@@ -1,0 +1,245 @@
+"""Fleet: the router's sessions with all workers, and what it knows of each: hello, last Load, own unacknowledged submits.
+
+It follows a Membership; a worker that left the membership keeps its session while that lives. What workers say goes to one
+`FleetListener`. One event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from rtp_llm.directory import Member, Membership
+from rtp_llm.errors import UnavailableError
+from rtp_llm.metrics import RouterMetrics
+from rtp_llm.router.policies import WorkerView
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.session import SessionTiming, WorkerSession
+from rtp_llm.wire.v1.router_pb2 import DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
+
+log = logging.getLogger("rtp_llm.router")
+
+
+class FleetListener(Protocol):
+    """Called on the loop; must not block."""
+
+    def said(self, worker: WorkerKey, message: WorkerMessage) -> None:
+        """Outputs or a notice about a key."""
+
+    def resumed(self, worker: WorkerKey) -> None:
+        """The session is back, nothing is lost: time for an Attach."""
+
+    def lost(self, worker: WorkerKey) -> None:
+        """This epoch of the worker is lost."""
+
+    def room_changed(self) -> None:
+        """A worker came, or its load changed."""
+
+
+class RemoteWorker:
+    """One place in the fleet: its session, and the incarnation that lives there now."""
+
+    def __init__(self, member: Member, fleet: Fleet) -> None:
+        self.member = member
+        self.key = WorkerKey(member.id, 0)
+        self.hello = WorkerHello()
+        self.load = Load()
+        self.draining = False
+        self.departed = False  # the membership doesn't name it any more
+        self._submitted: dict[RequestKey, int] = {}  # prompt tokens that the last Load doesn't show
+        self._received: set[RequestKey] = set()  # handovers to it that the last Load doesn't show
+        self._fleet = fleet
+        self.session = WorkerSession(
+            WorkerKey(member.id, member.epoch),
+            member.address,
+            router_id=fleet.router_id,
+            router_epoch=fleet.router_epoch,
+            events=self,
+            timing=fleet.timing,
+        )
+
+    @property
+    def is_live(self) -> bool:
+        return self.key.epoch != 0 and self.session.is_connected
+
+    def view(self) -> WorkerView:
+        return WorkerView(
+            id=self.key.id,
+            epoch=self.key.epoch,
+            pool=self.hello.pool,
+            queued_tokens=self.load.queued_tokens + sum(self._submitted.values()),
+            max_queued_tokens=self.load.max_queued_tokens,
+            running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
+            free_blocks=self.load.blocks_free,
+            total_blocks=self.load.blocks_total,
+            numerics_id=self.hello.numerics_id,
+            draining=self.draining,
+        )
+
+    def note_submitted(self, key: RequestKey, prompt_tokens: int) -> None:
+        self._submitted[key] = prompt_tokens
+
+    def note_receives(self, key: RequestKey) -> None:
+        self._received.add(key)
+
+    # --- SessionEvents
+
+    def connected(self, hello: WorkerMessage, *, resumed: bool) -> None:
+        self.hello = hello.hello
+        self.key = WorkerKey(self.member.id, hello.hello.worker.epoch)
+        if resumed:
+            self._fleet.listener.resumed(self.key)
+            return
+        self.load, self.draining = Load(), False
+        self._forget_placements()
+        log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
+        self._fleet.check_numerics(self)
+
+    def message(self, message: WorkerMessage) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "load":
+            self.load = message.load
+            self._forget_placements()
+            self._fleet.worker_changed()
+        elif kind == "draining":
+            self.draining = True
+            self.session.send(RouterMessage(draining_acknowledged=DrainingAcknowledged()))
+        elif kind is not None:
+            self._fleet.listener.said(self.key, message)
+
+    def broken(self, reason: str) -> None:
+        log.info("session with worker %s broke: %s", self.key, reason)
+
+    def lost(self, reason: str) -> None:
+        log.warning("worker %s is lost: %s", self.key, reason)
+        self._fleet.metrics.worker_losses.inc()
+        self._forget_placements()
+        key, self.key = self.key, WorkerKey(self.member.id, 0)
+        self._fleet.listener.lost(key)
+        self._fleet.dismiss_if_departed(self)
+
+    def refused(self, reason: str) -> None:
+        log.error("worker %s refuses this router: %s", self.member.id, reason)
+
+    def _forget_placements(self) -> None:
+        self._submitted.clear()
+        self._received.clear()
+
+
+class Fleet:
+    """All workers of one router.
+
+    REQUIRES: made on the event loop; `listener` is set before `start()`.
+    """
+
+    listener: FleetListener
+
+    def __init__(
+        self, membership: Membership, router_id: str, router_epoch: int, timing: SessionTiming, metrics: RouterMetrics
+    ) -> None:
+        self.router_id = router_id
+        self.router_epoch = router_epoch
+        self.timing = timing
+        self.metrics = metrics
+        self._membership = membership
+        self._members: dict[str, Member] = {}
+        self._workers: dict[str, RemoteWorker] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()  # at least one worker can take a request
+        self._warned: set[frozenset[str]] = set()
+
+    def start(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await asyncio.gather(*(worker.session.close() for worker in self._workers.values()), *self._closing)
+        self._workers.clear()
+
+    def live(self) -> list[RemoteWorker]:
+        """Workers whose session stands and whose Load is known."""
+        return [worker for worker in self._workers.values() if worker.is_live and worker.load.max_queued_tokens > 0]
+
+    def views(self) -> list[WorkerView]:
+        return [worker.view() for worker in self.live()]
+
+    def find(self, key: WorkerKey) -> RemoteWorker | None:
+        """The worker if this incarnation of it is the one that is known now."""
+        worker = self._workers.get(key.id)
+        return worker if worker is not None and worker.key == key else None
+
+    def send(self, key: WorkerKey, message: RouterMessage) -> bool:
+        """False: lost or not connected; Attach and the machine's own rules repair it."""
+        worker = self.find(key)
+        return worker is not None and worker.session.send(message)
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Whether a worker is there, within `timeout_s`."""
+        if not self.live():
+            try:
+                await asyncio.wait_for(self._room.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                return False
+        return bool(self.live())
+
+    async def metrics_texts(self) -> list[tuple[Member, str]]:
+        """Each live worker's exposition; one that doesn't answer in time is left out."""
+        workers = self.live()
+        answers = await asyncio.gather(*(worker.session.metrics() for worker in workers), return_exceptions=True)
+        texts = []
+        for worker, answer in zip(workers, answers, strict=True):
+            if isinstance(answer, str):
+                texts.append((worker.member, answer))
+            elif isinstance(answer, UnavailableError):
+                log.warning("%s", answer)
+            else:
+                raise answer
+        return texts
+
+    # --- For RemoteWorker.
+
+    def worker_changed(self) -> None:
+        if self.live():
+            self._room.set()
+        else:
+            self._room.clear()
+        self.listener.room_changed()
+
+    def check_numerics(self, newcomer: RemoteWorker) -> None:
+        """Token-for-token equality holds between equal ids; unequal ones may work together, warned once a pair."""
+        for other in self.live():
+            pair = frozenset((other.hello.numerics_id, newcomer.hello.numerics_id))
+            if len(pair) == 2 and pair not in self._warned:
+                self._warned.add(pair)
+                log.warning(
+                    "workers compute with unequal numerics, answers may differ after a handover: %s", sorted(pair)
+                )
+
+    def dismiss_if_departed(self, worker: RemoteWorker) -> None:
+        """Lost (or never met) and not a member: its session ends. A member of the same id at a new address takes its place."""
+        if not worker.departed or worker.key.epoch != 0 or self._workers.get(worker.member.id) is not worker:
+            return
+        del self._workers[worker.member.id]
+        task = asyncio.create_task(worker.session.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._meet_newcomers()
+
+    async def _watch(self) -> None:
+        async for members in self._membership.watch():
+            self._members = {member.id: member for member in members}
+            for worker in list(self._workers.values()):
+                member = self._members.get(worker.member.id)
+                worker.departed = member is None or member.address != worker.member.address
+                self.dismiss_if_departed(worker)
+            self._meet_newcomers()
+
+    def _meet_newcomers(self) -> None:
+        for member in self._members.values():
+            if member.id not in self._workers:
+                worker = self._workers[member.id] = RemoteWorker(member, self)
+                worker.session.start()

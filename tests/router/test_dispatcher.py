@@ -1,0 +1,209 @@
+"""The dispatcher over a scripted fleet: what is sent to whom, and what a client gets."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from rtp_llm.config import RouterSettings
+from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
+from rtp_llm.metrics import RouterMetrics
+from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.router.dispatcher import Dispatcher
+from rtp_llm.router.fleet import FleetListener
+from rtp_llm.router.policies import DECODE, PREFILL, WorkerView, least_loaded
+from rtp_llm.wire.convert import add_output, failed_message, key_message, key_of
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.v1 import router_pb2 as pb
+
+EPOCH = 7
+P, D = WorkerKey("p", 1), WorkerKey("d", 2)
+
+
+class ScriptedFleet:
+    """Workers that take everything and say what the test makes them say."""
+
+    router_epoch = EPOCH
+    listener: FleetListener
+
+    def __init__(self) -> None:
+        self.there = [
+            WorkerView(id="p", epoch=1, pool=PREFILL, max_queued_tokens=100),
+            WorkerView(id="d", epoch=2, pool=DECODE, max_queued_tokens=100),
+        ]
+        self.sent: list[tuple[str, pb.RouterMessage]] = []
+
+    def views(self) -> Sequence[WorkerView]:
+        return self.there
+
+    def live(self) -> Sequence[WorkerView]:
+        return self.there
+
+    def find(self, key: WorkerKey) -> None:
+        return None
+
+    def send(self, key: WorkerKey, message: pb.RouterMessage) -> bool:
+        copy = pb.RouterMessage()
+        copy.CopyFrom(message)
+        self.sent.append((key.id, copy))
+        return True
+
+    def kinds(self) -> list[tuple[str, str | None]]:
+        return [(worker, message.WhichOneof("message")) for worker, message in self.sent]
+
+    def key(self) -> RequestKey:
+        """Of the last Submit."""
+        return [key_of(m.submit.key) for _, m in self.sent if m.WhichOneof("message") == "submit"][-1]
+
+    def output(self, worker: WorkerKey, key: RequestKey, position: int, finish: int = 0) -> None:
+        message = pb.WorkerMessage()
+        add_output(message.outputs, key, TokenOutput(position, 100 + position, finish_reason=FinishReason(finish)))
+        self.listener.said(worker, message)
+
+
+@pytest.fixture
+def fleet() -> ScriptedFleet:
+    return ScriptedFleet()
+
+
+def dispatcher(fleet: ScriptedFleet, **settings: float) -> Dispatcher:
+    metrics = RouterMetrics(CollectorRegistry())
+    return Dispatcher(fleet, least_loaded, RouterSettings(**settings), metrics)  # type: ignore[arg-type]
+
+
+def request(**sampling: object) -> Request:
+    params = SamplingParams(**{"seed": 1, "max_tokens": 4, **sampling})  # type: ignore[arg-type]
+    return Request(request_id="r", prompt=[1, 2, 3], sampling=params)
+
+
+async def collect(router: Dispatcher, asked: Request) -> list[int]:
+    return [o.token async for batch in router.generate(asked, router.next_request()) for o in batch]
+
+
+async def turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_tokens_of_both_workers_become_one_stream_without_repeat(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    worker, submit = fleet.sent[0]
+    assert worker == "p" and submit.submit.receiver.id == "d" and not submit.submit.alone
+    fleet.output(P, fleet.key(), 0)
+    for position in range(4):  # R streams from p0 again
+        fleet.output(D, fleet.key(), position, finish=2 if position == 3 else 0)
+    assert await task == [100, 101, 102, 103]
+    assert router.num_live == 0 and fleet.kinds() == [("p", "submit")]
+
+
+async def test_an_answer_of_one_token_runs_alone(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request(max_tokens=1)))
+    await turn()
+    assert fleet.sent[0][1].submit.alone
+    fleet.output(P, fleet.key(), 0, finish=2)
+    assert await task == [100]
+
+
+async def test_a_lost_decode_worker_is_replaced_and_the_stream_goes_on(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    fleet.output(D, fleet.key(), 1)
+    fleet.there[1] = WorkerView(id="d2", epoch=3, pool=DECODE, max_queued_tokens=100)
+    fleet.listener.lost(D)
+    await turn()
+    retry = fleet.sent[-1][1].submit
+    assert list(retry.output) == [100, 101] and retry.key.attempt == 1 and retry.receiver.id == "d2"
+    assert ("p", "cancel") in fleet.kinds()
+    fleet.output(P, fleet.key(), 2)
+    fleet.output(WorkerKey("d2", 3), fleet.key(), 3, finish=2)
+    assert await task == [100, 101, 102, 103]
+
+
+async def test_a_third_loss_ends_the_answer(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    for _ in range(3):
+        await turn()
+        fleet.listener.lost(D)
+    with pytest.raises(WorkerLostError, match="3 workers were lost"):
+        await task
+
+
+async def test_closing_the_stream_cancels_on_both_workers(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    stream = router.generate(request(), router.next_request())
+    waiting = asyncio.ensure_future(anext(stream))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    await waiting
+    await stream.aclose()
+    assert fleet.kinds()[1:] == [("p", "cancel"), ("d", "cancel")] and router.num_live == 0
+
+
+async def test_a_busy_worker_gets_it_again_after_its_next_load(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.listener.said(P, pb.WorkerMessage(busy=pb.Busy(key=key_message(fleet.key()))))
+    await turn()
+    assert len(fleet.sent) == 1
+    fleet.listener.room_changed()
+    assert fleet.sent[-1][1].submit.key.attempt == 1
+    task.cancel()
+
+
+async def test_a_refused_request_fails_with_the_workers_error(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    failed = failed_message(fleet.key(), EngineError("broken"))
+    fleet.listener.said(P, pb.WorkerMessage(failed=failed))
+    with pytest.raises(EngineError, match="broken"):
+        await task
+
+
+async def test_nobody_there_is_said_after_the_queue_timeout(fleet: ScriptedFleet) -> None:
+    fleet.there = []
+    with pytest.raises(UnavailableError, match="0 are connected"):
+        await collect(dispatcher(fleet, queue_timeout_s=0.01), request())
+
+
+async def test_a_deadline_cancels_and_is_said(fleet: ScriptedFleet) -> None:
+    with pytest.raises(DeadlineError):
+        await collect(dispatcher(fleet, request_timeout_s=0.01), request())
+    assert ("p", "cancel") in fleet.kinds()
+
+
+async def test_more_waiting_than_the_limit_is_refused(fleet: ScriptedFleet) -> None:
+    fleet.there = []
+    router = dispatcher(fleet, max_waiting=1)
+    first = asyncio.create_task(collect(router, request()))
+    await turn()
+    with pytest.raises(OverloadedError, match="the limit is 1"):
+        await collect(router, request())
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert router.num_live == 0
+
+
+async def test_attach_lists_live_keys_with_their_role(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    fleet.listener.resumed(D)
+    (entry,) = fleet.sent[-1][1].attach.entries
+    assert (entry.next_position, entry.role) == (1, pb.ATTACH_RECEIVER)
+    task.cancel()
+
+
+async def test_a_key_that_nobody_knows_is_cancelled_when_it_speaks(fleet: ScriptedFleet) -> None:
+    dispatcher(fleet)
+    fleet.output(D, RequestKey(EPOCH, 99, 0, 0), 5)
+    assert fleet.kinds() == [("d", "cancel")]
