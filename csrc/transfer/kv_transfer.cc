@@ -1,0 +1,406 @@
+#include "transfer/kv_transfer.h"
+
+#include <pthread.h>
+
+#include <future>
+
+namespace rtp_llm {
+namespace {
+
+HandoverConfig make_handover_config(const Engine& engine, const KvTransferConfig& config) {
+  const KvGroup& group = engine.kv_layout().groups.at(0);
+  return {.times = config.times,
+          .num_layers = static_cast<int>(group.layers.size()),
+          .layers_per_group = engine.config().layers_per_group,
+          .block_tokens = group.block_tokens,
+          .token_layer_bytes = kv_token_layer_bytes(group),
+          .max_push_tokens = config.max_push_tokens / group.block_tokens * group.block_tokens};
+}
+
+}  // namespace
+
+KvTransfer::KvTransfer(Device& device, Engine& engine, WorkerKey self, KvTransferConfig config)
+    : device_(device),
+      engine_(engine),
+      self_(std::move(self)),
+      config_(std::move(config)),
+      handover_config_(make_handover_config(engine, config_)),
+      grants_(device, engine),
+      handover_(self_, handover_config_, grants_),
+      trace_(config_.trace_entries),
+      data_(device, engine, config_.transport, trace_,
+            {.accept =
+                 [this](const WorkerKey& from, const KvMessageHeader& header, uint64_t bytes) {
+                   auto answer = handover_.accept(from, header, bytes, now(), actions_);
+                   if (const auto* to = std::get_if<Destination>(&answer)) first_accepted_.try_emplace(to->key, now());
+                   return answer;
+                 },
+             .tell = [this](Event event) { events_.push_back(std::move(event)); },
+             .want_endpoint = [this](const WorkerKey& receiver) { outbox_.push(outgoing::WantEndpoint{receiver}); },
+             .warn = [this](const std::string& text) { outbox_.push(outgoing::Warning{text}); }}),
+      wakeup_({inbox_.fd(), data_.transport().event_fd()}) {
+  check(handover_config_.max_push_tokens > 0, "max_push_tokens ", config_.max_push_tokens, " is less than a block of ",
+        handover_config_.block_tokens, " tokens");
+  address_ = data_.transport().address();
+  engine_.set_listener(this);
+  engine_.block_pool().on_room([this] {
+    if (wants_room_.exchange(false)) inbox_.push([this] { handle(event::RoomChanged{}); });
+  });
+}
+
+KvTransfer::~KvTransfer() {
+  engine_.stop();
+  stop();
+}
+
+// ---- Any thread
+
+void KvTransfer::start() {
+  std::lock_guard lock(mutex_);
+  check(!running_ && !thread_.joinable(), "the transfer thread runs already");
+  running_ = true;
+  thread_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), "rtp-transfer");
+    run();
+  });
+}
+
+void KvTransfer::stop() {
+  inbox_.push([this] { stopping_ = true; });
+  if (thread_.joinable()) thread_.join();
+}
+
+void KvTransfer::connect(const WorkerKey& receiver, const std::string& address, uint64_t nonce) {
+  inbox_.push([this, receiver, address, nonce] { data_.connect(receiver, address, nonce); });
+}
+
+void KvTransfer::post(Event event) {
+  {
+    std::lock_guard lock(mutex_);
+    if (fault_) throw Error(concat("the transfer thread has ended: ", *fault_));
+  }
+  inbox_.push([this, event = std::move(event)] { handle(event); });
+}
+
+void KvTransfer::post_outputs(const TokenColumns& columns) {
+  std::vector<event::Output> outputs(columns.key.size());
+  for (size_t i = 0; i < outputs.size(); ++i)
+    outputs[i] = {.key = columns.key[i],
+                  .token = {.position = columns.position[i],
+                            .token = columns.token[i],
+                            .logprob = columns.logprob[i],
+                            .finish = columns.finish[i],
+                            .num_cached_tokens = columns.num_cached_tokens[i],
+                            .top_logprobs = columns.top_logprobs[i]}};
+  inbox_.push([this, outputs = std::move(outputs)] {
+    for (const event::Output& output : outputs) handle(output);
+  });
+}
+
+void KvTransfer::ask(const Task& task) {
+  const auto done = std::make_shared<std::promise<void>>();  // a task that is dropped breaks the promise
+  std::future<void> answered = done->get_future();
+  Task answer = [done, &task] {
+    try {
+      task();
+      done->set_value();
+    } catch (...) {
+      done->set_exception(std::current_exception());
+    }
+  };
+  {
+    std::lock_guard lock(mutex_);
+    if (running_)
+      inbox_.push(std::move(answer));
+    else
+      answer();
+  }
+  answered.get();
+}
+
+KvTransferCounts KvTransfer::counts() {
+  KvTransferCounts counts;
+  ask([&] {
+    counts = counts_;
+    counts.handover = handover_.counts();
+    counts.data = data_.counts();
+  });
+  return counts;
+}
+
+std::vector<TraceEntry> KvTransfer::trace(const std::optional<RequestKey>& key) {
+  std::vector<TraceEntry> entries;
+  ask([&] { entries = trace_.entries(key); });
+  return entries;
+}
+
+void KvTransfer::check_idle() {
+  ask([&] {
+    if (!handover_.idle()) {
+      const HandoverCounts counts = handover_.counts();
+      const SenderCounts& s = counts.sender;
+      const ReceiverCounts& r = counts.receiver;
+      throw Error(concat("the handover is not idle: sender queued ", s.queued, ", computing ", s.computing,
+                         ", pushing ", s.pushing, ", awaiting ", s.awaiting, ", committing ", s.committing, ", local ",
+                         s.local, ", flushing ", s.flushing, ", pushes ", s.pushes_in_flight, ", source blocks ",
+                         s.source_blocks, "; receiver queued ", r.queued, ", granted ", r.granted, ", verifying ",
+                         r.verifying, ", running ", r.running, ", live grants ", r.live_grants, ", quarantined ",
+                         r.quarantined_grants, ", receives ", r.receives_in_flight));
+    }
+    const DataPlaneCounts counts = data_.counts();
+    check(counts.pushes_in_flight == 0 && counts.receives_in_flight == 0 && counts.transport.sends_outstanding == 0 &&
+              counts.transport.receives_outstanding == 0,
+          "the data plane is not idle: pushes ", counts.pushes_in_flight, ", receives ", counts.receives_in_flight,
+          ", sends outstanding ", counts.transport.sends_outstanding, ", receives outstanding ",
+          counts.transport.receives_outstanding);
+  });
+}
+
+// ---- The engine thread: stamps and posts
+
+void KvTransfer::on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
+                              int cached_tokens) {
+  inbox_.push(
+      [this, at = monotonic_seconds(), event = event::Scheduled{key, std::move(blocks), prompt_tokens, cached_tokens}] {
+        trace_.add({.time = at,
+                    .key = event.key,
+                    .point = TracePoint::kScheduled,
+                    .first_token = event.cached_tokens,
+                    .tokens = event.prompt_tokens - event.cached_tokens});
+        if (const auto start = starts_.find(event.key); start != starts_.end())
+          start->second.cached_tokens = event.cached_tokens;
+        handle(event);
+      });
+}
+
+void KvTransfer::on_layers_computed(const ComputedLayers& piece) {
+  inbox_.push([this, at = monotonic_seconds(), piece] {
+    trace_.add({.time = at,
+                .key = piece.key,
+                .point = TracePoint::kLayersComputed,
+                .first_layer = piece.first_layer,
+                .num_layers = piece.num_layers,
+                .first_token = piece.first_token,
+                .tokens = piece.tokens});
+    handle(event::LayersComputed{piece.key, piece.first_layer, piece.num_layers, piece.first_token, piece.tokens});
+  });
+}
+
+void KvTransfer::on_prefilled(const RequestKey& key, int32_t token, float logprob,
+                              std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) {
+  SampledToken first{.token = token, .logprob = logprob, .finish = finish, .top_logprobs = std::move(top_logprobs)};
+  inbox_.push([this, at = monotonic_seconds(), event = event::Prefilled{key, std::move(first)}]() mutable {
+    trace_.add({.time = at, .key = event.key, .point = TracePoint::kFirstToken});
+    if (const auto start = starts_.find(event.key); start != starts_.end()) {
+      event.first.position = start->second.position;
+      event.first.num_cached_tokens = start->second.cached_tokens;
+    }
+    handle(event);
+  });
+}
+
+void KvTransfer::on_finished(const RequestKey& key, FinishReason finish) {
+  inbox_.push([this, event = event::Finished{key, finish}] { handle(event); });
+}
+
+void KvTransfer::on_failed(const std::string& message) {
+  inbox_.push([message] { throw Error(concat("the engine has failed: ", message)); });
+}
+
+// ---- The transfer thread
+
+void KvTransfer::run() {
+  try {
+    while (!stopping_)
+      if (!step()) wait();
+  } catch (const std::exception& error) {
+    fail(error.what());
+  }
+  std::vector<Task> rest;
+  {
+    std::lock_guard lock(mutex_);
+    running_ = false;  // from here on ask() answers by itself
+    rest = inbox_.take();
+  }
+  // Whoever waits for an answer gets one; events do nothing any more.
+  stopping_ = true;
+  try {
+    for (const Task& task : rest) task();
+  } catch (const std::exception& error) {
+    fail(error.what());
+  }
+}
+
+void KvTransfer::fail(const std::string& text) {
+  {
+    std::lock_guard lock(mutex_);
+    fault_ = text;
+  }
+  outbox_.push(outgoing::Fault{text});
+}
+
+bool KvTransfer::step() {
+  bool any = false;
+  for (const Task& task : inbox_.take()) {
+    task();
+    any = true;
+  }
+  any |= data_.transport().progress(now());
+  if (!actions_.empty()) perform(std::exchange(actions_, {}));
+  if (const auto deadline = handover_.next_deadline(); !events_.empty() || (deadline && *deadline <= now())) {
+    handle(event::Tick{});
+    any = true;
+  }
+  return any;
+}
+
+void KvTransfer::wait() {
+  std::optional<Seconds> deadline = handover_.next_deadline();
+  if (const auto transport = data_.transport().next_deadline(); transport && (!deadline || *transport < *deadline))
+    deadline = transport;
+  if (data_.transport().arm()) wakeup_.wait(deadline);
+}
+
+Seconds KvTransfer::now() { return last_now_ = std::max(last_now_, monotonic_seconds()); }
+
+// Actions may bring new events up at once (a push without an endpoint): they wait until the first is done.
+void KvTransfer::handle(Event event) {
+  if (stopping_) return;
+  events_.push_back(std::move(event));
+  if (handling_) return;
+  handling_ = true;
+  for (size_t i = 0; i < events_.size(); ++i) {
+    Event next = std::move(events_[i]);
+    if (auto* submit = std::get_if<event::FromRouter>(&next)) complete(*submit);
+    note(next);
+    if (refused(next)) continue;
+    Actions actions;
+    wants_room_ = true;  // before the pool is asked, so no room is missed
+    handover_.handle(next, now(), actions);
+    perform(std::move(actions));
+  }
+  events_.clear();
+  handling_ = false;
+  if (handover_.receiver().counts().queued == 0) wants_room_ = false;
+}
+
+// A Reserve for what this engine could never run gets no grant.
+bool KvTransfer::refused(const Event& event) {
+  const auto* from = std::get_if<event::FromSender>(&event);
+  const auto* reserve = from ? std::get_if<message::Reserve>(&from->body) : nullptr;
+  if (!reserve) return false;
+  try {
+    engine_.validate(*reserve->spec, Role::kAlone);
+    return false;
+  } catch (const InvalidArgument& error) {
+    perform(action::ToSender{from->sender, message::NoRoom{reserve->spec->key, error.what()}});
+    return true;
+  }
+}
+
+// The queue's length as it is now, and whether the engine could ever run the request.
+void KvTransfer::complete(event::FromRouter& event) const {
+  const auto* submit = std::get_if<message::Submit>(&event.body);
+  if (!submit) return;
+  event.queued_tokens = engine_.load().queued_tokens;
+  event.max_queued_tokens = config_.max_queued_tokens;
+  if (event.invalid) return;
+  try {
+    engine_.validate(*submit->spec, Role::kAlone);
+  } catch (const InvalidArgument& error) {
+    event.invalid =
+        message::Failed{.key = submit->spec->key, .type = "InvalidRequestError", .message = error.what(), .param = ""};
+  }
+}
+
+// Keeps trace and figures.
+void KvTransfer::note(const Event& event) {
+  if (const auto* from = std::get_if<event::FromReceiver>(&event)) {
+    if (const auto* granted = std::get_if<message::Granted>(&from->body))
+      trace_.add(
+          {.time = now(), .key = granted->key, .point = TracePoint::kGranted, .first_token = granted->prefix_tokens});
+    if (const auto* committed = std::get_if<message::PeerCommitted>(&from->body)) {
+      trace_.add({.time = now(), .key = committed->key, .point = TracePoint::kCommitted});
+      if (const auto first = first_posted_.find(committed->key); first != first_posted_.end()) {
+        ++counts_.committed_sent;
+        counts_.send_seconds += now() - first->second;
+        first_posted_.erase(first);
+      }
+    }
+  }
+  if (const auto* lost = std::get_if<event::ReceiverLost>(&event)) data_.abandon(lost->receiver);
+}
+
+void KvTransfer::perform(Actions actions) {
+  for (const Action& action : actions) std::visit([this](const auto& one) { perform(one); }, action);
+}
+
+void KvTransfer::perform(const action::ToRouter& action) { outbox_.push(action); }
+
+void KvTransfer::perform(const action::ToSender& action) {
+  if (const auto* granted = std::get_if<message::Granted>(&action.body))
+    trace_.add(
+        {.time = now(), .key = granted->key, .point = TracePoint::kGranted, .first_token = granted->prefix_tokens});
+  counts_.no_room += std::holds_alternative<message::NoRoom>(action.body);
+  counts_.expired += std::holds_alternative<message::Expired>(action.body);
+  counts_.bad_checksum += std::holds_alternative<message::BadChecksum>(action.body);
+  outbox_.push(action);
+}
+
+void KvTransfer::perform(const action::ToReceiver& action) {
+  if (const auto* commit = std::get_if<message::Commit>(&action.body))
+    trace_.add({.time = now(), .key = commit->key, .point = TracePoint::kCommitSent, .bytes = commit->bytes});
+  outbox_.push(action);
+}
+
+void KvTransfer::perform(const action::Meet& action) { outbox_.push(action); }
+
+void KvTransfer::perform(const action::EnqueueSequence& action) {
+  const RequestKey& key = action.spec->key;
+  if (action.role == Role::kSender) starts_[key] = {.position = static_cast<int32_t>(action.spec->output.size())};
+  try {
+    engine_.add(*action.spec, action.role);
+  } catch (const InvalidArgument& error) {
+    reject(key, error);
+  }
+}
+
+// The machines' requests were made elsewhere: one that this engine can't run ends alone.
+void KvTransfer::reject(const RequestKey& key, const InvalidArgument& error) {
+  handle(event::Rejected{
+      message::Failed{.key = key, .type = "InvalidRequestError", .message = error.what(), .param = ""}});
+}
+
+void KvTransfer::perform(const action::JoinSequence& action) {
+  const RequestKey& key = action.spec->key;
+  trace_.add({.time = now(), .key = key, .point = TracePoint::kCommitted});
+  ++counts_.committed_received;
+  if (const auto first = first_accepted_.find(key); first != first_accepted_.end())
+    counts_.receive_seconds += now() - first->second;
+  std::erase_if(first_accepted_, [&](const auto& entry) {
+    return entry.first == key || !handover_.receiver().knows(entry.first);  // its grant is void
+  });
+  try {
+    engine_.join(*action.spec, action.blocks);
+  } catch (const InvalidArgument& error) {
+    engine_.block_pool().release(action.blocks);
+    reject(key, error);
+  }
+}
+
+void KvTransfer::perform(const action::CancelSequence& action) { engine_.cancel(action.key); }
+
+void KvTransfer::perform(const action::ReleaseBlocks& action) {
+  starts_.erase(action.key);
+  first_posted_.erase(action.key);
+  engine_.release(action.key);
+}
+
+void KvTransfer::perform(const action::PushLayers& action) {
+  first_posted_.try_emplace(action.key, now());
+  data_.push(action);
+}
+
+void KvTransfer::perform(const action::CloseEndpoint& action) { data_.close(action.peer, action.direction); }
+
+}  // namespace rtp_llm
