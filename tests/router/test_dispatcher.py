@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 from rtp_llm.config import RouterSettings
 from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
 from rtp_llm.metrics import RouterMetrics
-from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.request import FinishReason, Request, SamplingParams
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.policies import DECODE, PREFILL, WorkerView, least_loaded
-from rtp_llm.wire.convert import add_output, failed_message, key_message, key_of
+from rtp_llm.wire.convert import failed_message, key_message, key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
 
@@ -57,9 +57,15 @@ class ScriptedFleet:
         return [key_of(m.submit.key) for _, m in self.sent if m.WhichOneof("message") == "submit"][-1]
 
     def output(self, worker: WorkerKey, key: RequestKey, position: int, finish: int = 0) -> None:
-        message = pb.WorkerMessage()
-        add_output(message.outputs, key, TokenOutput(position, 100 + position, finish_reason=FinishReason(finish)))
-        self.listener.said(worker, message)
+        outputs = pb.Outputs(
+            request=[key.request],
+            choice=[key.choice],
+            attempt=[key.attempt],
+            position=[position],
+            token=[100 + position],
+            finish=[FinishReason(finish).value],
+        )
+        self.listener.said(worker, pb.WorkerMessage(outputs=outputs))
 
 
 @pytest.fixture
