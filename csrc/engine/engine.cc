@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -62,7 +63,7 @@ struct Engine::State {
   // Any thread.
   void post(Command command);
   std::unique_ptr<Sequence> make_sequence(SequenceSpec spec, Role role) const;
-  void wake();
+  void wake();  // other threads only; blocks became free
   void stop();
 
   // Engine thread, in the order of a step.
@@ -115,6 +116,7 @@ struct Engine::State {
   bool stopping = false;
 
   std::thread thread;
+  std::atomic<std::thread::id> engine_thread{};
 };
 
 // ---- Start
@@ -143,6 +145,7 @@ Engine::State::State(Device& device, Decoder& decoder, EngineConfig given)
   const auto [rows, seconds] = executor.warm_up();
   cost.observe(0, rows, seconds);
   refresh();
+  pool.on_room([this] { wake(); });
 }
 
 std::unique_ptr<Sequence> Engine::State::make_sequence(SequenceSpec spec, Role role) const {
@@ -169,6 +172,8 @@ void Engine::State::post(Command command) {
 }
 
 void Engine::State::wake() {
+  // What the engine thread frees itself, it sees at its next schedule.
+  if (std::this_thread::get_id() == engine_thread.load()) return;
   {
     std::lock_guard lock(mutex);
     woken = true;
@@ -188,6 +193,7 @@ void Engine::State::stop() {
 // ---- The step loop
 
 void Engine::State::run() {
+  engine_thread = std::this_thread::get_id();
   try {
     bool idle = false;
     while (wait(idle)) idle = !step();
@@ -400,6 +406,10 @@ void Engine::start() {
 }
 
 void Engine::stop() { state_->stop(); }
+
+void Engine::validate(const SequenceSpec& spec, Role role) const {
+  check_spec(spec, role, state_->config, state_->decoder.config().vocab_size, state_->pool.num_blocks());
+}
 
 void Engine::add(SequenceSpec spec, Role role) {
   const RequestKey key = spec.key;

@@ -1,0 +1,200 @@
+// Engine and what goes in and out of it: RequestKey, SequenceSpec, EngineConfig, TokenColumns, EngineLoad.
+#include "engine/engine.h"
+
+#include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace rtp_llm {
+
+namespace {
+
+void bind_key(py::module_& module) {
+  py::class_<RequestKey>(module, "RequestKey",
+                         "k = (router_epoch, request, choice, attempt): one attempt at one answer.")
+      .def(py::init([](uint64_t router_epoch, uint64_t request, uint32_t choice, uint32_t attempt) {
+             return RequestKey{router_epoch, request, choice, attempt};
+           }),
+           py::arg("router_epoch"), py::arg("request"), py::arg("choice") = 0, py::arg("attempt") = 0)
+      .def_readonly("router_epoch", &RequestKey::router_epoch)
+      .def_readonly("request", &RequestKey::request)
+      .def_readonly("choice", &RequestKey::choice)
+      .def_readonly("attempt", &RequestKey::attempt)
+      .def("__hash__", [](const RequestKey& key) { return std::hash<RequestKey>()(key); })
+      .def(
+          "__eq__", [](const RequestKey& a, const RequestKey& b) { return a == b; }, py::is_operator())
+      .def(
+          "__lt__", [](const RequestKey& a, const RequestKey& b) { return a < b; }, py::is_operator())
+      .def("__repr__", &RequestKey::str);
+}
+
+SequenceSpec make_spec(const RequestKey& key, std::vector<int32_t> prompt, std::vector<int32_t> output,
+                       float temperature, float top_p, float min_p, int32_t top_k, uint64_t seed, int32_t max_tokens,
+                       int32_t min_tokens, bool ignore_eos, std::vector<int32_t> stop_token_ids, int32_t num_logprobs,
+                       std::string cache_salt) {
+  return {.key = key,
+          .prompt = std::move(prompt),
+          .output = std::move(output),
+          .temperature = temperature,
+          .top_p = top_p,
+          .min_p = min_p,
+          .top_k = top_k,
+          .seed = seed,
+          .max_tokens = max_tokens,
+          .min_tokens = min_tokens,
+          .ignore_eos = ignore_eos,
+          .stop_token_ids = std::move(stop_token_ids),
+          .num_logprobs = num_logprobs,
+          .cache_salt = std::move(cache_salt)};
+}
+
+void bind_spec(py::module_& module) {
+  py::enum_<Role>(module, "Role").value("ALONE", Role::kAlone).value("SENDER", Role::kSender);
+  py::class_<SequenceSpec>(module, "SequenceSpec", "What an engine is asked to run; csrc/handover/sequence_spec.h.")
+      .def(py::init(&make_spec), py::kw_only(), py::arg("key"), py::arg("prompt"),
+           py::arg("output") = std::vector<int32_t>(), py::arg("temperature") = 1.0f, py::arg("top_p") = 1.0f,
+           py::arg("min_p") = 0.0f, py::arg("top_k") = 0, py::arg("seed") = 0, py::arg("max_tokens") = 16,
+           py::arg("min_tokens") = 0, py::arg("ignore_eos") = false, py::arg("stop_token_ids") = std::vector<int32_t>(),
+           py::arg("num_logprobs") = -1, py::arg("cache_salt") = "")
+      .def_readonly("key", &SequenceSpec::key)
+      .def_readonly("prompt", &SequenceSpec::prompt)
+      .def_readonly("output", &SequenceSpec::output)
+      .def_readonly("temperature", &SequenceSpec::temperature)
+      .def_readonly("top_p", &SequenceSpec::top_p)
+      .def_readonly("min_p", &SequenceSpec::min_p)
+      .def_readonly("top_k", &SequenceSpec::top_k)
+      .def_readonly("seed", &SequenceSpec::seed)
+      .def_readonly("max_tokens", &SequenceSpec::max_tokens)
+      .def_readonly("min_tokens", &SequenceSpec::min_tokens)
+      .def_readonly("ignore_eos", &SequenceSpec::ignore_eos)
+      .def_readonly("stop_token_ids", &SequenceSpec::stop_token_ids)
+      .def_readonly("num_logprobs", &SequenceSpec::num_logprobs)
+      .def_readonly("cache_salt", &SequenceSpec::cache_salt);
+}
+
+EngineConfig make_config(int64_t max_num_batched_tokens, int32_t max_num_seqs, int32_t max_model_len,
+                         int32_t block_tokens, int64_t kv_pool_bytes, int32_t num_kv_blocks,
+                         const std::string& kv_dtype, bool enable_prefix_caching, int32_t layers_per_group,
+                         double itl_target_s, std::vector<int32_t> eos_token_ids) {
+  return {.max_num_batched_tokens = max_num_batched_tokens,
+          .max_num_seqs = max_num_seqs,
+          .max_model_len = max_model_len,
+          .block_tokens = block_tokens,
+          .kv_pool_bytes = kv_pool_bytes,
+          .num_kv_blocks = num_kv_blocks,
+          .kv_dtype = dtype_from_name(kv_dtype),
+          .enable_prefix_caching = enable_prefix_caching,
+          .layers_per_group = layers_per_group,
+          .itl_target_s = itl_target_s,
+          .eos_token_ids = std::move(eos_token_ids)};
+}
+
+void bind_config(py::module_& module) {
+  // No defaults: rtp_llm/config.py has them.
+  py::class_<EngineConfig>(module, "EngineConfig")
+      .def(py::init(&make_config), py::kw_only(), py::arg("max_num_batched_tokens"), py::arg("max_num_seqs"),
+           py::arg("max_model_len"), py::arg("block_tokens"), py::arg("kv_pool_bytes"), py::arg("num_kv_blocks"),
+           py::arg("kv_dtype"), py::arg("enable_prefix_caching"), py::arg("layers_per_group"), py::arg("itl_target_s"),
+           py::arg("eos_token_ids"))
+      .def_readonly("max_num_seqs", &EngineConfig::max_num_seqs)
+      .def_readonly("max_model_len", &EngineConfig::max_model_len)
+      .def_readonly("block_tokens", &EngineConfig::block_tokens)
+      .def_readonly("eos_token_ids", &EngineConfig::eos_token_ids)
+      .def_property_readonly("kv_dtype",
+                             [](const EngineConfig& config) { return std::string(name_of(config.kv_dtype)); });
+}
+
+// A list of one field of every key.
+template <class Field>
+auto key_column(Field RequestKey::* field) {
+  return [field](const TokenColumns& columns) {
+    std::vector<Field> values;
+    values.reserve(columns.key.size());
+    for (const RequestKey& key : columns.key) values.push_back(key.*field);
+    return values;
+  };
+}
+
+void bind_outputs(py::module_& module) {
+  // Each access makes a list: take a column once.
+  py::class_<TokenColumns>(module, "TokenColumns",
+                           "Sampled tokens, columns of equal length; a row's position counts from 0.")
+      .def("__len__", [](const TokenColumns& columns) { return columns.key.size(); })
+      .def_readonly("key", &TokenColumns::key)
+      .def_property_readonly("router_epoch", key_column(&RequestKey::router_epoch))
+      .def_property_readonly("request", key_column(&RequestKey::request))
+      .def_property_readonly("choice", key_column(&RequestKey::choice))
+      .def_property_readonly("attempt", key_column(&RequestKey::attempt))
+      .def_readonly("position", &TokenColumns::position)
+      .def_readonly("token", &TokenColumns::token)
+      .def_readonly("logprob", &TokenColumns::logprob)
+      .def_property_readonly("finish",
+                             [](const TokenColumns& columns) {
+                               std::vector<int> values;
+                               values.reserve(columns.finish.size());
+                               for (FinishReason finish : columns.finish) values.push_back(static_cast<int>(finish));
+                               return values;
+                             })
+      .def_readonly("num_cached_tokens", &TokenColumns::num_cached_tokens)
+      .def_readonly("top_logprobs", &TokenColumns::top_logprobs);
+}
+
+void bind_load(py::module_& module) {
+  py::class_<EngineLoad>(module, "EngineLoad")
+      .def_readonly("queued_tokens", &EngineLoad::queued_tokens)
+      .def_readonly("waiting", &EngineLoad::waiting)
+      .def_readonly("running", &EngineLoad::running)
+      .def_readonly("blocks", &EngineLoad::blocks)
+      .def_readonly("step_s", &EngineLoad::step_s)
+      .def_readonly("steps", &EngineLoad::steps)
+      .def_readonly("prompt_tokens_computed", &EngineLoad::prompt_tokens_computed)
+      .def_readonly("decode_tokens_computed", &EngineLoad::decode_tokens_computed)
+      .def_readonly("preemptions", &EngineLoad::preemptions)
+      .def_readonly("prefix_hit_tokens", &EngineLoad::prefix_hit_tokens);
+}
+
+// Adds 1 to an eventfd when there are outputs again; without the GIL, from the engine thread.
+void notify_through(Engine& engine, int eventfd) {
+  engine.set_output_notify([eventfd] {
+    const uint64_t one = 1;
+    while (::write(eventfd, &one, sizeof one) < 0)
+      if (errno != EINTR) throw std::system_error(errno, std::generic_category(), "write to the output eventfd");
+  });
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  bind_key(module);
+  bind_spec(module);
+  bind_config(module);
+  bind_outputs(module);
+  bind_load(module);
+  const auto free_gil = py::call_guard<py::gil_scoped_release>();
+  py::class_<Engine>(module, "Engine", "One device, one model, one thread; csrc/engine/engine.h has the contract.")
+      .def(py::init<Device&, Decoder&, EngineConfig>(), py::arg("device"), py::arg("decoder"), py::arg("config"),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), free_gil)
+      .def("start", &Engine::start)
+      .def("stop", &Engine::stop, free_gil)
+      .def("add", &Engine::add, py::arg("spec"), py::arg("role") = Role::kAlone, free_gil)
+      .def("cancel", &Engine::cancel, py::arg("key"), free_gil)
+      .def("release", &Engine::release, py::arg("key"), free_gil)
+      .def("notify_through", &notify_through, py::arg("eventfd"),
+           "Before start: the eventfd that outputs make readable.")
+      .def("take_outputs", &Engine::take_outputs, free_gil)
+      .def("failure", &Engine::failure, free_gil)
+      .def("load", &Engine::load, free_gil)
+      .def("check_idle", &Engine::check_idle, free_gil)
+      .def("numerics_id", &Engine::numerics_id)
+      .def_property_readonly("config", &Engine::config)
+      .def_property_readonly("kv_pool_bytes", &Engine::kv_pool_bytes)
+      .def_property_readonly("kv_layout", &Engine::kv_layout);
+}
+
+}  // namespace rtp_llm
