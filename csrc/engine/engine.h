@@ -97,6 +97,8 @@ class Engine {
   void start();
   void stop();
 
+  // Throws InvalidArgument, as add() would, if this spec can never run here.
+  void validate(const SequenceSpec& spec, Role role) const;
   // Queues a sequence. Throws InvalidArgument naming field and value (token id out of range, prompt
   // too long, ...); a bad spec disturbs nobody.
   void add(SequenceSpec spec, Role role);
