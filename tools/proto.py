@@ -1,6 +1,6 @@
 """Generates rtp_llm/wire/v1 from protos/rtp_llm/wire/v1, or checks that it is current.
 
-    python tools/proto.py [--check]
+python tools/proto.py [--check]
 """
 
 import filecmp
