@@ -62,6 +62,18 @@ class WorkerMetrics:
         self.transfer_outstanding = gauge("transfer_outstanding", "sends and receives in flight", ("direction",))
         self.device_memory_bytes = gauge("device_memory_bytes", "allocations by tag", ("tag",))
         self.numerics_mismatches = counter("peer_numerics_mismatches", "peers met with an unequal numerics_id")
+        self.idle_check_failures = counter("idle_check_failures", "times that an idle worker had something left over")
+
+
+class Totals:
+    """Counters whose value is counted elsewhere: raises each to the total that it is told."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, float] = {}  # by identity: children of a labelled counter live as long as it
+
+    def raise_to(self, counter: Counter, total: float) -> None:
+        counter.inc(total - self._last.get(id(counter), 0))
+        self._last[id(counter)] = total
 
 
 def new_registry() -> CollectorRegistry:

@@ -110,11 +110,14 @@ class Connection:
         self.queued_bytes = 0  # sum over queue
         self.heartbeat_due = False
         self.wake = asyncio.Event()
+        self.flushed = asyncio.Event()  # nothing waits, nothing is being written
+        self.flushed.set()
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def put(self, data: bytes) -> None:
         self.queue.append(data)
         self.queued_bytes += len(data)
+        self.flushed.clear()
         self.wake.set()
 
     def end(self, reason: str) -> None:
@@ -172,6 +175,17 @@ class Endpoint(Generic[OutT, InT]):
             return False
         connection.put(data)
         return True
+
+    async def finish(self, timeout_s: float) -> None:
+        """Write what waits, at most so long, then end the connection; the other end gets it all before it sees the end."""
+        connection = self._connection
+        if connection is None:
+            return
+        flushed = asyncio.ensure_future(connection.flushed.wait())
+        ends: list[asyncio.Future[Any]] = [flushed, connection.ended]
+        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        flushed.cancel()
+        connection.end("this end leaves")
 
     # --- For the client and the server end.
 
@@ -294,6 +308,7 @@ class Endpoint(Generic[OutT, InT]):
                     data = connection.queue.popleft()
                     connection.queued_bytes -= len(data)
                 await connection.write(data)
+            connection.flushed.set()
 
     async def _beat(self, connection: Connection) -> None:
         while True:

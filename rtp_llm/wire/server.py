@@ -74,6 +74,10 @@ class Acceptor(Generic[OutT, InT]):
         if self._endpoints.get(endpoint.id) is endpoint:
             del self._endpoints[endpoint.id]
 
+    async def finish(self, timeout_s: float = 1.0) -> None:
+        """Write out what waits for the other ends, then end their connections."""
+        await asyncio.gather(*(endpoint.finish(timeout_s) for endpoint in self._endpoints.values()))
+
     def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
         return grpc.stream_stream_rpc_method_handler(self._session, self._dialect.incoming.FromString, None)
 
@@ -135,8 +139,8 @@ class SessionServer:
         self.address = f"{host}:{port}"
         return self.address
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """Take no new session and end those that stand."""
+    async def stop(self, grace_s: float = 0.5) -> None:
+        """Take no new session and end those that stand; ones that were finished get `grace_s` to go out."""
         await self._server.stop(grace_s)
 
 

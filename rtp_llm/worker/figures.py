@@ -1,0 +1,74 @@
+"""Figures: a worker's load as routers see it, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rtp_llm.metrics import Totals, WorkerMetrics, exposition, new_registry
+from rtp_llm.wire.v1.router_pb2 import Load
+
+BLOCK_STATES = ("free", "referenced", "granted", "quarantined", "gated", "cached")
+
+
+def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Load:
+    """`load`: the native EngineLoad."""
+    blocks = load.blocks
+    return Load(
+        queued_tokens=load.queued_tokens,
+        waiting=load.waiting,
+        running=load.running,
+        blocks_total=blocks["total"],
+        blocks_free=blocks["free"] + blocks["cached"],
+        blocks_referenced=blocks["referenced"],
+        blocks_granted=blocks["granted"],
+        step_seconds=load.step_s,
+        max_queued_tokens=max_queued_tokens,
+        block_tokens=block_tokens,
+    )
+
+
+class Figures:
+    """Fills WorkerMetrics from what the native side counts, when it is asked."""
+
+    def __init__(self) -> None:
+        self._registry = new_registry()
+        self.metrics = WorkerMetrics(self._registry)
+        self._totals = Totals()
+
+    def text(self, load: Any, transfer: dict[str, Any], allocations: list[tuple[int, int, str]]) -> bytes:
+        """Prometheus' text of the native EngineLoad, KvTransfer.counts() and the device's allocations."""
+        self._engine(load)
+        self._transfer(transfer)
+        memory: dict[str, int] = {}
+        for _, size, tag in allocations:
+            memory[tag] = memory.get(tag, 0) + size
+        for tag, size in memory.items():
+            self.metrics.device_memory_bytes.labels(tag=tag).set(size)
+        return exposition(self._registry)
+
+    def _engine(self, load: Any) -> None:
+        metrics, totals, blocks = self.metrics, self._totals, load.blocks
+        totals.raise_to(metrics.prompt_tokens_computed, load.prompt_tokens_computed)
+        totals.raise_to(metrics.decode_tokens_computed, load.decode_tokens_computed)
+        totals.raise_to(metrics.prefix_hit_tokens, load.prefix_hit_tokens)
+        totals.raise_to(metrics.preemptions, load.preemptions)
+        totals.raise_to(metrics.engine_steps, load.steps)
+        for state in BLOCK_STATES:
+            metrics.kv_blocks.labels(state=state).set(blocks[state])
+        metrics.sequences.labels(state="running").set(load.running)
+        metrics.sequences.labels(state="waiting").set(load.waiting)
+        metrics.queued_tokens.set(load.queued_tokens)
+
+    def _transfer(self, counts: dict[str, Any]) -> None:
+        metrics, totals = self.metrics, self._totals
+        for transport, lane in counts["lanes"].items():
+            for direction in ("sent", "received"):
+                labels = {"direction": direction, "transport": transport}
+                totals.raise_to(metrics.transfer_bytes.labels(**labels), lane[f"bytes_{direction}"])
+                totals.raise_to(metrics.transfer_messages.labels(**labels), lane[f"messages_{direction}"])
+        totals.raise_to(metrics.transfer_seconds.labels(direction="sent"), counts["send_seconds"])
+        totals.raise_to(metrics.transfer_seconds.labels(direction="received"), counts["receive_seconds"])
+        for outcome in ("committed_sent", "committed_received", "no_room", "expired", "bad_checksum"):
+            totals.raise_to(metrics.transfers.labels(outcome=outcome), counts[outcome])
+        metrics.transfer_outstanding.labels(direction="sent").set(counts["sends_outstanding"])
+        metrics.transfer_outstanding.labels(direction="received").set(counts["receives_outstanding"])

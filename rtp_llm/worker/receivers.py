@@ -1,0 +1,128 @@
+"""Receivers: this worker as S; its sessions with the workers that it sends KV to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from rtp_llm.wire.convert import worker_of
+from rtp_llm.wire.endpoint import SessionTiming
+from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.session import ReceiverSession
+from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverMessage, SenderMessage
+from rtp_llm.worker.identity import Identity
+
+log = logging.getLogger("rtp_llm.worker")
+
+
+class ReceiverListener(Protocol):
+    """Called on the loop; must not block."""
+
+    def receiver_said(self, receiver: WorkerKey, message: ReceiverMessage) -> None: ...
+
+    def receiver_lost(self, receiver: WorkerKey, reason: str) -> None:
+        """Lost, unreachable, or refused for what differs."""
+
+    def heartbeat_due(self, receiver: WorkerKey) -> None:
+        """The machine that knows the grants answers with a heartbeat to send."""
+
+    def offered(self, receiver: WorkerKey, address: str, nonce: int) -> None:
+        """The receiver takes one data-plane endpoint that begins with this nonce."""
+
+
+class Receivers:
+    """One session per receiver that this worker was told to meet, until it is lost; the next Meet begins anew."""
+
+    def __init__(self, identity: Identity, listener: ReceiverListener, timing: SessionTiming) -> None:
+        self._identity = identity
+        self._listener = listener
+        self._timing = timing
+        self._meetings: dict[WorkerKey, Meeting] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def meet(self, receiver: WorkerKey, address: str) -> None:
+        """Begin a session, unless there is one. The epoch counts: another incarnation at the address is no substitute."""
+        if receiver not in self._meetings:
+            self._meetings[receiver] = Meeting(receiver, address, self._identity, self, self._timing)
+
+    def send(self, receiver: WorkerKey, message: SenderMessage) -> bool:
+        """False: not connected; the machine repeats what it must."""
+        meeting = self._meetings.get(receiver)
+        return meeting is not None and meeting.session.send(message)
+
+    def ask_endpoint(self, receiver: WorkerKey) -> None:
+        """Ask for a fresh nonce. Without a connection nothing happens: the hello of the next one holds it."""
+        if (meeting := self._meetings.get(receiver)) is not None:
+            meeting.session.ask_hello()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(meeting.session.close() for meeting in self._meetings.values()), *self._closing)
+        self._meetings.clear()
+
+    # --- For Meeting.
+
+    def greeted(self, receiver: WorkerKey, hello: PeerHello) -> None:
+        self._listener.offered(receiver, hello.transport_address.decode(), hello.transport_nonce)
+
+    def heartbeat_due(self, receiver: WorkerKey) -> None:
+        self._listener.heartbeat_due(receiver)
+
+    def said(self, receiver: WorkerKey, message: ReceiverMessage) -> None:
+        self._listener.receiver_said(receiver, message)
+
+    def over(self, meeting: Meeting, reason: str) -> None:
+        """The receiver is lost or can't be met. Its session is dropped, so that a return of it is a new meeting."""
+        if self._meetings.get(meeting.receiver) is meeting:
+            del self._meetings[meeting.receiver]
+            task = asyncio.ensure_future(meeting.session.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+            self._listener.receiver_lost(meeting.receiver, reason)
+
+
+class Meeting:
+    """One incarnation of a receiver: SessionEvents."""
+
+    def __init__(
+        self, receiver: WorkerKey, address: str, identity: Identity, receivers: Receivers, timing: SessionTiming
+    ) -> None:
+        self.receiver = receiver
+        self._identity = identity
+        self._receivers = receivers
+        self.session = ReceiverSession(
+            receiver,
+            address,
+            sender_epoch=identity.key.epoch,
+            hello=identity.hello,
+            heartbeat_due=lambda: receivers.heartbeat_due(receiver),
+            events=self,
+            timing=timing,
+        )
+        self.session.start()
+
+    def connected(self, hello: ReceiverMessage, *, resumed: bool) -> None:
+        found = worker_of(hello.hello.worker)
+        if found != self.receiver:
+            self._receivers.over(self, f"{found} answers instead of {self.receiver}")
+            return
+        log.info("receiver %s %s", self.receiver, "is back" if resumed else "is there")
+        self._identity.compare_numerics(hello.hello)
+        self._receivers.greeted(self.receiver, hello.hello)
+
+    def message(self, message: ReceiverMessage) -> None:
+        if message.WhichOneof("message") == "hello":
+            self._receivers.greeted(self.receiver, message.hello)
+        else:
+            self._receivers.said(self.receiver, message)
+
+    def broken(self, reason: str) -> None:
+        log.info("session with receiver %s broke: %s", self.receiver, reason)
+
+    def lost(self, reason: str) -> None:
+        log.warning("receiver %s is lost: %s", self.receiver, reason)
+        self._receivers.over(self, reason)
+
+    def refused(self, reason: str) -> None:
+        log.warning("receiver %s refuses this worker: %s", self.receiver, reason)
+        self._receivers.over(self, reason)

@@ -1,0 +1,150 @@
+"""Routers: a worker's sessions with all routers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from rtp_llm.wire.endpoint import SessionTiming
+from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.server import Acceptor
+from rtp_llm.wire.session import RouterEndpoint, router_acceptor
+from rtp_llm.wire.v1.router_pb2 import (
+    Draining,
+    Load,
+    RouterHello,
+    RouterMessage,
+    WorkerHello,
+    WorkerMessage,
+)
+
+log = logging.getLogger("rtp_llm.worker")
+
+
+class RouterListener(Protocol):
+    """Called on the loop; must not block."""
+
+    def router_connected(self, router_epoch: int) -> None: ...
+
+    def router_lost(self, router_epoch: int) -> None: ...
+
+    def router_said(self, router_epoch: int, message: RouterMessage) -> None: ...
+
+
+class Routers:
+    """Whom this worker works for. A router whose session is lost is forgotten `expiry_s` later; the machines end its sequences
+    by their own clock."""
+
+    def __init__(
+        self,
+        self_key: WorkerKey,
+        hello: Callable[[], WorkerHello],
+        listener: RouterListener,
+        timing: SessionTiming,
+        expiry_s: float,
+    ) -> None:
+        self._listener = listener
+        self._expiry_s = expiry_s
+        self._sessions: dict[int, RouterSession] = {}
+        self._load = Load()
+        self._draining = False
+        self.acceptor: Acceptor[WorkerMessage, RouterMessage] = router_acceptor(
+            self_key.epoch, hello, self._accept, timing
+        )
+
+    def send(self, router_epoch: int, message: WorkerMessage) -> bool:
+        """False: no such router is connected; its Attach brings what it missed."""
+        session = self._sessions.get(router_epoch)
+        return session is not None and session.endpoint.send(message)
+
+    def publish(self, load: Load) -> None:
+        """Send `load` to every router, and to those that connect later. Nothing if none of its figures changed."""
+        if load == self._load:
+            return
+        self._load = load
+        for session in self._sessions.values():
+            session.endpoint.send(WorkerMessage(load=load))
+
+    def start_draining(self) -> None:
+        """Ask every router, and those that connect later, to place nothing here any more. Idempotent."""
+        self._draining = True
+        for session in self._sessions.values():
+            session.endpoint.send(WorkerMessage(draining=Draining()))
+
+    @property
+    def unacknowledged(self) -> list[str]:
+        """Routers, expired ones excepted, that have not acknowledged that this worker drains."""
+        return [session.router_id for session in self._sessions.values() if not session.acknowledged]
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.cancel_expiry()
+
+    def _accept(self, hello: RouterHello, endpoint: RouterEndpoint) -> RouterSession:
+        return RouterSession(hello.router_id, endpoint, self)
+
+    # --- For RouterSession.
+
+    def connected(self, session: RouterSession) -> None:
+        self._sessions[session.endpoint.other_epoch] = session
+        self._listener.router_connected(session.endpoint.other_epoch)
+        session.endpoint.send(WorkerMessage(load=self._load))
+        if self._draining:
+            session.endpoint.send(WorkerMessage(draining=Draining()))
+
+    def said(self, session: RouterSession, message: RouterMessage) -> None:
+        self._listener.router_said(session.endpoint.other_epoch, message)
+
+    def lost(self, session: RouterSession) -> asyncio.TimerHandle:
+        """Returns the timer after which the router is forgotten."""
+        self._listener.router_lost(session.endpoint.other_epoch)
+        return asyncio.get_running_loop().call_later(self._expiry_s, self._forget, session)
+
+    def _forget(self, session: RouterSession) -> None:
+        log.info("router %s has expired", session.router_id)
+        self.acceptor.forget(session.endpoint)
+        if self._sessions.get(session.endpoint.other_epoch) is session:
+            del self._sessions[session.endpoint.other_epoch]
+
+
+class RouterSession:
+    """One incarnation of a router: SessionEvents."""
+
+    def __init__(self, router_id: str, endpoint: RouterEndpoint, routers: Routers) -> None:
+        self.router_id = router_id
+        self.endpoint = endpoint
+        self.acknowledged = False
+        self._routers = routers
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def connected(self, hello: RouterMessage, *, resumed: bool) -> None:
+        log.info("router %s %s", self.router_id, "is back" if resumed else "is there")
+        self.cancel_expiry()
+        self._routers.connected(self)
+
+    def message(self, message: RouterMessage) -> None:
+        if message.WhichOneof("message") == "draining_acknowledged":
+            self.acknowledged = True
+        self._routers.said(self, message)
+
+    def broken(self, reason: str) -> None:
+        log.info("session with router %s broke: %s", self.router_id, reason)
+
+    def lost(self, reason: str) -> None:
+        log.warning("router %s is lost: %s", self.router_id, reason)
+        self.cancel_expiry()
+        self._expiry = self._routers.lost(self)
+
+    def refused(self, reason: str) -> None:
+        raise AssertionError("only the end that connects is refused")
+
+    def cancel_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None

@@ -1,0 +1,260 @@
+"""Worker: one process with one native engine, and everything that speaks for it.
+
+    routers   ◀─gRPC─▶ Routers   ┐
+    senders   ◀─gRPC─▶ Senders   ├── events ──▶ Machines (transfer thread) ──▶ engine thread, UCX
+    receivers ◀─gRPC─▶ Receivers ┘ ◀── outbox ──┘             outputs ◀──────────┘
+
+Everything here runs on one event loop and never blocks it: what sessions say becomes events of the native machines, what these
+want said comes back through their outbox. Every Submit goes through the native sender, also what runs alone, so one set of
+rules (attempt order, Fenced, replay) holds for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from rtp_llm.config import Config
+from rtp_llm.errors import EngineError
+from rtp_llm.wire.convert import outputs_by_router
+from rtp_llm.wire.endpoint import SessionTiming
+from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, metrics_method
+from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
+from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
+from rtp_llm.worker.drain import Drain
+from rtp_llm.worker.figures import Figures, load_message
+from rtp_llm.worker.identity import Identity, draw_epoch
+from rtp_llm.worker.machines import Machines
+from rtp_llm.worker.native import NativeEngine, describe_difference
+from rtp_llm.worker.receivers import Receivers
+from rtp_llm.worker.routers import Routers
+from rtp_llm.worker.senders import Senders
+
+log = logging.getLogger("rtp_llm.worker")
+
+LOAD_DELAY_S = 0.01  # a Load follows what changed it by so much: one for all that happens in between
+
+
+class Worker:
+    """Owns `engine` (built, not started) and stops it. Made and used on one event loop.
+
+        worker = Worker(config, pool, worker_id, engine)
+        await worker.start()          # worker.address is known now
+        …
+        await worker.drain()          # finishes what it has
+        await worker.stop()
+
+    Raises:
+        UnavailableError: UCX or the gRPC server can't listen.
+    """
+
+    def __init__(self, config: Config, pool: str, worker_id: str, engine: NativeEngine) -> None:
+        self._config = config
+        self._engine = engine
+        self._figures = Figures()
+        key = WorkerKey(worker_id, draw_epoch())
+        self._machines = Machines(
+            engine, key, config.transfer, config.handover, config.worker, config.engine.max_num_batched_tokens
+        )
+        self.identity = Identity(
+            key=key,
+            pool=pool,
+            model=config.served_name,
+            model_digest=engine.model_digest,
+            layout_json=engine.layout_json,
+            layout_fingerprint=engine.layout_fingerprint,
+            numerics_id=engine.numerics_id,
+            max_model_len=engine.max_model_len,
+            block_tokens=engine.block_tokens,
+            transport_address=self._machines.transport_address,
+            describe=describe_difference,
+            on_numerics_mismatch=self._figures.metrics.numerics_mismatches.inc,
+        )
+        timing = SessionTiming.of(config.handover)
+        self._routers = Routers(key, self.identity.worker_hello, self, timing, config.handover.router_expiry_s)
+        self._senders = Senders(self.identity, self._machines.expect, self._machines, timing)
+        self._receivers = Receivers(self.identity, self._machines, timing)
+        self._drain = Drain(self._routers, self.is_idle)
+        self._server = SessionServer(config.worker.host)
+        self._server.add(
+            WORKER_SERVICE, {"Session": self._routers.acceptor.handler(), "Metrics": metrics_method(self.metrics)}
+        )
+        self._server.add(PEER_SERVICE, {"Session": self._senders.acceptor.handler()})
+        self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._pulse: asyncio.TimerHandle | None = None
+        self._pulse_is_near = False
+        self._ran = False  # since the last idle check
+        self._fault = ""
+
+    @property
+    def key(self) -> WorkerKey:
+        return self.identity.key
+
+    @property
+    def address(self) -> str:
+        """Of the session server, for routers and peers; empty before start()."""
+        return self.identity.peer_address
+
+    async def start(self) -> None:
+        """Start the native threads, then listen."""
+        self._engine.notify_through(self._outputs_fd)
+        asyncio.get_running_loop().add_reader(self._outputs_fd, self._on_outputs)
+        self._machines.start(self)
+        self._engine.start()
+        self._on_pulse()
+        self.identity.peer_address = await self._server.start()
+        log.info("worker %s (%s) listens on %s", self.key, self.identity.pool, self.address)
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Take no new work, finish what was placed here. False: the time (default: worker.drain_timeout_s) came first."""
+        return await self._drain.run(self._config.worker.drain_timeout_s if timeout_s is None else timeout_s)
+
+    async def stop(self) -> None:
+        """End sessions and threads; what still runs is lost here and retried elsewhere. Idempotent."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+        self._routers.close()
+        await asyncio.gather(self._routers.acceptor.finish(), self._senders.acceptor.finish())
+        await self._server.stop()
+        await self._receivers.close()
+        if self._outputs_fd >= 0:
+            fd, self._outputs_fd = self._outputs_fd, -1
+            await asyncio.to_thread(self._engine.stop)
+            await self._machines.stop()
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            EngineError: the engine or the transfer thread has ended; says why.
+        """
+        if failure := self._fault or self._engine.failure:
+            raise EngineError(failure)
+
+    def autoscaling_figures(self) -> dict[str, float]:
+        """What an autoscaling policy sees of this worker."""
+        load = self._engine.load()
+        blocks = load.blocks
+        used = blocks["total"] - blocks["free"] - blocks["cached"]
+        return {
+            "queued_tokens": float(load.queued_tokens),
+            "waiting": float(load.waiting),
+            "running": float(load.running),
+            "kv_usage": used / max(blocks["total"], 1),
+        }
+
+    def metrics(self) -> bytes:
+        """Prometheus' text."""
+        return self._figures.text(self._engine.load(), self._machines.counts(), self._engine.allocations())
+
+    def is_idle(self) -> bool:
+        """Nothing runs, waits or is in flight."""
+        load = self._engine.load()
+        return load.running == 0 and load.waiting == 0 and self._machines.is_idle()
+
+    def check_idle(self) -> None:
+        """
+        Raises:
+            EngineError: a block, a grant, a sequence or a transfer is left over; names it.
+        """
+        self._machines.check_idle()
+        self._engine.check_idle()
+
+    def trace(self) -> list[tuple[object, ...]]:
+        """When the parts of recent handovers happened; csrc/transfer/trace.h."""
+        return self._machines.trace()
+
+    # --- RouterListener; the machines hear the other listeners' events themselves
+
+    def router_connected(self, router_epoch: int) -> None:
+        self._machines.router_connected(router_epoch)
+
+    def router_lost(self, router_epoch: int) -> None:
+        self._machines.router_lost(router_epoch)
+
+    def router_said(self, router_epoch: int, message: RouterMessage) -> None:
+        self._machines.router_said(router_epoch, message)
+        self._changed()
+
+    # --- MachinesListener
+
+    def to_router(self, router_epoch: int, message: WorkerMessage) -> None:
+        self._routers.send(router_epoch, message)
+        self._changed()
+
+    def to_sender(self, sender: WorkerKey, message: ReceiverMessage) -> None:
+        self._senders.send(sender, message)
+        self._changed()
+
+    def to_receiver(self, receiver: WorkerKey, message: SenderMessage) -> None:
+        self._receivers.send(receiver, message)
+
+    def meet(self, receiver: WorkerKey, address: str) -> None:
+        self._receivers.meet(receiver, address)
+
+    def want_endpoint(self, receiver: WorkerKey) -> None:
+        self._receivers.ask_endpoint(receiver)
+
+    def warning(self, text: str) -> None:
+        log.warning("transfer: %s", text)
+
+    def fault(self, text: str) -> None:
+        log.error("the transfer thread has ended: %s", text)
+        self._fault = self._fault or text
+
+    # --- The engine's outputs
+
+    def _on_outputs(self) -> None:
+        """A step's tokens, straight to their routers; then the machines remember them for a replay."""
+        os.eventfd_read(self._outputs_fd)
+        columns = self._engine.take_outputs()
+        for router_epoch, outputs in outputs_by_router(columns).items():
+            self._routers.send(router_epoch, WorkerMessage(outputs=outputs))
+        if len(columns):
+            self._machines.remember(columns)
+        if failure := self._engine.failure:
+            self._fault = self._fault or failure
+            log.error("the engine has ended: %s", failure)
+        self._changed()
+
+    # --- The pulse: Load after changes, and a look around every heartbeat
+
+    def _changed(self) -> None:
+        """Something happened that Load may show: publish it soon, once for all that happens until then."""
+        self._ran = True
+        if not self._pulse_is_near:
+            self._pulse_is_near = True
+            self._schedule_pulse(LOAD_DELAY_S)
+
+    def _schedule_pulse(self, delay_s: float) -> None:
+        if self._pulse is not None:
+            self._pulse.cancel()
+        self._pulse = asyncio.get_running_loop().call_later(delay_s, self._on_pulse)
+
+    def _on_pulse(self) -> None:
+        quiet, self._pulse_is_near = not self._pulse_is_near, False
+        self._publish_load()
+        self._drain.look()
+        if quiet and self._ran and self.is_idle():
+            self._ran = False
+            self._check_what_is_left()
+        self._schedule_pulse(self._config.handover.heartbeat_s)
+
+    def _publish_load(self) -> None:
+        self._routers.publish(
+            load_message(
+                self._engine.load(),
+                max_queued_tokens=self._config.worker.max_queued_tokens,
+                block_tokens=self._engine.block_tokens,
+            )
+        )
+
+    def _check_what_is_left(self) -> None:
+        try:
+            self.check_idle()
+        except EngineError as error:
+            self._figures.metrics.idle_check_failures.inc()
+            log.error("idle, but not clean: %s", error)
