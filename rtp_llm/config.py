@@ -71,6 +71,7 @@ class WorkerSettings(_Section):
     host: str = Field("127.0.0.1", description="address that sessions listen on; ports are drawn anew")
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
+    directory: str = Field("directory", description="name of the membership actor; deployments on one Ray don't share it")
 
 
 class PoolSettings(_Section):
@@ -114,6 +115,10 @@ class Config(_Section):
     def engine_of(self, pool: PoolSettings) -> EngineSettings:
         """The pool's engine settings: the common ones, overridden by its own."""
         return _validated(EngineSettings, {**self.engine.model_dump(), **pool.engine}, "engine")
+
+    @property
+    def directory_name(self) -> str:
+        return self.worker.directory
 
     @property
     def served_name(self) -> str:

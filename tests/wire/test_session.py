@@ -120,8 +120,8 @@ class Proxy:
 class ServedWorker:
     """The worker's side: a server, its router sessions and what they hear."""
 
-    def __init__(self, epoch: int, id: str = "w") -> None:
-        self.id, self.epoch = id, epoch
+    def __init__(self, epoch: int, id: str, timing: SessionTiming) -> None:
+        self.id, self.epoch, self.timing = id, epoch, timing
         self.events: list[Events] = []
         self.endpoints: list[Any] = []
 
@@ -132,7 +132,7 @@ class ServedWorker:
 
     async def start(self) -> None:
         hello = router_pb2.WorkerHello(worker=types_pb2.WorkerKey(id=self.id, epoch=self.epoch), pool="prefill")
-        self.acceptor = router_acceptor(self.epoch, lambda: hello, self._accept, TIMING)
+        self.acceptor = router_acceptor(self.epoch, lambda: hello, self._accept, self.timing)
         self.server = SessionServer("127.0.0.1")
         self.server.add(
             WORKER_SERVICE, {"Session": self.acceptor.handler(), "Metrics": metrics_method(lambda: b"rtp_llm_x 1\n")}
@@ -141,8 +141,10 @@ class ServedWorker:
 
 
 @contextlib.asynccontextmanager
-async def served(epoch: int = 7, id: str = "w") -> AsyncIterator[tuple[ServedWorker, Proxy]]:
-    worker = ServedWorker(epoch, id)
+async def served(
+    epoch: int = 7, id: str = "w", timing: SessionTiming = TIMING
+) -> AsyncIterator[tuple[ServedWorker, Proxy]]:
+    worker = ServedWorker(epoch, id, timing)
     await worker.start()
     proxy = Proxy(worker.address)
     await proxy.start()
@@ -154,10 +156,12 @@ async def served(epoch: int = 7, id: str = "w") -> AsyncIterator[tuple[ServedWor
 
 
 @contextlib.asynccontextmanager
-async def session_to(address: str, id: str = "w") -> AsyncIterator[tuple[WorkerSession, Events]]:
+async def session_to(
+    address: str, id: str = "w", timing: SessionTiming = TIMING
+) -> AsyncIterator[tuple[WorkerSession, Events]]:
     events = Events()
     session = WorkerSession(
-        WorkerKey(id, 0), address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=TIMING
+        WorkerKey(id, 0), address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=timing
     )
     session.start()
     try:
@@ -325,16 +329,17 @@ async def test_a_queue_over_its_limit_gives_the_connection_up(monkeypatch: pytes
         assert await events.next("connected") is True
 
 
-async def test_a_prompt_of_a_hundred_thousand_tokens_passes() -> None:
-    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+async def test_a_message_longer_than_grpcs_own_limit_passes() -> None:
+    timing = SessionTiming(lost_after_s=20)
+    async with served(timing=timing) as (worker, proxy), session_to(proxy.address, timing=timing) as (session, events):
         await events.next("connected")
-        prompt = [150_000] * 2_000_000
+        await worker.events[0].next("connected")
+        prompt = [150_000] * 1_500_000
         assert session.send(
             router_pb2.RouterMessage(submit=router_pb2.Submit(request=types_pb2.Request(prompt=prompt)))
         )
-        await worker.events[0].next("connected")
-        got = await worker.events[0].next("message")
-        assert got.ByteSize() > 4 << 20  # gRPC's own limit
+        got = await worker.events[0].next("message", timeout_s=20)
+        assert got.ByteSize() > 4 << 20
         assert len(got.submit.request.prompt) == len(prompt)
 
 
@@ -427,3 +432,16 @@ async def test_a_sender_may_ask_for_another_hello() -> None:
         assert asked.WhichOneof("message") == "hello"
         receiver.endpoint.send(peer_pb2.ReceiverMessage(hello=receiver._hello(asked.hello)))
         assert (await events.next("message")).hello.transport_nonce == 2
+
+
+async def test_a_server_that_finishes_writes_what_waits_before_it_ends() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
+        await events.next("connected")
+        await worker.events[0].next("connected")
+        for number in range(2000):
+            worker.endpoints[0].send(router_pb2.WorkerMessage(load=router_pb2.Load(running=number)))
+        await worker.acceptor.finish()
+        await worker.server.stop()
+        got = [(await events.next("message")).load.running for _ in range(2000)]
+        assert got == list(range(2000))
+        assert await events.next("broken") == "closed by the other end"
