@@ -155,6 +155,10 @@ struct SampleRow {
 // Samples one token a row and stores it: last_token[slot] = token, output_position[slot] += 1.
 // Token = argmax over kept tokens of logprob / T + g, ties to the lowest id; g by Philox (device/philox.h).
 // Reported logprobs: log_softmax of the raw logits, f32.
+// Cuts, on softmax(logits / T) over the tokens that may come: min_p, then top_k, then top_p of what is left (the
+// shortest prefix, highest first, with at least top_p); all ties by the lowest id. temperature 0 is greedy.
+// tokens[i], logprobs[i], top_*[i] belong to rows[i]; `allowed` is indexed by row, as logits are.
+// A row in which no token may come (nothing allowed, or no logit is a number) gets token -1; its slot stays as it was.
 struct SampleArgs {
   Tensor logits;  // [R, vocab] f32
   std::span<const SampleRow> rows;

@@ -178,13 +178,30 @@ void check_attention(const AttentionArgs& args, Form form) {
           " has the other form");
 }
 
+// Throws InvalidArgument unless rows, table and every block of each segment's context exist.
+void check_context(const AttentionArgs& args, const Shape& shape) {
+  const auto ignore = [](int64_t, int32_t, int64_t) {};
+  for_each_row("paged_attention", args.slots, args.segments, shape.num_rows, ignore);
+  for (const Segment& segment : args.segments) {
+    if (segment.rows == 0) continue;
+    const int64_t last =
+        args.slots->seq_len.as<const int32_t>()[segment.slot] + int64_t{segment.rows} - 1;
+    const auto block_at = [&](int64_t position) {
+      return block_of("paged_attention", *args.slots, segment.slot, position, args.kv.block_tokens,
+                      args.kv.num_blocks);
+    };
+    block_at(last);
+    const auto* table = args.slots->block_tables.as<const uint32_t>() +
+                        segment.slot * args.slots->block_tables.stride[0];
+    uint32_t highest = 0;  // unsigned: a negative id is high, too
+    for (int64_t i = 0; i <= last / args.kv.block_tokens; ++i) highest = std::max(highest, table[i]);
+    if (highest < args.kv.num_blocks) continue;
+    for (int64_t at = 0; at < last; at += args.kv.block_tokens) block_at(at);
+  }
+}
+
 // Items of all segments, later (longer) rows first.
 std::vector<Item> make_items(const AttentionArgs& args, const Shape& shape) {
-  for_each_row("paged_attention", args.slots, args.segments, shape.num_rows,
-               [&](int64_t, int32_t slot, int64_t position) {
-                 block_of("paged_attention", *args.slots, slot, position, args.kv.block_tokens,
-                          args.kv.num_blocks);
-               });
   std::vector<Item> items;
   for (const Segment& segment : args.segments) {
     const int64_t base = args.slots->seq_len.as<const int32_t>()[segment.slot];
@@ -219,6 +236,7 @@ std::vector<Item> split_at_segments(const std::vector<Item>& items) {
 void CpuOps::attention(const AttentionArgs& args, Form form) {
   check_attention(args, form);
   const Shape shape(args);
+  check_context(args, shape);
   const std::vector<Item> items = make_items(args, shape);
   if (items.empty()) return;
   const int64_t floats = Workplace::floats(shape);

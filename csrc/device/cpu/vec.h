@@ -11,7 +11,12 @@
 #include "tensor/dtype.h"
 
 #if defined(__AVX2__) || defined(__SSE2__)
+// g++ 12 takes the deliberately undefined pass-through operands of AVX-512 intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace rtp_llm::cpu {
@@ -247,11 +252,14 @@ RTP_INLINE void multiply_wide(const U32x16& a, uint32_t b, U32x16& high, U32x16&
     high.part[i] = (PartU32)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
     low.part[i] = (PartU32)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
 #else
+    PartU32 part_high{}, part_low{};
     for (int lane = 0; lane < kPartLanes; ++lane) {
       const uint64_t product = uint64_t{a.part[i][lane]} * b;
-      high.part[i][lane] = static_cast<uint32_t>(product >> 32);
-      low.part[i][lane] = static_cast<uint32_t>(product);
+      part_high[lane] = static_cast<uint32_t>(product >> 32);
+      part_low[lane] = static_cast<uint32_t>(product);
     }
+    high.part[i] = part_high;
+    low.part[i] = part_low;
 #endif
   }
 }

@@ -69,7 +69,7 @@ class Owned {
            : tensor_.dtype == DType::kI32 ? as<int32_t>()[i]
                                           : to_f32(as<BFloat16>()[i]);
   }
-  void set(int64_t i, float value) {
+  void set(int64_t i, float value) const {
     if (tensor_.dtype == DType::kF32)
       as<float>()[i] = value;
     else

@@ -1,0 +1,244 @@
+#include "device_fixture.h"
+
+#include <map>
+#include <set>
+
+#include "device/philox.h"
+
+using namespace rtp_llm;
+using namespace rtp_llm::testing;
+
+namespace {
+
+constexpr int kTop = 5;
+
+struct Drawn {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+  std::vector<std::vector<int32_t>> top_tokens;
+  std::vector<std::vector<float>> top_logprobs;
+  bool operator==(const Drawn&) const = default;
+};
+
+// Samples each row of logits with its state, at output positions `positions`.
+Drawn draw(Ops& ops, const Owned& logits, const std::vector<SamplingState>& states,
+           const std::vector<int32_t>& positions, const Owned* allowed = nullptr,
+           PagedSequences* sequences = nullptr) {
+  const auto rows = static_cast<int64_t>(states.size());
+  PagedSequences own(static_cast<int>(rows), 16, 16, 1, 16, DType::kF32);
+  PagedSequences& all = sequences != nullptr ? *sequences : own;
+  std::vector<SampleRow> sample_rows;
+  for (int32_t i = 0; i < rows; ++i) {
+    all.sampling[static_cast<size_t>(i)] = states[static_cast<size_t>(i)];
+    all.output_position.as<int32_t>()[i] = positions[static_cast<size_t>(i)];
+    sample_rows.push_back({.slot = i, .row = i});
+  }
+  const Owned tokens(DType::kI32, {rows}), logprobs(DType::kF32, {rows});
+  const Owned top_tokens(DType::kI32, {rows, kTop}), top_logprobs(DType::kF32, {rows, kTop});
+  const Owned workspace(DType::kU8, {ops.sample_workspace_bytes(rows, logits.view().shape[1])});
+  ops.sample({.logits = logits, .rows = sample_rows, .slots = &all.slots,
+              .allowed = allowed != nullptr ? allowed->view() : Tensor{}, .tokens = tokens,
+              .logprobs = logprobs, .top_tokens = top_tokens, .top_logprobs = top_logprobs,
+              .workspace = workspace});
+  Drawn drawn{.tokens = {tokens.as<int32_t>(), tokens.as<int32_t>() + rows},
+              .logprobs = {logprobs.as<float>(), logprobs.as<float>() + rows}};
+  for (int64_t i = 0; i < rows; ++i) {
+    drawn.top_tokens.emplace_back(top_tokens.as<int32_t>() + i * kTop, top_tokens.as<int32_t>() + (i + 1) * kTop);
+    drawn.top_logprobs.emplace_back(top_logprobs.as<float>() + i * kTop, top_logprobs.as<float>() + (i + 1) * kTop);
+  }
+  return drawn;
+}
+
+Drawn draw_one(Ops& ops, const std::vector<float>& logits, const SamplingState& state, int position = 0) {
+  return draw(ops, floats({1, static_cast<int64_t>(logits.size())}, logits), {state}, {position});
+}
+
+// How often each token comes at output positions 0 .. n - 1.
+std::map<int32_t, int> histogram(Ops& ops, const std::vector<float>& logits, const SamplingState& state, int n) {
+  const auto vocab = static_cast<int64_t>(logits.size());
+  const Owned rows(DType::kF32, {n, vocab});
+  std::vector<int32_t> positions;
+  for (int i = 0; i < n; ++i) {
+    std::copy(logits.begin(), logits.end(), rows.as<float>() + i * vocab);
+    positions.push_back(i);
+  }
+  std::map<int32_t, int> counts;
+  for (int32_t token : draw(ops, rows, std::vector<SamplingState>(static_cast<size_t>(n), state), positions).tokens)
+    ++counts[token];
+  return counts;
+}
+
+// Sum over tokens of (count - expected)^2 / expected for softmax(logits / temperature) over `kept`.
+double chi_square(const std::map<int32_t, int>& counts, const std::vector<float>& logits,
+                  const std::set<int32_t>& kept, double temperature, int n) {
+  double total = 0, result = 0;
+  for (int32_t id : kept) total += std::exp(logits[static_cast<size_t>(id)] / temperature);
+  for (int32_t id : kept) {
+    const double expected = n * std::exp(logits[static_cast<size_t>(id)] / temperature) / total;
+    const auto found = counts.find(id);
+    const double apart = (found == counts.end() ? 0 : found->second) - expected;
+    result += apart * apart / expected;
+  }
+  return result;
+}
+
+std::set<int32_t> keys(const std::map<int32_t, int>& counts) {
+  std::set<int32_t> ids;
+  for (const auto& [id, count] : counts) ids.insert(id);
+  return ids;
+}
+
+// DESIGN's definition in scalar code with libm: argmax of logprob / T + g over `kept`.
+int32_t defined_token(const std::vector<float>& logits, const SamplingState& state, uint32_t position) {
+  double top = *std::max_element(logits.begin(), logits.end()), sum = 0, best = -1e30;
+  for (float x : logits) sum += std::exp(x - top);
+  int32_t token = -1;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    const double u = sampling_uniform(state.seed, static_cast<uint32_t>(id), position, state.choice);
+    const double value = (logits[id] - top - std::log(sum)) / state.temperature - std::log(-std::log(u));
+    if (value > best) best = value, token = static_cast<int32_t>(id);
+  }
+  return token;
+}
+
+}  // namespace
+
+TEST(greedy_takes_the_highest_and_ties_go_to_the_lowest_id) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const SamplingState greedy{.temperature = 0};
+    CHECK_EQ(draw_one(ops, {1, 3, 2, 3, 0}, greedy).tokens[0], 1);
+    std::vector<float> wide(1000, -1.0f);
+    wide[999] = wide[500] = wide[37] = 7.0f;
+    CHECK_EQ(draw_one(ops, wide, greedy).tokens[0], 37);
+    wide[36] = std::nanf("");
+    CHECK_EQ(draw_one(ops, wide, greedy).tokens[0], 37);
+  });
+}
+
+TEST(sampling_stores_token_and_position_in_the_slot) {
+  on_each_isa([](const std::string& isa) {
+    PagedSequences sequences(2, 16, 16, 1, 16, DType::kF32);
+    const Owned logits = floats({2, 4}, {0, 0, 5, 0, 9, 0, 0, 0});
+    draw(device_of(isa).ops(), logits, {{.temperature = 0}, {.temperature = 0}}, {0, 6}, nullptr, &sequences);
+    CHECK_EQ(sequences.last_token.as<int32_t>()[0], 2);
+    CHECK_EQ(sequences.last_token.as<int32_t>()[1], 0);
+    CHECK_EQ(sequences.output_position.as<int32_t>()[0], 1);
+    CHECK_EQ(sequences.output_position.as<int32_t>()[1], 7);
+  });
+}
+
+TEST(logprobs_are_the_raw_log_softmax_and_the_top_ones_are_sorted) {
+  on_each_isa([](const std::string& isa) {
+    const std::vector<float> logits = {1, 3, 2, 3, 0};
+    const Drawn drawn = draw_one(device_of(isa).ops(), logits,
+                                 {.temperature = 0, .num_logprobs = 3, .suppress_until = 1, .num_suppressed = 1, .suppressed = {1}});
+    const double total = std::log(std::exp(1.0) + 2 * std::exp(3.0) + std::exp(2.0) + 1);
+    CHECK_EQ(drawn.tokens[0], 3);  // 1 is suppressed, but reported
+    CHECK_NEAR(drawn.logprobs[0], 3 - total, 1e-6);
+    CHECK_EQ(drawn.top_tokens[0], std::vector<int32_t>{1, 3, 2, -1, -1});
+    CHECK_NEAR(drawn.top_logprobs[0][2], 2 - total, 1e-6);
+    CHECK_EQ(draw_one(device_of(isa).ops(), logits, {.temperature = 0}).top_tokens[0], std::vector<int32_t>(kTop, -1));
+  });
+}
+
+TEST(sampling_follows_its_definition_token_by_token) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    for (float temperature : {0.3f, 1.0f, 3.0f}) {
+      for (uint32_t i = 0; i < 60; ++i) {
+        const Owned logits = random_tensor(DType::kF32, {1, 777}, i, 4.0f);
+        const SamplingState state{.temperature = temperature, .seed = 0x123456789abcdefull + i, .choice = i % 3};
+        const std::vector<float> values(logits.as<float>(), logits.as<float>() + 777);
+        const int32_t expected = defined_token(values, state, i);
+        CHECK_EQ(draw(ops, logits, {state}, {static_cast<int32_t>(i)}).tokens[0], expected);
+        SamplingState cut = state;  // a cut that keeps everything takes the other way through the code
+        cut.top_k = 776;
+        CHECK_EQ(draw(ops, logits, {cut}, {static_cast<int32_t>(i)}).tokens[0], expected);
+      }
+    }
+  });
+}
+
+TEST(sampled_frequencies_follow_the_softmax) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    constexpr int kDraws = 20000;
+    const std::vector<float> logits = {0.0f, 1.0f, 2.0f, -1.0f, 0.5f};
+    for (float temperature : {0.5f, 1.0f, 2.0f}) {
+      const auto counts = histogram(ops, logits, {.temperature = temperature, .seed = 11}, kDraws);
+      CHECK(chi_square(counts, logits, {0, 1, 2, 3, 4}, temperature, kDraws) < 18.5);  // 4 degrees, p = 0.001
+    }
+    const auto top3 = histogram(ops, logits, {.top_k = 3, .seed = 12}, kDraws);
+    CHECK_EQ(keys(top3), std::set<int32_t>{1, 2, 4});
+    CHECK(chi_square(top3, logits, {1, 2, 4}, 1.0, kDraws) < 13.8);
+  });
+}
+
+// softmax of log(p) is p: the margins are the running sums.
+TEST(cuts_keep_the_defined_sets_with_ties_to_the_lowest_id) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    std::vector<float> logits;
+    for (double p : {0.1, 0.4, 0.2, 0.1, 0.2}) logits.push_back(static_cast<float>(std::log(p)));
+    const auto kept = [&](SamplingState state) { return keys(histogram(ops, logits, state, 600)); };
+    using Ids = std::set<int32_t>;
+    CHECK_EQ(kept({.top_k = 1}), Ids{1});
+    CHECK_EQ(kept({.top_k = 2}), Ids{1, 2});
+    CHECK_EQ(kept({.top_k = 4}), Ids{0, 1, 2, 4});
+    CHECK_EQ(kept({.top_p = 0.39f}), Ids{1});
+    CHECK_EQ(kept({.top_p = 0.5f}), Ids{1, 2});
+    CHECK_EQ(kept({.top_p = 0.7f}), Ids{1, 2, 4});
+    CHECK_EQ(kept({.top_p = 0.85f}), Ids{0, 1, 2, 4});
+    CHECK_EQ(kept({.top_p = 0.6f, .top_k = 2}), Ids{1});  // 0.4 / 0.6 of what top_k keeps
+    CHECK_EQ(kept({.min_p = 0.3f}), Ids{1, 2, 4});
+    CHECK_EQ(kept({.min_p = 0.6f}), Ids{1});
+    CHECK_EQ(kept({}), Ids{0, 1, 2, 3, 4});
+  });
+}
+
+TEST(masked_and_suppressed_tokens_never_come) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const Owned logits = random_tensor(DType::kF32, {1, 70}, 1);
+    const Owned allowed(DType::kI32, {1, 3});
+    allowed.as<int32_t>()[0] = 1 << 5 | 1 << 9;
+    allowed.as<int32_t>()[2] = 1 << 2;  // token 66
+    std::set<int32_t> seen;
+    for (int i = 0; i < 200; ++i) {
+      SamplingState state{.temperature = 5.0f, .suppress_until = 100, .num_suppressed = 1, .suppressed = {9}};
+      seen.insert(draw(ops, logits, {state}, {i}, &allowed).tokens[0]);
+      if (i == 99) CHECK_EQ(seen, std::set<int32_t>{5, 66});
+    }
+    CHECK_EQ(seen, std::set<int32_t>{5, 9, 66});
+    std::fill_n(allowed.as<int32_t>(), 3, 0);
+    CHECK_EQ(draw(ops, logits, {SamplingState{}}, {0}, &allowed).tokens[0], -1);
+  });
+}
+
+TEST(a_draw_depends_on_its_own_row_only) {
+  on_each_isa([](const std::string& isa) {
+    constexpr int kRows = 33, kVocab = 5000;
+    const Owned logits = random_tensor(DType::kF32, {kRows, kVocab}, 1, 3.0f);
+    std::vector<SamplingState> states;
+    std::vector<int32_t> positions;
+    for (int i = 0; i < kRows; ++i) {
+      SamplingState state{.temperature = i % 4 * 0.5f, .seed = static_cast<uint64_t>(i) << 33 | 5, .num_logprobs = i % kTop};
+      if (i % 3 == 0) state.top_p = 0.9f;
+      if (i % 5 == 0) state.top_k = 40;
+      states.push_back(state);
+      positions.push_back(i * 7);
+    }
+    const Drawn together = draw(device_of(isa, 2).ops(), logits, states, positions);
+    for (int i = 0; i < kRows; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const Owned row(DType::kF32, {1, kVocab});
+      std::copy_n(logits.as<float>() + i * kVocab, kVocab, row.as<float>());
+      const Drawn alone = draw(device_of(isa).ops(), row, {states[at]}, {positions[at]});
+      CHECK_EQ(alone.tokens[0], together.tokens[at]);
+      CHECK(alone.logprobs[0] == together.logprobs[at]);
+      CHECK(alone.top_tokens[0] == together.top_tokens[at]);
+      CHECK(alone.top_logprobs[0] == together.top_logprobs[at]);
+    }
+  });
+}
