@@ -13,7 +13,10 @@ if(RTP_BINDING_SOURCES)
   set(PYBIND11_FINDPYTHON ON)
   find_package(pybind11 CONFIG REQUIRED)
 
-  pybind11_add_module(_engine MODULE ${RTP_BINDING_SOURCES})
+  # NO_EXTRAS: no link-time optimization. -O1: this is glue, called once a step, and its templates cost
+  # the compiler minutes and gigabytes at -O3.
+  pybind11_add_module(_engine MODULE NO_EXTRAS ${RTP_BINDING_SOURCES})
+  target_compile_options(_engine PRIVATE -O1 -fvisibility=hidden)
   target_link_libraries(_engine PRIVATE rtp_core)
   set_target_properties(_engine PROPERTIES
     LIBRARY_OUTPUT_DIRECTORY "${RTP_OUTPUT_DIR}"
