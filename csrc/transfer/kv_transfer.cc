@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <future>
 
 namespace rtp_llm {
@@ -303,7 +304,7 @@ void KvTransfer::complete(event::FromRouter& event) const {
   const auto* submit = std::get_if<message::Submit>(&event.body);
   if (!submit) return;
   event.queued_tokens = engine_.load().queued_tokens;
-  event.max_queued_tokens = config_.max_queued_tokens;
+  event.max_queued_tokens = std::min(event.max_queued_tokens, config_.max_queued_tokens);
   if (event.invalid) return;
   try {
     engine_.validate(*submit->spec, Role::kAlone);
