@@ -1,0 +1,143 @@
+// A worker on the bench: its Handover, a pool of numbered blocks, a clock that tests move, and what
+// the last event made it do.
+#pragma once
+
+#include <memory>
+#include <set>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "check.h"
+#include "handover/contract.h"
+#include "handover/handover.h"
+
+namespace rtp_llm {
+
+struct BenchPool : GrantPool {
+  std::set<int32_t> free, granted, quarantined, referenced;
+  int32_t prefix_blocks = 0;  // of the next grant
+  int32_t block_tokens = 4;
+
+  explicit BenchPool(int32_t blocks) {
+    for (int32_t block = 0; block < blocks; ++block) free.insert(block);
+  }
+  std::optional<Room> grant(const SequenceSpec& spec) override {
+    const auto tokens = static_cast<int32_t>(spec.prompt.size() + spec.output.size());
+    const int32_t count = (tokens + block_tokens - 1) / block_tokens;
+    if (static_cast<int32_t>(free.size()) < count) return std::nullopt;
+    Room room{{}, prefix_blocks};
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t block = *free.begin();
+      free.erase(free.begin());
+      (i < prefix_blocks ? referenced : granted).insert(block);
+      room.blocks.push_back(block);
+    }
+    return room;
+  }
+  void join(const Room& room) override { move(room, granted, referenced); }
+  void quarantine(const Room& room) override {
+    for (int32_t i = 0; i < room.prefix_blocks; ++i) {
+      referenced.erase(room.blocks[static_cast<size_t>(i)]);
+      free.insert(room.blocks[static_cast<size_t>(i)]);
+    }
+    move(room, granted, quarantined);
+  }
+  void free_quarantined(const Room& room) override { move(room, quarantined, free); }
+
+ private:
+  static void move(const Room& room, std::set<int32_t>& from, std::set<int32_t>& to) {
+    for (size_t i = static_cast<size_t>(room.prefix_blocks); i < room.blocks.size(); ++i) {
+      REQUIRE(from.erase(room.blocks[i]) == 1);
+      to.insert(room.blocks[i]);
+    }
+  }
+};
+
+// 4 layers in groups of 2, blocks of 4 tokens, 10 bytes a token and layer.
+inline HandoverConfig bench_config() {
+  HandoverConfig config;
+  config.num_layers = 4;
+  config.layers_per_group = 2;
+  config.block_tokens = 4;
+  config.token_layer_bytes = 10;
+  config.max_push_tokens = 8;
+  return config;
+}
+
+inline constexpr uint64_t kRouter = 77;
+inline RequestKey key_of_attempt(uint32_t attempt, uint64_t request = 1) { return {kRouter, request, 0, attempt}; }
+
+inline message::SpecPtr spec_of(const RequestKey& key, int32_t prompt_tokens = 8, int32_t output_tokens = 0,
+                                int32_t max_tokens = 16) {
+  auto spec = std::make_shared<SequenceSpec>();
+  spec->key = key;
+  spec->prompt.assign(static_cast<size_t>(prompt_tokens), 5);
+  spec->output.assign(static_cast<size_t>(output_tokens), 6);
+  spec->max_tokens = max_tokens;
+  return spec;
+}
+
+struct BenchWorker {
+  WorkerKey self{"here", 1};
+  WorkerKey peer{"there", 2};
+  HandoverConfig config = bench_config();
+  BenchPool pool{6};
+  Handover handover{self, config, pool};
+  Seconds now = 100;
+  Actions out;  // of the last event
+
+  BenchWorker() { post(event::RouterConnected{kRouter}); }
+
+  void post(const Event& event) {
+    out.clear();
+    handover.handle(event, now, out);
+  }
+  void advance(Seconds seconds) {
+    now += seconds;
+    post(event::Tick{});
+  }
+  // All actions of this type; of a message: that were sent to anyone.
+  template <typename T>
+  std::vector<T> all() const {
+    std::vector<T> found;
+    for (const Action& action : out) {
+      std::visit(
+          [&](const auto& held) {
+            using A = std::decay_t<decltype(held)>;
+            if constexpr (std::is_same_v<A, T>) {
+              found.push_back(held);
+            } else if constexpr (requires { held.body; }) {
+              std::visit(
+                  [&](const auto& body) {
+                    if constexpr (std::is_same_v<std::decay_t<decltype(body)>, T>) found.push_back(body);
+                  },
+                  held.body);
+            }
+          },
+          action);
+    }
+    return found;
+  }
+  template <typename T>
+  bool did() const {
+    return !all<T>().empty();
+  }
+  template <typename T>
+  T only() const {
+    const std::vector<T> found = all<T>();
+    REQUIRE(found.size() == 1);
+    return found.front();
+  }
+  void from_router(message::FromRouter body) {
+    event::FromRouter event;
+    event.router_epoch = kRouter;
+    event.body = std::move(body);
+    post(event);
+  }
+  std::optional<SenderState> sends(const RequestKey& key) const { return handover.sender().state(key); }
+  std::optional<ReceiverState> receives(const RequestKey& key) const { return handover.receiver().state(key); }
+};
+
+}  // namespace rtp_llm

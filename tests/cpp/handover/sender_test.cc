@@ -1,0 +1,690 @@
+// The sender's table of docs/protocol.md, a test per row; what a guard forbids stands beside it.
+#include "bench_worker.h"
+
+namespace rtp_llm {
+namespace {
+
+const RequestKey k = key_of_attempt(3);
+
+struct Sending : BenchWorker {
+  void submit(int32_t prompt_tokens = 8, int32_t max_tokens = 16) {
+    from_router(message::Submit{spec_of(k, prompt_tokens, 0, max_tokens), peer, "there:1"});
+  }
+  void schedule(int32_t prompt_tokens = 8, int32_t cached = 0) {
+    std::vector<int32_t> blocks;
+    for (int32_t i = 0; i < (prompt_tokens + 3) / 4; ++i) blocks.push_back(40 + i);
+    post(event::Scheduled{k, blocks, prompt_tokens, cached});
+  }
+  void compute(int32_t first_layer, int32_t first_token, int32_t tokens) {
+    post(event::LayersComputed{k, first_layer, 2, first_token, tokens});
+  }
+  void compute_all(int32_t tokens = 8) {
+    compute(0, 0, tokens);
+    compute(2, 0, tokens);
+  }
+  void prefill(FinishReason finish = FinishReason::kNone) {
+    SampledToken first;
+    first.token = 9;
+    first.finish = finish;
+    post(event::Prefilled{k, first});
+  }
+  void receive(message::FromReceiver body) { post(event::FromReceiver{peer, std::move(body)}); }
+  void grant(GrantId id, int32_t prefix_tokens = 0) { receive(message::Granted{k, id, {1, 2}, prefix_tokens, 5.0}); }
+  void done(GrantId id, bool ok = true, uint64_t bytes = 160, uint64_t checksum = 1) {
+    post(event::PushDone{k, id, ok, bytes, checksum});
+  }
+  // States by the shortest way.
+  void to_compute() {
+    submit();
+    schedule();
+  }
+  void to_push() {
+    to_compute();
+    grant(1);
+    compute_all();
+  }
+  void to_commit() {
+    to_push();
+    prefill();
+    done(1);
+    done(1);
+  }
+  void check_state(SenderState state) const { CHECK(sends(k) == state); }
+};
+
+// --- NONE
+
+TEST(a_submit_with_a_receiver_meets_it_and_enqueues_a_sender_sequence) {
+  Sending s;
+  s.submit();
+  CHECK_EQ(s.only<action::Meet>().address, "there:1");
+  CHECK(s.only<action::EnqueueSequence>().role == Role::kSender);
+  s.check_state(SenderState::kQueued);
+}
+
+TEST(a_submit_that_is_not_the_highest_attempt_is_fenced) {
+  Sending s;
+  s.from_router(message::Cancel{key_of_attempt(4)});
+  s.submit();
+  CHECK(s.only<message::Fenced>().key == k);
+  CHECK(!s.did<action::EnqueueSequence>());
+  CHECK(!s.sends(k).has_value());
+}
+
+TEST(a_submit_after_its_own_cancel_is_fenced) {
+  Sending s;
+  s.from_router(message::Cancel{k});
+  s.submit();
+  CHECK(s.did<message::Fenced>());
+  CHECK(!s.did<action::EnqueueSequence>());
+}
+
+TEST(an_invalid_submit_fails_and_says_so_again_at_attach) {
+  Sending s;
+  event::FromRouter event;
+  event.router_epoch = kRouter;
+  event.body = message::Submit{spec_of(k), s.peer, ""};
+  event.invalid = message::Failed{k, "InvalidRequestError", "token 9999 out of range", "prompt"};
+  s.post(event);
+  CHECK_EQ(s.only<message::Failed>().param, "prompt");
+  CHECK(!s.did<action::EnqueueSequence>());
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK_EQ(s.only<message::Failed>().param, "prompt");
+}
+
+TEST(a_submit_over_the_limit_is_busy_and_forgotten) {
+  Sending s;
+  event::FromRouter event;
+  event.router_epoch = kRouter;
+  event.body = message::Submit{spec_of(k), s.peer, ""};
+  event.queued_tokens = 100;
+  event.max_queued_tokens = 100;
+  s.post(event);
+  CHECK_EQ(s.only<message::Busy>().limit, 100);
+  CHECK(!s.sends(k).has_value());
+}
+
+TEST(a_submit_of_a_router_that_acknowledged_draining_is_busy) {
+  Sending s;
+  s.from_router(message::DrainingAcknowledged{});
+  s.submit();
+  CHECK(s.did<message::Busy>());
+  CHECK(!s.did<action::EnqueueSequence>());
+}
+
+TEST(a_doubled_submit_does_nothing) {
+  Sending s;
+  s.submit();
+  s.submit();
+  CHECK(s.out.empty());
+}
+
+// --- QUEUED
+
+TEST(a_submit_without_a_receiver_runs_alone) {
+  Sending s;
+  s.from_router(message::Submit{spec_of(k), std::nullopt, ""});
+  CHECK(s.only<action::EnqueueSequence>().role == Role::kAlone);
+  s.check_state(SenderState::kLocal);
+}
+
+TEST(a_request_that_must_end_with_its_first_token_runs_alone) {
+  Sending s;
+  s.submit(8, 1);
+  CHECK(s.only<action::EnqueueSequence>().role == Role::kAlone);
+  CHECK(!s.did<action::Meet>());
+  s.check_state(SenderState::kLocal);
+}
+
+TEST(a_reserve_is_sent_only_once_all_local_blocks_are_owned) {
+  Sending s;
+  s.submit();
+  CHECK(!s.did<message::Reserve>());
+  s.advance(5);
+  CHECK(!s.did<message::Reserve>());
+  s.schedule();
+  CHECK(s.only<message::Reserve>().spec->key == k);
+  s.check_state(SenderState::kCompute);
+}
+
+// --- COMPUTE
+
+TEST(granted_pushes_what_is_computed_then_each_group_as_it_comes) {
+  Sending s;
+  s.to_compute();
+  s.compute(0, 0, 8);
+  CHECK(!s.did<action::PushLayers>());
+  s.grant(1);
+  const auto push = s.only<action::PushLayers>();
+  CHECK_EQ(+push.header.first_layer, 0);
+  CHECK_EQ(+push.header.num_layers, 2);
+  CHECK_EQ(+push.header.tokens, 8u);
+  CHECK_EQ(+push.header.grant, 1u);
+  CHECK_EQ(+push.header.receiver_epoch, 2u);
+  CHECK_EQ(push.blocks, std::vector<int32_t>({40, 41}));
+  s.check_state(SenderState::kPush);
+  s.compute(2, 0, 8);
+  CHECK_EQ(+s.only<action::PushLayers>().header.first_layer, 2);
+}
+
+TEST(pushes_begin_at_block_borders_and_hold_a_part_of_a_block_back_until_it_is_full_or_last) {
+  Sending s;
+  s.submit(11);
+  s.schedule(11);
+  s.grant(1);
+  s.compute(0, 0, 6);
+  CHECK_EQ(+s.only<action::PushLayers>().header.tokens, 4u);  // 4 of 6
+  s.compute(0, 6, 5);
+  const auto push = s.only<action::PushLayers>();
+  CHECK_EQ(+push.header.first_token, 4u);
+  CHECK_EQ(+push.header.tokens, 7u);  // 4…10, the prompt's end
+  CHECK_EQ(push.blocks, std::vector<int32_t>({41, 42}));
+}
+
+TEST(a_long_run_of_tokens_becomes_several_pushes) {
+  Sending s;
+  s.submit(20);
+  s.schedule(20);
+  s.grant(1);
+  s.compute(0, 0, 20);
+  const auto pushes = s.all<action::PushLayers>();
+  REQUIRE(pushes.size() == 3);
+  CHECK_EQ(+pushes[1].header.first_token, 8u);
+  CHECK_EQ(+pushes[2].header.tokens, 4u);
+}
+
+TEST(tokens_cached_here_are_pushed_and_tokens_cached_there_are_not) {
+  Sending s;
+  s.submit(12);
+  s.schedule(12, 8);  // 0…7 are prefix hits here
+  s.grant(1, 4);      // 0…3 are prefix hits there
+  const auto pushes = s.all<action::PushLayers>();
+  REQUIRE(pushes.size() == 2);  // two layer groups
+  for (const auto& push : pushes) {
+    CHECK_EQ(+push.header.first_token, 4u);
+    CHECK_EQ(+push.header.tokens, 4u);
+  }
+}
+
+TEST(silence_for_a_second_repeats_the_reserve) {
+  Sending s;
+  s.to_compute();
+  s.advance(0.99);
+  CHECK(!s.did<message::Reserve>());
+  s.advance(0.01);
+  CHECK(s.did<message::Reserve>());
+  s.advance(1.0);
+  CHECK(s.did<message::Reserve>());
+}
+
+TEST(no_room_lets_the_prompt_go_on_to_its_end_and_then_be_released) {
+  Sending s;
+  s.to_compute();
+  s.receive(message::NoRoom{k, "full"});
+  s.check_state(SenderState::kCompute);
+  s.advance(5);
+  CHECK(!s.did<message::Reserve>());
+  s.compute_all();
+  s.prefill();
+  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).token, 9);
+  CHECK(s.did<message::Released>());
+  CHECK(s.did<action::ReleaseBlocks>());
+  s.check_state(SenderState::kGone);
+}
+
+TEST(a_granted_after_no_room_is_aborted) {
+  Sending s;
+  s.to_compute();
+  s.receive(message::NoRoom{k, "full"});
+  s.grant(1);
+  CHECK(s.did<message::Abort>());
+  s.compute_all();
+  CHECK(!s.did<action::PushLayers>());
+}
+
+TEST(a_granted_for_an_unknown_key_is_aborted) {
+  Sending s;
+  s.grant(1);
+  CHECK(s.only<message::Abort>().key == k);
+}
+
+TEST(a_receiver_that_fences_or_is_lost_while_computing_is_done_without) {
+  Sending fenced;
+  fenced.to_push();
+  fenced.receive(message::PeerFenced{k});
+  fenced.check_state(SenderState::kCompute);
+  fenced.prefill();
+  CHECK(fenced.did<message::Released>());
+
+  Sending lost;
+  lost.to_push();
+  lost.post(event::ReceiverLost{lost.peer, "gone"});
+  lost.check_state(SenderState::kCompute);
+  lost.prefill();
+  CHECK(lost.did<message::Released>());
+  lost.check_state(SenderState::kFlush);  // two pushes are in flight
+}
+
+TEST(a_receiver_lost_while_the_request_is_queued_is_never_asked) {
+  Sending s;
+  s.submit();
+  s.post(event::ReceiverLost{s.peer, "refused: layout"});
+  s.schedule();
+  CHECK(!s.did<message::Reserve>());
+  s.compute_all();
+  s.prefill();
+  CHECK(s.did<message::Released>());
+}
+
+TEST(without_an_answer_the_first_token_goes_out_and_the_sender_waits) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  CHECK(s.did<message::Outputs>());
+  CHECK(!s.did<message::Released>());
+  s.check_state(SenderState::kCompute);
+  s.grant(1);
+  CHECK_EQ(s.all<action::PushLayers>().size(), 2u);
+}
+
+TEST(a_first_token_that_finishes_aborts_the_reservation) {
+  Sending s;
+  s.to_push();
+  s.prefill(FinishReason::kStop);
+  CHECK(s.did<message::Outputs>());
+  CHECK(s.did<message::Abort>());
+  s.check_state(SenderState::kFlush);
+  s.done(1);
+  CHECK(!s.did<message::Commit>());
+  CHECK(!s.did<action::ReleaseBlocks>());
+  s.done(1);
+  CHECK(s.did<action::ReleaseBlocks>());
+  s.check_state(SenderState::kGone);
+}
+
+// --- PUSH, COMMIT
+
+TEST(commit_waits_for_the_first_token_and_for_all_sends) {
+  Sending s;
+  s.to_push();
+  s.done(1, true, 160, 5);
+  CHECK(!s.did<message::Commit>());
+  s.prefill();
+  CHECK(!s.did<message::Commit>());
+  s.done(1, true, 160, 7);
+  const auto commit = s.only<message::Commit>();
+  CHECK_EQ(commit.bytes, 320u);
+  CHECK_EQ(commit.messages, 2u);
+  CHECK_EQ(commit.checksum, 12u);
+  CHECK_EQ(commit.first.token, 9);
+  s.check_state(SenderState::kCommit);
+}
+
+TEST(a_whole_prefix_hit_there_commits_without_a_push) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  s.grant(1, 8);
+  CHECK(!s.did<action::PushLayers>());
+  CHECK_EQ(s.only<message::Commit>().bytes, 0u);
+}
+
+TEST(silence_for_a_second_repeats_the_commit) {
+  Sending s;
+  s.to_commit();
+  s.advance(1);
+  CHECK_EQ(s.only<message::Commit>().grant, 1u);
+}
+
+TEST(committed_releases_the_blocks) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::PeerCommitted{k, 1});
+  CHECK(s.did<action::ReleaseBlocks>());
+  CHECK(!s.did<message::Released>());
+  s.check_state(SenderState::kGone);
+}
+
+TEST(fenced_or_a_lost_receiver_after_commit_releases) {
+  Sending fenced;
+  fenced.to_commit();
+  fenced.receive(message::PeerFenced{k});
+  CHECK(fenced.did<message::Released>());
+  fenced.check_state(SenderState::kGone);
+
+  Sending lost;
+  lost.to_commit();
+  lost.post(event::ReceiverLost{lost.peer, "silence"});
+  CHECK(lost.did<message::Released>());
+}
+
+// --- AWAIT
+
+TEST(expired_for_the_current_grant_reserves_again_and_gives_the_old_one_up) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::Expired{k, 1});
+  CHECK_EQ(s.only<message::Reserve>().given_up, 1u);
+  s.check_state(SenderState::kCompute);
+  s.grant(2);
+  CHECK_EQ(s.all<action::PushLayers>().size(), 2u);  // what is computed stays
+}
+
+TEST(expired_for_an_older_grant_is_ignored) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::Expired{k, 0});
+  CHECK(s.out.empty());
+  s.check_state(SenderState::kCommit);
+}
+
+TEST(a_bad_checksum_reserves_again) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::BadChecksum{k, 1, 5, 6});
+  CHECK(s.did<message::Reserve>());
+}
+
+TEST(await_lasts_until_the_sends_complete) {
+  Sending s;
+  s.to_push();
+  s.receive(message::Expired{k, 1});
+  s.check_state(SenderState::kAwait);
+  s.done(1);
+  CHECK(!s.did<message::Reserve>());
+  s.done(1);
+  CHECK(s.did<message::Reserve>());
+}
+
+TEST(await_closes_the_endpoint_after_a_second) {
+  Sending s;
+  s.to_push();
+  s.receive(message::Expired{k, 1});
+  s.advance(1);
+  const auto close = s.only<action::CloseEndpoint>();
+  CHECK(close.peer == s.peer);
+  CHECK(close.direction == Direction::kSend);
+  s.done(1, false);
+  s.done(1, false);
+  CHECK(s.did<message::Reserve>());
+}
+
+TEST(a_broken_endpoint_with_a_live_receiver_reserves_again) {
+  Sending s;
+  s.to_commit();
+  s.post(event::EndpointFailed{s.peer, Direction::kSend});
+  CHECK(s.did<message::Reserve>());
+
+  Sending failed;
+  failed.to_push();
+  failed.done(1, false);
+  failed.check_state(SenderState::kAwait);
+}
+
+TEST(closing_an_endpoint_for_one_sequence_makes_the_others_on_it_try_again) {
+  Sending s;
+  s.to_commit();
+  const RequestKey other = key_of_attempt(1, 2);
+  s.from_router(message::Submit{spec_of(other), s.peer, "there:1"});
+  s.post(event::Scheduled{other, {50, 51}, 8, 8});
+  s.receive(message::Granted{other, 2, {3, 4}, 0, 5.0});
+  s.from_router(message::Cancel{other});
+  CHECK(s.sends(other) == SenderState::kFlush);
+  s.now += 0.9;
+  s.receive(message::PeerCommitted{other, 2});  // nothing to it; and no repeat of k's Commit yet
+  s.now += 0.1;
+  s.out.clear();
+  s.post(event::Tick{});
+  CHECK(s.did<action::CloseEndpoint>());
+  CHECK(s.sends(k) == SenderState::kCompute);  // its bytes may have been on the way still
+}
+
+TEST(a_grant_that_replaces_ours_means_that_ours_is_void) {
+  Sending s;
+  s.to_commit();
+  s.grant(2);
+  CHECK_EQ(s.only<message::Reserve>().given_up, 1u);
+  s.check_state(SenderState::kCompute);
+  s.grant(2);
+  s.check_state(SenderState::kPush);
+}
+
+TEST(an_answer_that_offers_the_given_up_grant_again_is_ignored) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::Expired{k, 1});
+  s.grant(1);
+  CHECK(s.out.empty());
+  s.check_state(SenderState::kCompute);
+}
+
+TEST(the_third_grant_that_fails_releases) {
+  Sending s;
+  s.to_commit();
+  for (GrantId id = 1; id <= 2; ++id) {
+    s.receive(message::Expired{k, id});
+    CHECK(s.did<message::Reserve>());
+    s.grant(id + 1);
+    s.done(id + 1);
+    s.done(id + 1);
+  }
+  s.receive(message::Expired{k, 3});
+  CHECK(!s.did<message::Reserve>());
+  CHECK(s.did<message::Abort>());
+  CHECK(s.did<message::Released>());
+  s.check_state(SenderState::kGone);
+}
+
+TEST(posting_stops_half_a_second_before_the_lease_ends_by_our_own_count) {
+  Sending s;
+  s.to_compute();
+  s.grant(1);
+  s.compute(0, 0, 8);
+  s.now += 4.5;
+  s.compute(2, 0, 8);
+  CHECK(!s.did<action::PushLayers>());
+  s.check_state(SenderState::kAwait);
+}
+
+TEST(a_heartbeat_lists_the_grants_counted_on_and_renews_them) {
+  Sending s;
+  s.to_compute();
+  s.grant(1);
+  s.now += 4;
+  s.post(event::HeartbeatDue{s.peer});
+  CHECK_EQ(s.only<message::SenderHeartbeat>().grants, std::vector<GrantId>({1}));
+  s.advance(4);
+  s.check_state(SenderState::kPush);
+  s.receive(message::PeerFenced{k});
+  s.post(event::HeartbeatDue{s.peer});
+  CHECK(s.only<message::SenderHeartbeat>().grants.empty());
+}
+
+TEST(committed_counts_in_every_state_that_has_reserved) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::Expired{k, 1});
+  s.check_state(SenderState::kCompute);
+  s.receive(message::PeerCommitted{k, 1});
+  s.check_state(SenderState::kGone);
+}
+
+// --- LOCAL
+
+TEST(a_local_sequence_is_remembered_with_its_tokens_when_it_finishes) {
+  Sending s;
+  s.from_router(message::Submit{spec_of(k), std::nullopt, ""});
+  SampledToken token;
+  for (token.position = 0; token.position < 3; ++token.position) s.post(event::Output{k, token});
+  s.post(event::Finished{k, FinishReason::kLength});
+  CHECK(s.out.empty());
+  s.check_state(SenderState::kGone);
+  token.position = 3;  // was on its way
+  s.post(event::Output{k, token});
+  s.from_router(message::Attach{{{k, 1, message::AttachRole::kAlone}}});
+  const auto replay = s.only<message::Outputs>();
+  REQUIRE(replay.tokens.size() == 3);
+  CHECK_EQ(replay.tokens.front().position, 1);
+}
+
+TEST(a_local_sequence_that_the_engine_gives_up_is_fenced) {
+  Sending s;
+  s.from_router(message::Submit{spec_of(k), std::nullopt, ""});
+  s.post(event::Finished{k, FinishReason::kCancelled});
+  CHECK(s.did<message::Fenced>());
+}
+
+TEST(a_sequence_that_the_engine_refuses_fails) {
+  Sending s;
+  s.submit();
+  s.post(event::Rejected{{k, "InvalidRequestError", "too long", "prompt"}});
+  CHECK(s.did<message::Failed>());
+  s.check_state(SenderState::kGone);
+}
+
+// --- any
+
+TEST(cancel_stops_posting_aborts_and_flushes) {
+  Sending s;
+  s.to_compute();
+  s.grant(1);
+  s.compute(0, 0, 8);
+  s.from_router(message::Cancel{k});
+  CHECK(s.did<message::Abort>());
+  CHECK(s.did<action::CancelSequence>());
+  s.check_state(SenderState::kFlush);
+  s.compute(2, 0, 8);
+  CHECK(!s.did<action::PushLayers>());
+  s.done(1);
+  CHECK(s.did<action::ReleaseBlocks>());
+}
+
+TEST(cancel_before_a_reserve_aborts_nothing) {
+  Sending s;
+  s.submit();
+  s.from_router(message::Cancel{k});
+  CHECK(!s.did<message::Abort>());
+  CHECK(s.did<action::CancelSequence>());
+  CHECK(s.did<action::ReleaseBlocks>());
+}
+
+TEST(a_higher_attempt_ends_a_lower_one) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Submit{spec_of(key_of_attempt(4)), std::nullopt, ""});
+  CHECK(s.did<action::CancelSequence>());
+  s.check_state(SenderState::kFlush);
+}
+
+TEST(another_choice_or_request_is_no_higher_attempt) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Submit{spec_of({kRouter, 1, 1, 9}), std::nullopt, ""});
+  s.from_router(message::Submit{spec_of({kRouter, 2, 0, 9}), std::nullopt, ""});
+  s.check_state(SenderState::kPush);
+}
+
+TEST(a_router_that_expired_ends_its_sequences_and_no_other_router_s) {
+  Sending s;
+  s.to_compute();
+  const RequestKey other{88, 1, 0, 0};
+  s.post(event::RouterConnected{88});
+  event::FromRouter event;
+  event.router_epoch = 88;
+  event.body = message::Submit{spec_of(other), std::nullopt, ""};
+  s.post(event);
+  s.post(event::RouterLost{kRouter});
+  s.advance(9.9);
+  s.check_state(SenderState::kCompute);
+  s.advance(0.1);
+  s.check_state(SenderState::kGone);
+  CHECK(s.sends(other) == SenderState::kLocal);
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK(s.did<message::Fenced>());
+}
+
+TEST(a_router_that_comes_back_in_time_does_not_expire) {
+  Sending s;
+  s.to_compute();
+  s.post(event::RouterLost{kRouter});
+  s.advance(9);
+  s.post(event::RouterConnected{kRouter});
+  s.advance(9);
+  s.check_state(SenderState::kCompute);
+}
+
+// --- FLUSH, GONE
+
+TEST(flush_holds_the_blocks_until_the_sends_complete_and_closes_the_endpoint_after_a_second) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Cancel{k});
+  CHECK(!s.did<action::ReleaseBlocks>());
+  s.advance(1);
+  CHECK(s.did<action::CloseEndpoint>());
+  CHECK(!s.did<action::ReleaseBlocks>());
+  s.done(1, false);
+  s.done(1, false);
+  CHECK(s.did<action::ReleaseBlocks>());
+  s.post(event::EndpointClosed{s.peer, Direction::kSend});
+  CHECK(s.handover.idle());
+}
+
+TEST(an_endpoint_that_is_closing_is_asked_again_for_what_came_later) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Cancel{k});
+  s.advance(1);
+  const RequestKey other = key_of_attempt(1, 2);
+  s.from_router(message::Submit{spec_of(other), s.peer, "there:1"});
+  s.post(event::Scheduled{other, {50, 51}, 8, 8});
+  s.receive(message::Granted{other, 2, {3, 4}, 0, 5.0});
+  s.from_router(message::Cancel{other});
+  s.advance(1);
+  CHECK(!s.did<action::CloseEndpoint>());  // the first is still under way
+  s.done(1, false);
+  s.done(1, false);
+  s.post(event::EndpointClosed{s.peer, Direction::kSend});
+  s.advance(1);
+  CHECK(s.did<action::CloseEndpoint>());
+}
+
+TEST(gone_repeats_its_last_notice_and_tokens_for_a_minute) {
+  Sending s;
+  s.to_compute();
+  s.receive(message::NoRoom{k, "full"});
+  s.prefill();
+  s.advance(59);
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK(s.did<message::Outputs>());
+  CHECK(s.did<message::Released>());
+  s.advance(1);
+  CHECK(!s.sends(k).has_value());
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK(s.did<message::Fenced>());
+}
+
+TEST(a_push_done_that_nobody_posted_breaks_the_contract) {
+  Sending s;
+  s.to_compute();
+  CHECK_THROWS(s.done(1), ContractBroken);
+}
+
+TEST(counts_read_zero_at_rest) {
+  Sending s;
+  s.to_push();
+  CHECK_EQ(s.handover.counts().sender.pushes_in_flight, 2);
+  CHECK_EQ(s.handover.counts().sender.source_blocks, 2);
+  CHECK(!s.handover.idle());
+  s.prefill();
+  s.done(1);
+  s.done(1);
+  s.receive(message::PeerCommitted{k, 1});
+  CHECK(s.handover.idle());
+  CHECK_EQ(s.handover.counts().sender.remembered, 1);
+}
+
+}  // namespace
+}  // namespace rtp_llm
