@@ -1,0 +1,199 @@
+"""Chat templates: messages to one prompt, with Hugging Face's semantics of Jinja.
+
+Source: transformers' utils/chat_template_utils.py: a sandbox, trimmed blocks, break and continue, `raise_exception`,
+`tojson` without HTML escapes, `strftime_now`, a transparent `generation` block.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from rtp_llm.errors import ChatTemplateError, ModelLoadError
+from rtp_llm.model.files import read_json_if_present
+from rtp_llm.model.tokenizer import special_tokens
+
+JINJA_FILE = "chat_template.jinja"
+JSON_FILE = "chat_template.json"
+
+
+class ChatTemplate:
+    """A model's template, compiled. Thread-safe."""
+
+    def __init__(
+        self, sources: Mapping[str, str], special_tokens: Mapping[str, str], origin: str = "chat template"
+    ) -> None:
+        """`sources`: template by name; "default" is used, and "tool_use" where tools are given.
+
+        Raises:
+            ModelLoadError: a template is not valid Jinja; names origin and line.
+        """
+        self._special_tokens = dict(special_tokens)
+        self._origin = origin
+        self._templates = {}
+        for name, source in sources.items():
+            try:
+                self._templates[name] = _environment().from_string(source)
+            except jinja2.TemplateSyntaxError as error:
+                raise ModelLoadError(f"{origin}: template {name!r}, line {error.lineno}: {error.message}") from error
+
+    @classmethod
+    def load(cls, directory: str | Path) -> ChatTemplate:
+        """From chat_template.jinja, chat_template.json or tokenizer_config.json, the first that has one.
+
+        A model without a template loads; rendering with it raises ChatTemplateError.
+        """
+        directory = Path(directory)
+        jinja = directory / JINJA_FILE
+        if jinja.exists():
+            return cls({"default": jinja.read_text(encoding="utf-8")}, special_tokens(directory), str(jinja))
+        for name in (JSON_FILE, "tokenizer_config.json"):
+            template = read_json_if_present(directory / name).get("chat_template")
+            if template is not None:
+                return cls(_named(template, directory / name), special_tokens(directory), str(directory / name))
+        return cls({}, special_tokens(directory), str(directory))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The prompt. `variables` reach the template by name, as `enable_thinking` of Qwen3.
+
+        Raises:
+            ChatTemplateError: the model has no template, a message is malformed, or the template refuses the messages.
+        """
+        if not messages:
+            raise ChatTemplateError("messages must hold at least one message, got []", param="messages", value=[])
+        names = ("tool_use", "default") if tools else ("default",)
+        template = next((self._templates[name] for name in names if name in self._templates), None)
+        if template is None:
+            raise ChatTemplateError(
+                f"{self._origin}: the model has no chat template; use completions", param="messages"
+            )
+        context = {
+            **self._special_tokens,
+            **variables,
+            "messages": [_message(index, message) for index, message in enumerate(messages)],
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return template.render(context)
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(
+                f"the chat template refused the messages: {error.message}", param="messages"
+            ) from error
+        except Exception as error:  # a template is a program: whatever its expressions raise
+            raise ChatTemplateError(
+                f"the chat template failed on the messages: {type(error).__name__}: {error}", param="messages"
+            ) from error
+
+
+def _named(template: Any, path: Path) -> dict[str, str]:
+    """A template, or a list of {"name", "template"}."""
+    if isinstance(template, str):
+        return {"default": template}
+    try:
+        return {str(entry["name"]): str(entry["template"]) for entry in template}
+    except (TypeError, KeyError) as error:
+        raise ModelLoadError(
+            f"{path}: chat_template must be a text or a list of named texts, found {template!r}"
+        ) from error
+
+
+def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it: content a text, arguments of tool calls an object."""
+    where = f"messages[{index}]"
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise ChatTemplateError(f"{where}.role must be a text, got {role!r}", param=f"{where}.role", value=role)
+    plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
+    if message.get("tool_calls"):
+        plain["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in message["tool_calls"]]
+    return plain
+
+
+def _text(content: Any, where: str) -> str:
+    """Text parts are joined by line breaks; no content (an assistant that only calls tools) is the empty text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ChatTemplateError(
+            f"{where} must be a text or a list of parts, got {content!r}", param=where, value=content
+        )
+    parts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ChatTemplateError(
+                f"{where}[{index}] must be a text part, got {part!r}", param=f"{where}[{index}]", value=part
+            )
+        parts.append(part["text"])
+    return "\n".join(parts)
+
+
+def _tool_call(call: Any, where: str) -> Any:
+    """OpenAI's clients send arguments as JSON in a text; templates want the object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError as error:
+        raise ChatTemplateError(
+            f"{where}: arguments are not JSON: {error}", param=where, value=function["arguments"]
+        ) from error
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """{% generation %}…{% endgeneration %}: marks what the assistant says, for training. Renders as its body."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)

@@ -1,0 +1,125 @@
+"""One safetensors file: its header, checked against its size, and its bytes in chunks.
+
+Format: u64 little-endian length of the header, the header (JSON: name → dtype, shape, data_offsets), the data.
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rtp_llm.errors import ModelLoadError
+
+DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in its file."""
+
+    file: Path
+    name: str
+    dtype: str  # "float32", "bfloat16", "float16"
+    shape: tuple[int, ...]
+    offset: int  # bytes from the file's start
+    num_bytes: int
+
+
+class SafetensorsFile:
+    """An open file. Use as a context manager.
+
+    Raises:
+        ModelLoadError: the file is missing, truncated or not safetensors; names the file, what was expected and found.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ModelLoadError(f"{path}: {error.strerror or error}") from error
+        try:
+            self._size = os.fstat(self._fd).st_size
+            self.tensors: dict[str, StoredTensor] = self._read_header()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def chunks(self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int) -> Iterator[memoryview]:
+        """The tensor's bytes in order, each chunk in the same `buffer`. REQUIRES: chunk_bytes <= len(buffer)."""
+        for start in range(0, tensor.num_bytes, chunk_bytes):
+            chunk = buffer[: min(chunk_bytes, tensor.num_bytes - start)]
+            self._read(chunk, tensor.offset + start)
+            yield chunk
+
+    def _read_header(self) -> dict[str, StoredTensor]:
+        length_bytes = bytearray(8)
+        self._read(memoryview(length_bytes), 0)
+        length = int.from_bytes(length_bytes, "little")
+        if length > min(MAX_HEADER_BYTES, self._size - 8):
+            limit = (
+                f"{self._size - 8} are in the file" if length <= MAX_HEADER_BYTES else f"{MAX_HEADER_BYTES} are allowed"
+            )
+            raise ModelLoadError(f"{self.path}: truncated or no safetensors: a header of {length} bytes, {limit}")
+        text = bytearray(length)
+        self._read(memoryview(text), 8)
+        try:
+            header = json.loads(text)
+        except ValueError as error:
+            raise ModelLoadError(f"{self.path}: no safetensors: the header is not JSON: {error}") from error
+        if not isinstance(header, dict):
+            raise ModelLoadError(f"{self.path}: no safetensors: the header is not an object")
+        tensors = {
+            name: self._entry(name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
+        }
+        expected = max((tensor.offset + tensor.num_bytes for tensor in tensors.values()), default=8 + length)
+        if self._size != expected:
+            kind = "truncated" if self._size < expected else "no safetensors"
+            raise ModelLoadError(f"{self.path}: {kind}: expected {expected} bytes, found {self._size}")
+        return tensors
+
+    def _entry(self, name: str, entry: Any, data_start: int) -> StoredTensor:
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ModelLoadError(f"{self.path}: tensor {name}: bad header entry {entry!r}") from error
+        if not whole or not isinstance(dtype, str):
+            raise ModelLoadError(f"{self.path}: tensor {name}: bad header entry {entry!r}")
+        if dtype not in DTYPES:
+            raise ModelLoadError(
+                f"{self.path}: tensor {name}: dtype {dtype} is not supported, there are {', '.join(DTYPES)}"
+            )
+        type_name, item_bytes = DTYPES[dtype]
+        if end - begin != math.prod(shape) * item_bytes:
+            raise ModelLoadError(
+                f"{self.path}: tensor {name}: {list(shape)} {dtype} are {math.prod(shape) * item_bytes} bytes, "
+                f"the header says {end - begin}"
+            )
+        return StoredTensor(self.path, name, type_name, shape, data_start + begin, end - begin)
+
+    def _read(self, into: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(into):
+            count = os.preadv(self._fd, [into[done:]], offset + done)
+            if count == 0:
+                raise ModelLoadError(
+                    f"{self.path}: truncated: expected {offset + len(into)} bytes, found {offset + done}"
+                )
+            done += count

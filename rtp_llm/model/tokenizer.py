@@ -1,0 +1,142 @@
+"""Tokenizer of a model directory: text to ids, ids to text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from rtp_llm.errors import InvalidRequestError, ModelLoadError
+from rtp_llm.model.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer, bytes_of_token
+from rtp_llm.model.files import read_json, read_json_if_present
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """Thread-safe; one instance serves a process."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, byte_level: bool, special_tokens: Mapping[str, str]) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._byte_level = byte_level
+        self._special_ids = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._token_bytes: dict[int, bytes] = {}
+        self.special_tokens = special_tokens
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """From `directory`/tokenizer.json; tokenizers in older formats are converted through the extra `hf`.
+
+        Raises:
+            ModelLoadError: there is no tokenizer, or its file is unreadable.
+        """
+        path = Path(directory) / "tokenizer.json"
+        special = special_tokens(directory)
+        if not path.exists():
+            backend = _converted(Path(directory))
+            return cls(backend, _is_byte_level(_decoder_of(backend)), special)
+        decoder = read_json(path).get("decoder")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises Exception itself
+            raise ModelLoadError(f"{path}: {error}") from error
+        return cls(backend, _is_byte_level(decoder), special)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. A rendered chat template has its special tokens already: add_special_tokens=False.
+
+        Raises:
+            InvalidRequestError: `text` is not valid Unicode (a lone surrogate).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"text is not valid Unicode: {error.reason} at character {error.start}"
+            ) from error
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of all `ids` at once."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def detokenizer(self, *, skip_special_tokens: bool = True, prompt: Sequence[int] = ()) -> Detokenizer:
+        """For one answer, as its tokens come. `prompt`: ids before it; they decide whether it begins with a space."""
+        if self._byte_level:
+            return ByteLevelDetokenizer(self, skip_special_tokens)
+        return WindowDetokenizer(self, skip_special_tokens, prompt)
+
+    def token_text(self, token: int) -> str:
+        """How a single token reads, for lists of logprobs; half a character reads as U+FFFD."""
+        if self._byte_level:
+            return self.token_bytes(token).decode("utf-8", errors="replace")
+        return self.decode([token], skip_special_tokens=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for an id that the vocabulary doesn't have."""
+        known = self._token_bytes.get(token)
+        if known is None:
+            name = self._backend.id_to_token(token)
+            known = b"" if name is None else bytes_of_token(name) if self._byte_level else self._plain_bytes(token)
+            self._token_bytes[token] = known
+        return known
+
+    def is_special(self, token: int) -> bool:
+        return token in self._special_ids
+
+    def _plain_bytes(self, token: int) -> bytes:
+        return self.decode([token], skip_special_tokens=False).encode()
+
+
+def special_tokens(directory: str | Path) -> dict[str, str]:
+    """Names of special tokens → their text ("bos_token": "<s>"), from tokenizer_config.json and special_tokens_map.json."""
+    found = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        tree = read_json_if_present(Path(directory) / name)
+        for token in SPECIAL_TOKENS:
+            value = tree.get(token)
+            if isinstance(value, dict):  # an AddedToken
+                value = value.get("content")
+            if isinstance(value, str):
+                found[token] = value
+    return found
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    """Whether tokens are bytes in GPT-2's alphabet and nothing else happens to them."""
+    if not isinstance(decoder, dict):
+        return False
+    if decoder.get("type") == "Sequence":
+        steps = decoder.get("decoders") or []
+        return len(steps) == 1 and _is_byte_level(steps[0])
+    return decoder.get("type") == "ByteLevel"
+
+
+def _decoder_of(backend: tokenizers.Tokenizer) -> Any:
+    return json.loads(backend.to_str()).get("decoder")
+
+
+def _converted(directory: Path) -> tokenizers.Tokenizer:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ModelLoadError(
+            f"{directory}: no tokenizer.json; other formats need transformers: pip install 'rtp-llm[hf]'"
+        ) from error
+    try:
+        backend: tokenizers.Tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True
+        ).backend_tokenizer
+    except Exception as error:  # whatever its many formats raise
+        raise ModelLoadError(f"{directory}: no tokenizer.json, and transformers can't make one: {error}") from error
+    return backend
