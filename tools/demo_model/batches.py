@@ -1,0 +1,82 @@
+"""Turns the generator's documents into padded arrays, in worker processes, always in the same order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from data import END_OF_TEXT, training_document
+
+IGNORED = -100
+CHARS_PER_TOKEN = 4.8  # of stories; dialogues have 4.0
+# (tokens a row, share of the batches): every position up to the last is trained.
+BUCKETS = ((128, 0.35), (256, 0.2), (512, 0.15), (1024, 0.12), (2048, 0.18))
+MAX_LENGTH = BUCKETS[-1][0]
+
+
+class Batch(NamedTuple):
+    tokens: NDArray[np.int64]  # [rows, length], padded with <|endoftext|>
+    labels: NDArray[np.int64]  # [rows, length]: the token itself where it is a target, else IGNORED
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    tokenizer_json: str
+    seed: int
+    tokens_per_batch: int
+
+
+def encode(tokenizer: Tokenizer, documents: list[list[tuple[str, bool]]], length: int) -> Batch:
+    """Documents longer than `length` tokens lose their end."""
+    pieces = tokenizer.encode_batch_fast([text for doc in documents for text, _ in doc])
+    tokens = np.full((len(documents), length), tokenizer.token_to_id(END_OF_TEXT), np.int64)
+    labels = np.full((len(documents), length), IGNORED, np.int64)
+    index = 0
+    for row, document in enumerate(documents):
+        end = 0
+        for _, is_target in document:
+            ids = pieces[index].ids[: length - end]
+            index += 1
+            tokens[row, end : end + len(ids)] = ids
+            if is_target:
+                labels[row, end : end + len(ids)] = ids
+            end += len(ids)
+    return Batch(tokens, labels)
+
+
+def make_batch(tokenizer: Tokenizer, plan: BatchPlan, step: int) -> Batch:
+    rng = Random(f"batch {plan.seed} {step}")
+    length = rng.choices([n for n, _ in BUCKETS], [share for _, share in BUCKETS])[0]
+    max_chars = int(length * CHARS_PER_TOKEN)
+    documents = [
+        [(s.text, s.is_target) for s in training_document(rng, rng.randint(max_chars // 2, max_chars))]
+        for _ in range(max(1, plan.tokens_per_batch // length))
+    ]
+    return encode(tokenizer, documents, length)
+
+
+_worker: tuple[Tokenizer, BatchPlan]
+
+
+def _start_worker(plan: BatchPlan) -> None:
+    global _worker
+    _worker = (Tokenizer.from_str(plan.tokenizer_json), plan)
+
+
+def _work(step: int) -> Batch:
+    return make_batch(*_worker, step)
+
+
+def stream(plan: BatchPlan, num_steps: int, num_workers: int) -> Iterator[Batch]:
+    """The batches of steps 0 … num_steps - 1. Start it before CUDA is initialised: workers are forked."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with get_context("fork").Pool(num_workers, _start_worker, (plan,)) as pool:
+        yield from pool.imap(_work, range(num_steps), chunksize=2)
