@@ -186,14 +186,14 @@ class Fleet:
                 return False
         return bool(self.live())
 
-    async def metrics_texts(self) -> list[tuple[Member, str]]:
-        """Each live worker's exposition; one that doesn't answer in time is left out."""
+    async def metrics_texts(self) -> dict[tuple[str, str], str]:
+        """(pool, worker id) → exposition, of each live worker that answers in time."""
         workers = self.live()
         answers = await asyncio.gather(*(worker.session.metrics() for worker in workers), return_exceptions=True)
-        texts = []
+        texts = {}
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, str):
-                texts.append((worker.member, answer))
+                texts[worker.hello.pool, worker.member.id] = answer
             elif isinstance(answer, UnavailableError):
                 log.warning("%s", answer)
             else:

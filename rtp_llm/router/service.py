@@ -1,0 +1,158 @@
+"""Service: what stands behind the HTTP surface of one router: model files, fleet, dispatcher."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from rtp_llm.config import Config
+from rtp_llm.directory import Membership
+from rtp_llm.errors import ConfigError, InvalidRequestError, PromptTooLongError
+from rtp_llm.metrics import RouterMetrics, merged, new_registry
+from rtp_llm.model.chat_template import ChatTemplate
+from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
+from rtp_llm.model.tokenizer import Tokenizer
+from rtp_llm.request import Request, SamplingParams
+from rtp_llm.router.answer_text import AnswerText
+from rtp_llm.router.dispatcher import Dispatcher
+from rtp_llm.router.fleet import Fleet
+from rtp_llm.router.policies import POLICIES
+from rtp_llm.router.responses import Delta
+from rtp_llm.router.schemas import ChatBody, CompletionBody
+from rtp_llm.wire.session import SessionTiming
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """One prompt in token ids, ready to be answered `num_choices` times."""
+
+    tokens: Sequence[int]
+    sampling: SamplingParams
+    number: int
+    service: Service
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_choices(self) -> int:
+        return self.sampling.n
+
+    @property
+    def logprobs(self) -> bool:
+        return self.sampling.logprobs is not None
+
+    async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
+        """One choice's text as it grows. Ends early, and cancels, at a stop string."""
+        request = Request(request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice)
+        text = AnswerText(self.service.tokenizer, self.sampling)
+        async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
+            async for batch in batches:
+                delta = text.take(batch)
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+
+
+class Service:
+    """REQUIRES: made on the event loop that serves."""
+
+    def __init__(self, config: Config, membership: Membership) -> None:
+        if config.router.policy not in POLICIES:
+            raise ConfigError(
+                f"router.policy: {config.router.policy!r} is unknown, there are {', '.join(sorted(POLICIES))}"
+            )
+        self.config = config
+        self.tokenizer = Tokenizer.load(config.model.path)
+        self._chat_template = ChatTemplate.load(config.model.path)
+        model = read_model_config(config.model.path)
+        self._vocab_size = model.vocab_size
+        self.max_model_len = config.model.max_model_len or model.max_position_embeddings
+        self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
+        self.registry = new_registry()
+        self.metrics_here = RouterMetrics(self.registry)
+        self.fleet = Fleet(
+            membership,
+            router_id=f"router-{uuid.uuid4().hex[:12]}",
+            router_epoch=secrets.randbits(63) + 1,
+            timing=SessionTiming.of(config.handover),
+            metrics=self.metrics_here,
+        )
+        self.dispatcher = Dispatcher(self.fleet, POLICIES[config.router.policy], config.router, self.metrics_here)
+
+    def start(self) -> None:
+        self.fleet.start()
+
+    async def close(self) -> None:
+        await self.fleet.close()
+
+    # --- Backend of the HTTP surface.
+
+    @property
+    def model_name(self) -> str:
+        return self.config.served_name
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.config.router.max_body_bytes
+
+    @property
+    def ping_s(self) -> float:
+        return self.config.router.ping_s
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        return await self.fleet.wait_ready(timeout_s)
+
+    async def metrics(self) -> bytes:
+        return merged(self.registry, await self.fleet.metrics_texts())
+
+    def count(self, endpoint: str, status: int) -> None:
+        self.metrics_here.requests.labels(endpoint, str(status)).inc()
+
+    def complete(self, body: CompletionBody) -> Sequence[TokenizedPrompt]:
+        sampling = body.sampling(self._defaults.sampling)
+        prompts = body.prompts()
+        if not prompts:
+            raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
+        return [self._prompt(self._tokens(each), sampling, "prompt") for each in prompts]
+
+    def chat(self, body: ChatBody) -> TokenizedPrompt:
+        sampling = body.sampling(self._defaults.sampling)
+        text = self._chat_template.render(
+            body.messages,
+            tools=body.tools,
+            add_generation_prompt=body.add_generation_prompt,
+            **(body.chat_template_kwargs or {}),
+        )
+        return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), sampling, "messages")
+
+    def _tokens(self, prompt: str | list[int]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        for token in prompt:
+            if not 0 <= token < self._vocab_size:
+                raise InvalidRequestError(
+                    f"prompt: token id {token} is out of range, the vocabulary has {self._vocab_size}",
+                    param="prompt",
+                    value=token,
+                )
+        return prompt
+
+    def _prompt(self, tokens: Sequence[int], sampling: SamplingParams, param: str) -> TokenizedPrompt:
+        if not tokens:
+            raise InvalidRequestError(f"{param}: the prompt has no tokens", param=param)
+        room = self.max_model_len - len(tokens)
+        wanted = sampling.max_tokens if sampling.max_tokens is not None else room
+        if room < 1 or wanted > room:
+            raise PromptTooLongError(
+                f"{param}: {len(tokens)} prompt tokens and max_tokens {sampling.max_tokens} exceed the model's context of "
+                f"{self.max_model_len}",
+                param=param,
+                value=len(tokens),
+            )
+        complete = replace(sampling, max_tokens=wanted, min_tokens=min(sampling.min_tokens, wanted)).with_seed()
+        return TokenizedPrompt(tokens, complete, self.dispatcher.next_request(), self)
