@@ -10,7 +10,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -164,7 +164,7 @@ def _tool_call(call: Any, where: str) -> Any:
 class _GenerationBlock(jinja2.ext.Extension):
     """{% generation %}…{% endgeneration %}: marks what the assistant says, for training. Renders as its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from rtp_llm.errors import InvalidRequestError, ModelLoadError
+from rtp_llm.model.tokenizer import Tokenizer
+from tests.model.tokenizer_files import SENTENCES, byte_level, sentencepiece
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(byte_level(tmp_path_factory.mktemp("byte_level")))
+
+
+def test_text_survives_encoding(tokenizer: Tokenizer) -> None:
+    for text in SENTENCES:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_are_added_once(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("fox")[0] == 0
+    rendered = "<s><|im_start|>fox"
+    ids = tokenizer.encode(rendered, add_special_tokens=False)
+    assert ids[:2] == [0, 2]
+    assert ids.count(0) == 1
+
+
+def test_special_tokens_are_known_by_name_and_id(tokenizer: Tokenizer) -> None:
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert tokenizer.is_special(2)
+    assert not tokenizer.is_special(tokenizer.encode("added word")[1])
+
+
+def test_special_tokens_are_skipped_or_kept_as_asked(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("fox")
+    assert tokenizer.decode(ids) == "fox"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<s>fox"
+
+
+def test_vocab_size_is_beyond_the_highest_id(tokenizer: Tokenizer) -> None:
+    added = tokenizer.encode("added word", add_special_tokens=False)
+    assert added == [tokenizer.vocab_size - 1]
+    assert tokenizer.token_bytes(tokenizer.vocab_size) == b""
+
+
+def test_token_text_shows_half_a_character_as_replacement(tokenizer: Tokenizer) -> None:
+    first = tokenizer.encode("\U0001f980", add_special_tokens=False)[0]
+    assert tokenizer.token_text(first) == "\ufffd"
+    assert tokenizer.token_text(tokenizer.encode("added word", add_special_tokens=False)[0]) == "added word"
+    assert tokenizer.token_text(2) == "<|im_start|>"
+
+
+def test_token_text_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(sentencepiece(tmp_path))
+    assert tokenizer.token_text(1) == "<s>"
+    assert tokenizer.token_bytes(260) == b"fox" or tokenizer.token_text(260)
+
+
+def test_truncation_and_padding_of_the_file_are_off(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    byte_level(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).decode(Tokenizer.load(tmp_path).encode(SENTENCES[0])) == SENTENCES[0]
+
+
+def test_text_that_is_not_unicode_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequestError, match="not valid Unicode: surrogates not allowed at character 1"):
+        tokenizer.encode("a\ud800")
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)

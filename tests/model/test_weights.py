@@ -1,0 +1,206 @@
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtp_llm.errors import ModelLoadError
+from rtp_llm.model import weights
+from rtp_llm.model.config import ModelConfig, read_model_config
+from rtp_llm.model.weights import load_weights
+from tests.model.files import Recorder, pattern, write_config, write_safetensors
+
+SHAPES = {"model.embed_tokens.weight": (11, 8), "model.norm.weight": (8,), "lm_head.weight": (11, 8)}
+TENSORS = {name: ("F32", shape, pattern(name, shape)) for name, shape in SHAPES.items()}
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ModelConfig:
+    return read_model_config(write_config(tmp_path))
+
+
+def load(directory: Path, config: ModelConfig, **options: Any) -> Recorder:
+    sink = Recorder(SHAPES)
+    load_weights(directory, config, sink, **options)
+    return sink
+
+
+def refused(directory: Path, config: ModelConfig) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load(directory, config)
+    return str(caught.value)
+
+
+def test_every_tensor_arrives_whole(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, TENSORS)
+    sink = load(tmp_path, config)
+    assert sink.data == {name: data for name, (_, _, data) in TENSORS.items()}
+    assert set(sink.dtypes.values()) == {"float32"}
+    assert sink.finished
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 32, 70, 100])
+def test_chunks_are_whole_rows(
+    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(weights, "CHUNK_BYTES", chunk_bytes)
+    write_safetensors(tmp_path / FILE, TENSORS)
+    sink = load(tmp_path, config)
+    assert sink.data == {name: data for name, (_, _, data) in TENSORS.items()}
+    rows = max(1, chunk_bytes // 32)
+    assert [chunk for chunk in sink.chunks if chunk[0] == "lm_head.weight"] == [
+        ("lm_head.weight", row, min(rows, 11 - row)) for row in range(0, 11, rows)
+    ]
+
+
+def test_all_three_types_arrive_as_stored(tmp_path: Path, config: ModelConfig) -> None:
+    dtypes = dict(zip(SHAPES, ["F32", "BF16", "F16"], strict=True))
+    tensors = {name: (dtypes[name], shape, pattern(name, shape, dtypes[name])) for name, shape in SHAPES.items()}
+    write_safetensors(tmp_path / FILE, tensors)
+    sink = load(tmp_path, config)
+    assert list(sink.dtypes.values()) == ["float32", "bfloat16", "float16"]
+    assert sink.data == {name: data for name, (_, _, data) in tensors.items()}
+
+
+def test_shards_are_found_by_the_index(tmp_path: Path, config: ModelConfig) -> None:
+    names = list(TENSORS)
+    write_safetensors(tmp_path / "a.safetensors", {name: TENSORS[name] for name in names[:1]})
+    write_safetensors(tmp_path / "b.safetensors", {name: TENSORS[name] for name in names[1:]})
+    write_safetensors(tmp_path / "other.safetensors", {"unrelated": ("F32", (1,), b"1234")})
+    weight_map = {names[0]: "a.safetensors", names[1]: "b.safetensors", names[2]: "b.safetensors"}
+    (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert len(load(tmp_path, config).data) == 3
+    (tmp_path / "b.safetensors").unlink()
+    assert "b.safetensors: No such file" in refused(tmp_path, config)
+    (tmp_path / weights.INDEX).write_text('{"weight_map": [1]}')
+    assert "weight_map must map tensors to files" in refused(tmp_path, config)
+
+
+def test_progress_counts_to_the_end(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, TENSORS)
+    seen: list[tuple[int, int]] = []
+    load(tmp_path, config, progress=lambda done, total: seen.append((done, total)))
+    total = 2 * 11 * 8 * 4 + 8 * 4
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 100, -1])
+def test_a_truncated_file_is_named_with_what_was_expected_and_found(
+    tmp_path: Path, config: ModelConfig, size: int
+) -> None:
+    write_safetensors(tmp_path / FILE, TENSORS)
+    whole = (tmp_path / FILE).read_bytes()
+    cut = whole[: size if size >= 0 else len(whole) + size]
+    (tmp_path / FILE).write_bytes(cut)
+    message = refused(tmp_path, config)
+    assert str(tmp_path / FILE) in message
+    assert "truncated" in message
+    if size == -1:
+        assert f"expected {len(whole)} bytes, found {len(whole) - 1}" in message
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_truncated(
+    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / FILE, TENSORS)
+    sink = Recorder(SHAPES)
+    expected = sink.expected
+
+    def shrink() -> list[Any]:
+        with (tmp_path / FILE).open("r+b") as file:
+            file.truncate(300)
+        return expected()
+
+    monkeypatch.setattr(sink, "expected", shrink)
+    with pytest.raises(ModelLoadError, match=r"truncated: expected .* found 300"):
+        load_weights(tmp_path, config, sink)
+    assert not sink.finished
+
+
+def test_a_mis_shaped_tensor_is_named_before_anything_is_written(tmp_path: Path, config: ModelConfig) -> None:
+    bad = {**TENSORS, "lm_head.weight": ("F32", (11, 9), pattern("", (11, 9)))}
+    write_safetensors(tmp_path / FILE, bad)
+    sink = Recorder(SHAPES)
+    message = rf"{FILE}: tensor lm_head.weight: expected shape \[11, 8\], found \[11, 9\]"
+    with pytest.raises(ModelLoadError, match=message):
+        load_weights(tmp_path, config, sink)
+    assert not sink.chunks
+
+
+def test_missing_tensors_are_named_and_counted(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, {"model.norm.weight": TENSORS["model.norm.weight"]})
+    assert "2 of 3 tensors are missing: model.embed_tokens.weight, lm_head.weight" in refused(tmp_path, config)
+
+
+def test_an_unsupported_type_is_named(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, {**TENSORS, "lm_head.weight": ("I8", (11, 8), bytes(88))})
+    assert "tensor lm_head.weight: dtype I8 is not supported, there are F32, BF16, F16" in refused(tmp_path, config)
+
+
+def test_a_tensor_that_the_model_does_not_have_is_refused(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, {**TENSORS, "model.layers.0.self_attn.q_proj.bias": ("F32", (8,), bytes(32))})
+    assert "q_proj.bias: a Qwen3ForCausalLM with this config.json has none" in refused(tmp_path, config)
+
+
+def test_a_tensor_that_comes_twice_is_refused(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / "a.safetensors", TENSORS)
+    write_safetensors(tmp_path / "b.safetensors", {"lm_head.weight": TENSORS["lm_head.weight"]})
+    assert "b.safetensors: tensor lm_head.weight comes twice" in refused(tmp_path, config)
+
+
+def test_what_the_engine_computes_itself_is_skipped(tmp_path: Path) -> None:
+    config = read_model_config(write_config(tmp_path, tie_word_embeddings=True))
+    shapes = {name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"}
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (2,), bytes(8))}
+    write_safetensors(tmp_path / FILE, {**TENSORS, **buffer})
+    sink = Recorder(shapes)
+    load_weights(tmp_path, config, sink)
+    assert set(sink.data) == set(shapes)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 12]}, r"\[2, 2\] F32 are 16 bytes, the header says 12"),
+        ({"dtype": "F32", "shape": [2]}, "bad header entry"),
+        ({"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}, "bad header entry"),
+        ({"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}, "bad header entry"),
+        ([], "bad header entry"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, config: ModelConfig, entry: Any, message: str) -> None:
+    text = json.dumps({"model.norm.weight": entry}).encode()
+    (tmp_path / FILE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
+    with pytest.raises(ModelLoadError, match=message):
+        load(tmp_path, config)
+
+
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, config: ModelConfig) -> None:
+    (tmp_path / FILE).write_bytes(struct.pack("<Q", 4) + b"xxxx")
+    assert "the header is not JSON" in refused(tmp_path, config)
+    (tmp_path / FILE).write_bytes(struct.pack("<Q", 1 << 60) + bytes(100))
+    assert "a header of 1152921504606846976 bytes" in refused(tmp_path, config)
+    write_safetensors(tmp_path / FILE, TENSORS)
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b"more")
+    assert "no safetensors: expected" in refused(tmp_path, config)
+
+
+def test_a_directory_without_weights_is_named(tmp_path: Path, config: ModelConfig) -> None:
+    message = refused(tmp_path, config)
+    assert str(tmp_path) in message
+    assert "neither *.safetensors nor pytorch_model.bin" in message
+
+
+def test_dummy_weights_need_no_files(tmp_path: Path, config: ModelConfig) -> None:
+    sink = load(tmp_path, config, load_format="dummy", seed=5)
+    assert sink.seed == 5
+    assert sink.finished
+
+
+def test_an_unknown_load_format_is_refused(tmp_path: Path, config: ModelConfig) -> None:
+    with pytest.raises(ModelLoadError, match="load_format 'gguf' is unknown"):
+        load(tmp_path, config, load_format="gguf")
