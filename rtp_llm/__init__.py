@@ -6,13 +6,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rtp_llm.engine import LLM
+    from rtp_llm.llm import LLM
     from rtp_llm.request import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "rtp_llm.engine", "SamplingParams": "rtp_llm.request"}
+_HOMES = {"LLM": "rtp_llm.llm", "SamplingParams": "rtp_llm.request"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,286 @@
+"""The native engine as Python drives it: built from settings and a model's files, its outputs fanned out once a step.
+
+`build` makes a `NativeEngine`, which a worker takes as it is. `Engine` runs one for requests of this process: `generate` streams
+to asyncio, `add` and `take` drive it from a thread (LLM).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import select
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from rtp_llm._native import _engine
+from rtp_llm.config import EngineSettings, ModelSettings
+from rtp_llm.errors import ConfigError, EngineError, PromptTooLongError
+from rtp_llm.model.config import read_generation_defaults, read_model_config
+from rtp_llm.model.weights import load_weights
+from rtp_llm.request import FinishReason, Request, TokenOutput
+
+log = logging.getLogger("rtp_llm.engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeEngine:
+    """A built engine that has not started. Owns all that it stands on."""
+
+    device: Any  # _engine.Device
+    native: Any  # _engine.Engine
+    model_digest: str
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.native.config.max_model_len)
+
+    @property
+    def block_tokens(self) -> int:
+        return int(self.native.config.block_tokens)
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        return list(self.native.config.eos_token_ids)
+
+    @property
+    def numerics_id(self) -> str:
+        return str(self.native.numerics_id())
+
+    @property
+    def layout_json(self) -> str:
+        return str(self.native.kv_layout.canonical_json(self.model_digest))
+
+    @property
+    def layout_fingerprint(self) -> str:
+        return str(self.native.kv_layout.fingerprint(self.model_digest))
+
+    @property
+    def failure(self) -> str:
+        """Why the engine thread has ended by itself; empty while all is well."""
+        return self.native.failure() or ""
+
+    def notify_through(self, eventfd: int) -> None:
+        """Outputs, and a failure, make it readable. Before start()."""
+        self.native.notify_through(eventfd)
+
+    def start(self) -> None:
+        self.native.start()
+
+    def stop(self) -> None:
+        """Join the engine thread."""
+        self.native.stop()
+
+    def take_outputs(self) -> Any:
+        """TokenColumns since the last call."""
+        return self.native.take_outputs()
+
+    def load(self) -> Any:
+        """EngineLoad."""
+        return self.native.load()
+
+    def allocations(self) -> list[tuple[int, int, str]]:
+        """(address, bytes, tag) of everything on the device."""
+        return list(self.device.allocations())
+
+    def check_idle(self) -> None:
+        """
+        Raises:
+            EngineError: a block or a sequence is left over.
+        """
+        self.native.check_idle()
+
+
+def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> NativeEngine:
+    """Read the model's files, pack its weights, allocate and warm up. `seed`: of random weights (load_format "dummy").
+
+    Raises:
+        ModelError: the model's files can't be served.
+        ConfigError: a setting doesn't fit the model.
+        UnavailableError: no such device or ISA here, or too little memory.
+    """
+    config = read_model_config(model.path)
+    max_model_len = model.max_model_len or config.max_position_embeddings
+    if max_model_len > config.max_position_embeddings:
+        raise ConfigError(
+            f"model.max_model_len: {max_model_len} is more than the model's context of {config.max_position_embeddings}"
+        )
+    dtype = config.resolve_dtype(model.dtype)
+    device = _engine.open_device(settings.device, num_threads=settings.num_threads, isa=settings.isa)
+    weights = _engine.Weights(device, _engine.ModelConfig(**config.native_fields(dtype)))
+    load_weights(model.path, config, weights, load_format=model.load_format, seed=seed)
+    decoder = _engine.Decoder(device, weights)
+    native_config = _engine.EngineConfig(
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=max_model_len,
+        block_tokens=settings.block_tokens,
+        kv_pool_bytes=settings.kv_cache_bytes,
+        num_kv_blocks=settings.num_kv_blocks,
+        kv_dtype=dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        layers_per_group=settings.layers_per_group,
+        itl_target_s=settings.itl_target_ms / 1000,
+        eos_token_ids=list(read_generation_defaults(model.path).eos_token_ids),
+    )
+    engine = _engine.Engine(device, decoder, native_config)
+    return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest)
+
+
+class Engine:
+    """A started engine for requests of this process. close() ends its thread; what still runs is lost.
+
+    Either `generate` (on one event loop) or `take` (on one thread) receives the outputs, not both.
+    """
+
+    def __init__(self, native: NativeEngine) -> None:
+        self.native = native
+        self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoch = secrets.randbits(63)
+        self._requests = count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[Any, asyncio.Queue[TokenOutput | EngineError]] = {}
+        self._closed = False
+        native.notify_through(self._outputs_fd)
+        native.start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine thread. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._outputs_fd)
+        self.native.stop()
+        os.close(self._outputs_fd)
+
+    def next_key(self, choice: int = 0) -> Any:
+        """A key that was not used before."""
+        return _engine.RequestKey(self._epoch, next(self._requests), choice)
+
+    def add(self, request: Request, key: Any) -> None:
+        """Queue a request. Its sampling has a seed.
+
+        Raises:
+            InvalidRequestError: it can never run; names field and value.
+            EngineError: the engine has failed.
+        """
+        self.native.native.add(self._spec(request, key))
+
+    def cancel(self, key: Any) -> None:
+        """Takes effect within one chunk; outputs of the key may still come."""
+        self.native.native.cancel(key)
+
+    def take(self) -> list[tuple[Any, TokenOutput]]:
+        """Block until there are outputs; (key, output) in order.
+
+        Raises:
+            EngineError: the engine has failed.
+        """
+        poll = select.poll()
+        poll.register(self._outputs_fd, select.POLLIN)
+        while True:
+            poll.poll()
+            if outputs := list(self._drain()):
+                return outputs
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenOutput]:
+        """Stream a request's tokens. Leaving early cancels it.
+
+        Raises:
+            InvalidRequestError: it can never run; names field and value.
+            EngineError: the engine has failed.
+        """
+        self._listen(asyncio.get_running_loop())
+        key = self.next_key(request.choice)
+        stream = self._streams[key] = asyncio.Queue()
+        finished = False
+        try:
+            self.add(request, key)
+            while not finished:
+                output = await stream.get()
+                if isinstance(output, EngineError):
+                    raise output
+                finished = output.finish_reason is not FinishReason.NONE
+                yield output
+        finally:
+            del self._streams[key]
+            if not finished and not self._closed:
+                self.cancel(key)
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is None:
+            self._loop = loop
+            loop.add_reader(self._outputs_fd, self._fan_out)
+        elif self._loop is not loop:
+            raise EngineError("an Engine serves one event loop, generate() was called on a second one")
+
+    def _fan_out(self) -> None:
+        try:
+            for key, output in self._drain():
+                if stream := self._streams.get(key):  # else it was left early
+                    stream.put_nowait(output)
+        except EngineError as error:
+            log.critical("%s", error)
+            for stream in self._streams.values():
+                stream.put_nowait(error)
+
+    def _drain(self) -> Iterator[tuple[Any, TokenOutput]]:
+        """What is there. Raises EngineError after a failure."""
+        try:
+            os.eventfd_read(self._outputs_fd)
+        except BlockingIOError:
+            return
+        if failure := self.native.failure:
+            raise EngineError(f"the engine has failed: {failure}")
+        columns = self.native.take_outputs()
+        rows = zip(
+            columns.key,
+            columns.position,
+            columns.token,
+            columns.logprob,
+            columns.top_logprobs,
+            columns.finish,
+            columns.num_cached_tokens,
+            strict=True,
+        )
+        for key, position, token, logprob, top, finish, cached in rows:
+            asked = None if math.isnan(logprob) else logprob
+            yield key, TokenOutput(position, token, asked, top, FinishReason(finish), cached)
+
+    def _spec(self, request: Request, key: Any) -> Any:
+        longest = self.native.max_model_len
+        if len(request.prompt) >= longest:
+            raise PromptTooLongError(
+                f"prompt of {len(request.prompt)} tokens is too long, max_model_len is {longest}, the answer included",
+                param="prompt",
+                value=len(request.prompt),
+            )
+        sampling = request.sampling
+        left = longest - len(request.prompt)
+        return _engine.SequenceSpec(
+            key=key,
+            prompt=list(request.prompt),
+            output=list(request.output),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            top_k=max(sampling.top_k, 0),
+            seed=(sampling.seed or 0) % 2**64,
+            max_tokens=left if sampling.max_tokens is None else sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=list(sampling.stop_token_ids or []),
+            num_logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+            cache_salt=request.cache_salt,
+        )

@@ -1,0 +1,227 @@
+// Rig: a tiny random model and engines on it, as the engine's tests need them.
+#pragma once
+
+#include <dlfcn.h>
+
+#include <condition_variable>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "device/device.h"
+#include "engine/engine.h"
+#include "model/decoder.h"
+#include "model/weights.h"
+
+namespace rtp_llm::testing {
+
+inline constexpr int kVocab = 101;
+inline constexpr int kLayers = 3;
+
+inline ModelConfig rig_model(DType dtype) {
+  return {.architecture = "Qwen3ForCausalLM",
+          .vocab_size = kVocab,
+          .hidden_size = 48,
+          .intermediate_size = 80,
+          .num_hidden_layers = kLayers,
+          .num_attention_heads = 4,
+          .num_key_value_heads = 2,
+          .head_dim = 16,
+          .qk_norm = true,
+          .max_position_embeddings = 1024,
+          .dtype = dtype};
+}
+
+// Large enough that every layer matters: the tokens of two prompts differ.
+inline void write_rig_weights(Weights& weights) {
+  for (const ExpectedTensor& tensor : weights.expected()) {
+    std::mt19937 random(static_cast<unsigned>(std::hash<std::string>{}(tensor.name)));
+    std::normal_distribution<float> normal;
+    const bool matrix = tensor.shape.size() == 2;
+    const int64_t width = matrix ? tensor.shape[1] : 1;
+    std::vector<float> values(tensor.shape[0] * width);
+    for (float& value : values) value = matrix ? 0.2f * normal(random) : 1.0f + 0.1f * normal(random);
+    weights.write(tensor.name, 0, tensor.shape[0], width, DType::kF32, values.data());
+  }
+  weights.finish();
+}
+
+inline std::vector<int32_t> random_tokens(int count, int seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocab);
+  return tokens;
+}
+
+inline RequestKey key_of(uint64_t request) { return {.router_epoch = 7, .request = request}; }
+
+// An answer as it came out, compared by bits.
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::vector<uint32_t> logprob_bits;
+  std::vector<std::vector<std::pair<int32_t, uint32_t>>> top;
+  int first_position = -1;
+  int cached = 0;
+  FinishReason finish = FinishReason::kNone;
+
+  bool operator==(const Answer& other) const {
+    return tokens == other.tokens && logprob_bits == other.logprob_bits && top == other.top && finish == other.finish;
+  }
+};
+
+inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
+
+// Gathers what engines say, on their threads, and waits for it.
+class Ear : public EngineListener {
+ public:
+  struct Scheduled {
+    std::vector<int32_t> blocks;
+    int prompt_tokens, cached_tokens;
+  };
+  void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt, int cached) override {
+    note([&] { scheduled[key] = {std::move(blocks), prompt, cached}; });
+  }
+  void on_layers_computed(const ComputedLayers& piece) override {
+    note([&] { pieces[piece.key].push_back(piece); });
+  }
+  void on_prefilled(const RequestKey& key, int32_t token, float, std::vector<std::pair<int32_t, float>>,
+                    FinishReason finish) override {
+    note([&] { prefilled[key] = {token, finish}; });
+  }
+  void on_finished(const RequestKey& key, FinishReason finish) override {
+    note([&] { finished[key] = finish; });
+  }
+  void on_failed(const std::string& message) override {
+    note([&] { failed = message; });
+  }
+  // Blocks until `holds()`, which reads this object, is true.
+  template <class Condition>
+  void wait(Condition holds) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, holds);
+  }
+  // Called on the engine thread at every on_layers_computed, before it is noted.
+  template <class Change>
+  void note(Change change) {
+    {
+      std::lock_guard lock(mutex_);
+      change();
+    }
+    changed_.notify_all();
+  }
+
+  std::map<RequestKey, Scheduled> scheduled;
+  std::map<RequestKey, std::vector<ComputedLayers>> pieces;
+  std::map<RequestKey, std::pair<int32_t, FinishReason>> prefilled;
+  std::map<RequestKey, FinishReason> finished;
+  std::string failed;
+  bool outputs = false;  // there are some
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+};
+
+struct RigOptions {
+  DType dtype = DType::kF32;
+  int num_threads = 1;
+  EngineConfig engine = {.max_num_batched_tokens = 64,
+                         .max_num_seqs = 8,
+                         .max_model_len = 256,
+                         .block_tokens = 16,
+                         .num_kv_blocks = 200,
+                         .layers_per_group = 2};
+};
+
+class Rig {
+ public:
+  explicit Rig(RigOptions options = {}) {
+    Dl_info info{};
+    check(dladdr(reinterpret_cast<void*>(&supported_isas), &info) != 0, "librtp_core.so not found");
+    device = open_device("cpu", {.num_threads = options.num_threads},
+                         std::filesystem::path(info.dli_fname).parent_path().string());
+    weights = std::make_unique<Weights>(*device, rig_model(options.dtype));
+    write_rig_weights(*weights);
+    decoder = std::make_unique<Decoder>(*device, *weights);
+    options.engine.kv_dtype = options.dtype;
+    engine = std::make_unique<Engine>(*device, *decoder, options.engine);
+    engine->set_listener(&ear);
+    engine->set_output_notify([this] { ear.note([this] { ear.outputs = true; }); });
+  }
+  ~Rig() { engine->stop(); }
+
+  // Adds all, starts the engine if it isn't, and returns the answers when all are over.
+  std::vector<Answer> run(const std::vector<SequenceSpec>& specs) {
+    for (const SequenceSpec& spec : specs) engine->add(spec, Role::kAlone);
+    start();
+    std::vector<Answer> answers;
+    for (const SequenceSpec& spec : specs) answers.push_back(wait_for(spec.key));
+    return answers;
+  }
+  Answer run_one(const SequenceSpec& spec) { return run({spec}).front(); }
+  void start() {
+    if (!started_) engine->start();
+    started_ = true;
+  }
+  // Until the sequence's last token (finish set) is there.
+  Answer wait_for(const RequestKey& key) {
+    collect_until([&] { return answers[key].finish != FinishReason::kNone; });
+    return answers[key];
+  }
+  void wait_for_tokens(const RequestKey& key, size_t count) {
+    collect_until([&] { return answers[key].tokens.size() >= count; });
+  }
+  template <class Condition>
+  void collect_until(Condition holds) {
+    while (!holds()) {
+      ear.wait([&] { return ear.outputs; });
+      ear.note([&] { ear.outputs = false; });
+      if (const auto failure = engine->failure()) throw Error("engine failed: " + *failure);
+      take(engine->take_outputs());
+    }
+  }
+  void take(const TokenColumns& columns) {
+    for (size_t i = 0; i < columns.key.size(); ++i) {
+      Answer& answer = answers[columns.key[i]];
+      if (answer.first_position < 0) {
+        answer.first_position = columns.position[i];
+        answer.cached = columns.num_cached_tokens[i];
+      }
+      const size_t expected = answer.first_position + answer.tokens.size();
+      check(static_cast<size_t>(columns.position[i]) == expected, "position ", columns.position[i], " after ",
+            expected);
+      answer.tokens.push_back(columns.token[i]);
+      answer.logprob_bits.push_back(bits_of(columns.logprob[i]));
+      auto& top = answer.top.emplace_back();
+      for (const auto& [token, logprob] : columns.top_logprobs[i]) top.emplace_back(token, bits_of(logprob));
+      answer.finish = columns.finish[i];
+    }
+  }
+
+  Ear ear;
+  std::map<RequestKey, Answer> answers;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Weights> weights;
+  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<Engine> engine;
+
+ private:
+  bool started_ = false;
+};
+
+// Seeded sampling with logprobs: bits that would show any difference.
+inline SequenceSpec spec_of(uint64_t request, std::vector<int32_t> prompt, int max_tokens = 20) {
+  return {.key = key_of(request),
+          .prompt = std::move(prompt),
+          .temperature = request % 3 == 0 ? 0.0f : 1.0f,
+          .top_p = 0.95f,
+          .seed = 1000 + request,
+          .max_tokens = max_tokens,
+          .num_logprobs = 3};
+}
+
+}  // namespace rtp_llm::testing
