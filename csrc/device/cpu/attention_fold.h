@@ -87,6 +87,25 @@ void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
                          accumulate);
 }
 
+// ---- Shuffles within quarters of four lanes -----------------------------------------------------
+
+// Lane 4q + i of the result is lane `index[i]` of quarter q of (a, b); 4 and above are b's.
+template <int kFirst, int kSecond, int kThird, int kFourth>
+RTP_INLINE PartI32 shuffle_quarters(PartI32 a, PartI32 b) {
+  constexpr int kIndex[4] = {kFirst, kSecond, kThird, kFourth};
+  PartI32 lanes{};
+  for (int i = 0; i < kPartLanes; ++i) {
+    const int from = kIndex[i % 4];
+    lanes[i] = i / 4 * 4 + (from < 4 ? from : from - 4 + kPartLanes);
+  }
+  return __builtin_shuffle(a, b, lanes);
+}
+RTP_INLINE PartI32 interleave_low(PartI32 a, PartI32 b) { return shuffle_quarters<0, 4, 1, 5>(a, b); }
+RTP_INLINE PartI32 interleave_high(PartI32 a, PartI32 b) { return shuffle_quarters<2, 6, 3, 7>(a, b); }
+RTP_INLINE PartI32 interleave_pairs_low(PartI32 a, PartI32 b) { return shuffle_quarters<0, 1, 4, 5>(a, b); }
+RTP_INLINE PartI32 interleave_pairs_high(PartI32 a, PartI32 b) { return shuffle_quarters<2, 3, 6, 7>(a, b); }
+RTP_INLINE void store_part(float* to, const PartI32& value) { std::memcpy(to, &value, sizeof(value)); }
+
 // ---- Tiles -------------------------------------------------------------------------------------
 
 // 64 positions of one kv head in f32.
@@ -113,9 +132,30 @@ void load_plane(const KvView& kv, int plane, int head, const int32_t* blocks, in
                 static_cast<size_t>((kTilePositions - count) * padded_dim) * sizeof(float));
 }
 
+// to[d][j] = rows[j][d]. Four columns of kPartLanes rows at a time: the rows' quarters are laid side by
+// side, so that a transpose within quarters leaves whole vectors of 64 / kPartLanes positions.
 inline void transpose_keys(const float* rows, int64_t padded_dim, float* to) {
-  for (int64_t d = 0; d < padded_dim; ++d)
-    for (int j = 0; j < kTilePositions; ++j) to[d * kTilePositions + j] = rows[j * padded_dim + d];
+  constexpr int kQuarters = kPartLanes / 4;
+  struct Side {
+    F32x4 quarter[kQuarters];
+  };
+  for (int64_t d = 0; d < padded_dim; d += 4)
+    for (int j = 0; j < kTilePositions; j += kPartLanes) {
+      PartI32 row[4];
+      for (int r = 0; r < 4; ++r) {
+        Side side;
+        for (int q = 0; q < kQuarters; ++q)
+          std::memcpy(&side.quarter[q], rows + (j + 4 * q + r) * padded_dim + d, sizeof(F32x4));
+        row[r] = __builtin_bit_cast(PartI32, side);
+      }
+      const PartI32 low01 = interleave_low(row[0], row[1]), high01 = interleave_high(row[0], row[1]);
+      const PartI32 low23 = interleave_low(row[2], row[3]), high23 = interleave_high(row[2], row[3]);
+      float* at = to + d * kTilePositions + j;
+      store_part(at, interleave_pairs_low(low01, low23));
+      store_part(at + kTilePositions, interleave_pairs_high(low01, low23));
+      store_part(at + 2 * kTilePositions, interleave_pairs_low(high01, high23));
+      store_part(at + 3 * kTilePositions, interleave_pairs_high(high01, high23));
+    }
 }
 
 // Positions [first, first + count), the rest zero. `blocks`: the sequence's block table.

@@ -30,45 +30,85 @@ const PanelLinear& panels_of(const char* op, const PackedLinear* weight) {
   return static_cast<const PanelLinear&>(*weight);
 }
 
-// Adds bias, then residual, to features [column, column + n) of a row and stores them.
+// Adds bias, then residual, to the sums of rows [row, row + rows) of one panel and stores them.
 template <class Format, class Out, class Residual>
-RTP_INLINE void finish_vector(const Product<Format>& product, int64_t row, int64_t column,
-                              int64_t n, F32x16 sum) {
-  if (product.weight->bias() != nullptr) sum = sum + load(product.weight->bias() + column);
-  if (!product.residual.empty())
-    sum = sum + load_run(row_of<Residual>(product.residual, row) + column, n);
-  store_run(row_of<Out>(product.out, row) + column, sum, n);
+void finish_rows(const Product<Format>& product, int64_t row, int64_t rows, int64_t panel,
+                 const float* sums) {
+  const int64_t first = panel * kPanelWidth;
+  const int64_t width = std::min<int64_t>(kPanelWidth, product.features - first);
+  const float* bias = product.weight->bias();
+  for (int64_t i = 0; i < rows; ++i, sums += kPanelWidth)
+    for_lanes(width, [&](int64_t column, int64_t n) {
+      F32x16 sum = load(sums + column);
+      if (bias != nullptr) sum = sum + load(bias + first + column);
+      if (!product.residual.empty())
+        sum = sum + load_run(row_of<Residual>(product.residual, row + i) + first + column, n);
+      store_run(row_of<Out>(product.out, row + i) + first + column, sum, n);
+    });
 }
 
-template <class Format, class Out, class Residual, int kRows>
-void compute_tile(const Product<Format>& product, int64_t row, int64_t panel) {
-  F32x16 sums[kRows][kPanelVectors];
-  for (auto& row_sums : sums)
-    for (F32x16& sum : row_sums) sum = zero();
-  multiply_tile<Format, kRows>(product.x + row * product.x_stride, product.x_stride,
-                               product.weight->panel(panel), product.weight->steps(), sums);
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kPanelVectors; ++v) {
-      const int64_t column = panel * kPanelWidth + v * kLanes;
-      const int64_t n = std::min<int64_t>(kLanes, product.features - column);
-      if (n > 0) finish_vector<Format, Out, Residual>(product, row + i, column, n, sums[i][v]);
+// A group of panels of one chunk by a block of rows.
+struct Region {
+  int64_t first_row, end_row;
+  int64_t first_panel, end_panel;
+  int64_t num_tiles() const { return (end_row - first_row + kTileRows - 1) / kTileRows; }
+};
+
+// One tile of rows: the weights stream by once, fetched ahead of use.
+// Many tiles: arithmetic takes far longer than the panel's way from memory, once it lies in L2.
+template <class Format, class Out, class Residual>
+void compute_whole_panels(const Product<Format>& product, const Region& region) {
+  constexpr int64_t kAheadWords = 8192 / 4;
+  const int lines = region.num_tiles() == 1 ? kPanelVectors : 0;
+  alignas(64) float sums[kTileRows * kPanelWidth];
+  for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel)
+    for (int64_t row = region.first_row; row < region.end_row; row += kTileRows) {
+      const uint32_t* weights = product.weight->panel(panel);
+      const int64_t rows = std::min<int64_t>(kTileRows, region.end_row - row);
+      multiply_rows<Format>(rows, product.x + row * product.x_stride, product.x_stride, weights,
+                            product.weight->steps(), {weights + kAheadWords, lines}, false, sums);
+      finish_rows<Format, Out, Residual>(product, row, rows, panel, sums);
     }
 }
 
-template <class Format, class Out, class Residual, int kRows = kTileRows>
-void compute_rest(const Product<Format>& product, int64_t row, int64_t rows, int64_t panel) {
-  if constexpr (kRows > 0) {
-    if (rows >= kRows) return compute_tile<Format, Out, Residual, kRows>(product, row, panel);
-    compute_rest<Format, Out, Residual, kRows - 1>(product, row, rows, panel);
+constexpr int64_t kMaxFewTiles = 16;
+
+// A few tiles: arithmetic and memory take about as long, so both must go on at once. The panel is cut
+// into blocks of K; while the tiles multiply one block they fetch the next, each its share. Sums wait
+// in memory between blocks, which changes no bits.
+template <class Format, class Out, class Residual>
+void compute_blocked_panels(const Product<Format>& product, const Region& region) {
+  constexpr int64_t kBlockSteps = 65536 / (kPanelWidth * 4);
+  alignas(64) float sums[kMaxFewTiles * kTileRows * kPanelWidth];
+  const int64_t tiles = region.num_tiles(), total_steps = product.weight->steps();
+  int shares = kPanelVectors;
+  while (shares > tiles) shares /= 2;
+  for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel) {
+    for (int64_t begin = 0; begin < total_steps; begin += kBlockSteps) {
+      const int64_t steps = std::min(kBlockSteps, total_steps - begin);
+      const uint32_t* weights = product.weight->panel(panel) + begin * kPanelWidth;
+      const bool last = panel + 1 == region.end_panel && begin + steps == total_steps;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t row = region.first_row + tile * kTileRows;
+        const uint32_t* share = weights + (steps + tile * steps / shares) * kPanelWidth;
+        multiply_rows<Format>(
+            std::min<int64_t>(kTileRows, region.end_row - row),
+            product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride,
+            weights, steps, {share, last || tile >= shares ? 0 : kPanelVectors / shares}, begin > 0,
+            sums + tile * kTileRows * kPanelWidth);
+      }
+    }
+    finish_rows<Format, Out, Residual>(product, region.first_row,
+                                       region.end_row - region.first_row, panel, sums);
   }
 }
 
 template <class Format, class Out, class Residual>
-void compute_block(const Product<Format>& product, int64_t first_row, int64_t end_row,
-                   int64_t panel) {
-  for (int64_t row = first_row; row < end_row; row += kTileRows)
-    compute_rest<Format, Out, Residual>(product, row, std::min<int64_t>(kTileRows, end_row - row),
-                                        panel);
+void compute_region(const Product<Format>& product, const Region& region) {
+  const int64_t tiles = region.num_tiles();
+  tiles > 1 && tiles <= kMaxFewTiles
+      ? compute_blocked_panels<Format, Out, Residual>(product, region)
+      : compute_whole_panels<Format, Out, Residual>(product, region);
 }
 
 // Chunks are groups of panels; where panels are few, also blocks of rows.
@@ -78,15 +118,15 @@ void compute(ThreadPool& pool, const Product<Format>& product) {
   const bool few_panels = weight.num_panels() < 4 * pool.num_threads();
   const int64_t block = few_panels ? std::min(product.rows, kRowsPerBlock) : product.rows;
   const int64_t blocks = (product.rows + block - 1) / block;
-  const int64_t work = weight.panel_bytes() * ((block + kTileRows - 1) / kTileRows);
-  const int64_t group = std::max<int64_t>(1, kChunkBytes / work);
+  const int64_t group = std::max<int64_t>(1, kChunkBytes / weight.panel_bytes());
   const int64_t groups = (weight.num_panels() + group - 1) / group;
   pool.run(groups * blocks, [&](int64_t chunk, int) {
-    const int64_t first_row = chunk % blocks * block;
-    const int64_t end_row = std::min(product.rows, first_row + block);
-    const int64_t first = chunk / blocks * group;
-    for (int64_t panel = first; panel < std::min(weight.num_panels(), first + group); ++panel)
-      compute_block<Format, Out, Residual>(product, first_row, end_row, panel);
+    const int64_t first_row = chunk % blocks * block, first_panel = chunk / blocks * group;
+    compute_region<Format, Out, Residual>(
+        product, {.first_row = first_row,
+                  .end_row = std::min(product.rows, first_row + block),
+                  .first_panel = first_panel,
+                  .end_panel = std::min(weight.num_panels(), first_panel + group)});
   });
 }
 

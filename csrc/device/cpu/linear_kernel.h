@@ -64,17 +64,19 @@ struct Bf16Format {
 };
 #endif
 
-// sums[row][vector] += x[row] * panel over `steps`. Prefetches `prefetch_bytes` ahead in the panel.
-template <class Format, int kRows>
-RTP_INLINE void multiply_tile(const typename Format::Input* x, int64_t x_stride,
-                              const uint32_t* panel, int64_t steps,
-                              F32x16 (&sums)[kRows][kPanelVectors]) {
-  constexpr int kPrefetchBytes = 4096;
+// sums[row][vector] = (accumulate ? sums : 0) + x[row] * panel over `steps`. Fetches kLines cache lines a
+// step into L2, from `prefetch` on.
+template <class Format, int kRows, int kLines>
+void multiply_tile(const typename Format::Input* x, int64_t x_stride, const uint32_t* panel,
+                   int64_t steps, const uint32_t* prefetch, bool accumulate, float* sums) {
+  F32x16 total[kRows][kPanelVectors];
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kPanelVectors; ++v)
+      total[row][v] = accumulate ? load(sums + row * kPanelWidth + v * kLanes) : zero();
   for (int64_t step = 0; step < steps; ++step) {
-    if constexpr (kRows == 1) {
-      const char* ahead = reinterpret_cast<const char*>(panel) + kPrefetchBytes;
-      for (int line = 0; line < kPanelVectors; ++line) __builtin_prefetch(ahead + line * 64, 0, 2);
-    }
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines; ++line) __builtin_prefetch(prefetch + line * kLanes, 0, 2);
+    prefetch += kLines * kLanes;
     typename Format::Weights weights[kPanelVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) weights[v] = Format::load_weights(panel + v * kLanes);
@@ -82,10 +84,37 @@ RTP_INLINE void multiply_tile(const typename Format::Input* x, int64_t x_stride,
     for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVectors; ++v)
-        sums[row][v] = Format::accumulate(sums[row][v], weights[v],
-                                          x + row * x_stride + step * Format::kInputsPerStep);
+        total[row][v] = Format::accumulate(total[row][v], weights[v],
+                                           x + row * x_stride + step * Format::kInputsPerStep);
     panel += kPanelWidth;
   }
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kPanelVectors; ++v)
+      store(sums + row * kPanelWidth + v * kLanes, total[row][v]);
+}
+
+// What the tiles of one panel fetch: `lines` (0, or a power of two up to kPanelVectors) a step.
+struct Prefetch {
+  const uint32_t* at = nullptr;
+  int lines = 0;
+};
+
+// multiply_tile for `rows` <= kRows.
+template <class Format, int kRows = kTileRows>
+RTP_INLINE void multiply_rows(int64_t rows, const typename Format::Input* x, int64_t x_stride,
+                              const uint32_t* panel, int64_t steps, const Prefetch& prefetch,
+                              bool accumulate, float* sums) {
+  if constexpr (kRows > 1)
+    if (rows < kRows)
+      return multiply_rows<Format, kRows - 1>(rows, x, x_stride, panel, steps, prefetch, accumulate,
+                                              sums);
+  const auto multiply = [&]<int kLines>() {
+    multiply_tile<Format, kRows, kLines>(x, x_stride, panel, steps, prefetch.at, accumulate, sums);
+  };
+  if (prefetch.lines == 0) return multiply.template operator()<0>();
+  if (prefetch.lines == 1) return multiply.template operator()<1>();
+  if (prefetch.lines == 2 && kPanelVectors > 2) return multiply.template operator()<2>();
+  multiply.template operator()<kPanelVectors>();
 }
 
 }  // namespace rtp_llm::cpu

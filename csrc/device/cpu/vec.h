@@ -266,21 +266,28 @@ RTP_INLINE void multiply_wide(const U32x16& a, uint32_t b, U32x16& high, U32x16&
 
 // ---- Reductions, fixed tree --------------------------------------------------------------------
 
+typedef float F32x4 __attribute__((vector_size(16)));
+
+// fold(fold(lanes 0-3, 8-11), fold(lanes 4-7, 12-15)).
 template <class Fold>
-RTP_INLINE float reduce(F32x16 value, Fold fold) {
-  float lanes[kLanes];
-  store(lanes, value);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = fold(lanes[i], lanes[i + half]);
-  return lanes[0];
+RTP_INLINE F32x4 fold_to_4(const F32x16& value, Fold fold) {
+  struct Quarters {
+    F32x4 quarter[4];
+  };
+  const Quarters q = __builtin_bit_cast(Quarters, value);
+  return fold(fold(q.quarter[0], q.quarter[2]), fold(q.quarter[1], q.quarter[3]));
 }
 
 RTP_INLINE float reduce_add(const F32x16& value) {
-  return reduce(value, [](float a, float b) { return a + b; });
+  const F32x4 four = fold_to_4(value, [](F32x4 a, F32x4 b) { return a + b; });
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 RTP_INLINE float reduce_max(const F32x16& value) {
-  return reduce(value, [](float a, float b) { return a > b ? a : b; });
+  const F32x4 four = fold_to_4(value, [](F32x4 a, F32x4 b) { return a > b ? a : b; });
+  const float even = four[0] > four[2] ? four[0] : four[2];
+  const float odd = four[1] > four[3] ? four[1] : four[3];
+  return even > odd ? even : odd;
 }
 
 // ---- bf16 --------------------------------------------------------------------------------------

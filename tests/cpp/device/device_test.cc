@@ -63,8 +63,8 @@ TEST(shareable_memory_is_seen_through_its_file) {
 }
 
 TEST(the_numerics_digest_is_stable_and_tells_types_apart) {
-  std::set<uint64_t> digests;
-  on_each_isa([&](const std::string& isa) {
+  on_each_isa([](const std::string& isa) {
+    std::set<uint64_t> digests;
     for (DType weights : {DType::kF32, DType::kBF16})
       for (DType kv : {DType::kF32, DType::kBF16}) {
         const uint64_t digest = device_of(isa).ops().numerics_digest(weights, kv);

@@ -40,8 +40,9 @@ Drawn draw(Ops& ops, const Owned& logits, const std::vector<SamplingState>& stat
               .allowed = allowed != nullptr ? allowed->view() : Tensor{}, .tokens = tokens,
               .logprobs = logprobs, .top_tokens = top_tokens, .top_logprobs = top_logprobs,
               .workspace = workspace});
-  Drawn drawn{.tokens = {tokens.as<int32_t>(), tokens.as<int32_t>() + rows},
-              .logprobs = {logprobs.as<float>(), logprobs.as<float>() + rows}};
+  Drawn drawn;
+  drawn.tokens.assign(tokens.as<int32_t>(), tokens.as<int32_t>() + rows);
+  drawn.logprobs.assign(logprobs.as<float>(), logprobs.as<float>() + rows);
   for (int64_t i = 0; i < rows; ++i) {
     drawn.top_tokens.emplace_back(top_tokens.as<int32_t>() + i * kTop, top_tokens.as<int32_t>() + (i + 1) * kTop);
     drawn.top_logprobs.emplace_back(top_logprobs.as<float>() + i * kTop, top_logprobs.as<float>() + (i + 1) * kTop);
