@@ -1,0 +1,116 @@
+"""Workers that die or stop in the middle of handovers: counters return to zero and every token is the undisturbed run's."""
+
+import os
+import random
+import signal
+from typing import Any
+
+import pytest
+from pd_cluster import Answer, Cluster, key, spec
+
+SETTINGS = {"max_model_len": 1600, "num_kv_blocks": 1200, "max_num_batched_tokens": 256, "enable_prefix_caching": True}
+
+
+def long_requests(count: int = 8) -> list[dict[str, Any]]:
+    draw = random.Random(5)
+    return [
+        spec(
+            number,
+            [draw.randrange(1, 512) for _ in range(1000)],
+            max_tokens=30,
+            ignore_eos=True,
+            temperature=0.8,
+            seed=number,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[int, list[Any]]:
+    with Cluster("tcp", ["alone"], **SETTINGS) as cluster:
+        answers = {r["key"]["request"]: cluster.submit("alone", None, r) for r in long_requests()}
+        cluster.run_until(lambda: all(a.finished for a in answers.values()), 60)
+        return {number: answer.tokens() for number, answer in answers.items()}
+
+
+def submit_all(cluster: Cluster) -> dict[int, Answer]:
+    return {r["key"]["request"]: cluster.submit("prefill", "decode", r) for r in long_requests()}
+
+
+def some_kv_is_there(cluster: Cluster) -> None:
+    """Runs until the second handover is on its way; the others follow."""
+    cluster.run_until(lambda: sum(bool(a.rows) for a in cluster.answers.values()) >= 2, 30)
+    assert sum(bool(a.rows) for a in cluster.answers.values()) < len(cluster.answers)
+
+
+def retry_alone(cluster: Cluster, worker: str, answers: dict[int, Answer]) -> None:
+    """What the router does after a loss: the next attempt, with the tokens so far, here without a receiver."""
+    for request in long_requests():
+        number = request["key"]["request"]
+        if answers[number].finished:
+            continue
+        so_far = [row[0] for row in answers[number].tokens()]
+        cluster.submit(worker, None, request | {"key": key(number, attempt=1), "output": so_far})
+        cluster.answers[number] = answers[number]
+    cluster.run_until(lambda: all(a.finished for a in answers.values()), 60)
+
+
+@pytest.mark.parametrize("mode", ["shm", "tcp"])
+def test_a_killed_prefill_worker_leaves_nothing_in_the_decode_worker(mode: str, undisturbed: dict[int, Any]) -> None:
+    with Cluster(mode, ["prefill", "decode"], **SETTINGS) as cluster:
+        answers = submit_all(cluster)
+        some_kv_is_there(cluster)
+        prefill = cluster.workers["prefill"]
+        prefill.kill()
+        cluster.run_until(lambda: prefill.pipe.closed, 10)
+        cluster.workers.pop("prefill")
+        cluster.workers["decode"].say("lost", "sender", prefill.key)
+        cluster.run_until(lambda: False, 1.5, must=False)  # what is committed streams on, the rest is void
+        retry_alone(cluster, "decode", answers)
+        assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
+        cluster.wait_idle()
+        assert cluster.ask("decode", "figures")["counts"]["endpoints"] == 0
+
+
+@pytest.mark.parametrize("mode", ["shm", "tcp"])
+def test_a_killed_decode_worker_leaves_nothing_in_the_prefill_worker(mode: str, undisturbed: dict[int, Any]) -> None:
+    with Cluster(mode, ["prefill", "decode"], **SETTINGS) as cluster:
+        answers = submit_all(cluster)
+        some_kv_is_there(cluster)
+        decode = cluster.workers["decode"]
+        decode.kill()
+        cluster.run_until(lambda: decode.pipe.closed, 10)
+        cluster.workers.pop("decode")
+        cluster.workers["prefill"].say("lost", "receiver", decode.key)
+        cluster.wait_idle()
+        retry_alone(cluster, "prefill", answers)
+        assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
+        cluster.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"), [("shm", "prefill"), ("tcp", "prefill"), ("shm", "decode"), ("tcp", "decode")]
+)
+def test_a_worker_that_was_stopped_past_the_lease_loses_no_token(
+    mode: str, who: str, undisturbed: dict[int, Any]
+) -> None:
+    with Cluster(mode, ["prefill", "decode"], **SETTINGS) as cluster:
+        answers = submit_all(cluster)
+        some_kv_is_there(cluster)
+        process = cluster.workers[who].process
+        os.kill(process.pid, signal.SIGSTOP)
+        cluster.run_until(lambda: False, 6.5, must=False)
+        if who == "prefill":  # its grants are void and sealed before it wakes up
+            counts = cluster.ask("decode", "figures")["counts"]
+            assert counts["receiver"]["live_grants"] == counts["receiver"]["quarantined_grants"] == 0
+            assert counts["receives_outstanding"] == 0
+        os.kill(process.pid, signal.SIGCONT)
+
+        def settled() -> bool:
+            return all(a.finished or "Released" in a.notices or "Fenced" in a.notices for a in answers.values())
+
+        cluster.run_until(settled, 30)
+        retry_alone(cluster, "prefill", answers)
+        assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
+        cluster.wait_idle()
