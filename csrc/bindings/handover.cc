@@ -261,8 +261,8 @@ void bind_config(py::module_& m) {
       m, "HandoverTimes", Field{"lease", &HandoverTimes::lease}, Field{"lease_margin", &HandoverTimes::lease_margin},
       Field{"repeat", &HandoverTimes::repeat}, Field{"reserve_wait", &HandoverTimes::reserve_wait},
       Field{"verify_stall", &HandoverTimes::verify_stall}, Field{"quarantine", &HandoverTimes::quarantine},
-      Field{"flush", &HandoverTimes::flush}, Field{"router_expiry", &HandoverTimes::router_expiry},
-      Field{"memory", &HandoverTimes::memory});
+      Field{"push_stall", &HandoverTimes::push_stall}, Field{"flush", &HandoverTimes::flush},
+      Field{"router_expiry", &HandoverTimes::router_expiry}, Field{"memory", &HandoverTimes::memory});
   bind_struct<HandoverConfig>(m, "HandoverConfig", Field{"times", &HandoverConfig::times},
                               Field{"num_layers", &HandoverConfig::num_layers},
                               Field{"layers_per_group", &HandoverConfig::layers_per_group},

@@ -152,7 +152,7 @@ void Sender::State::granted(Attempt& attempt, const message::Granted& body, Seco
 }
 
 void Sender::State::go_on_pushing(Attempt& attempt, Seconds now, Actions& out) {
-  attempt.push(config, out);
+  attempt.push(config, now, out);
   if (attempt.is_sent()) commit(attempt, now, out);
 }
 
@@ -255,7 +255,7 @@ void Sender::State::bury(Attempt& attempt, Seconds now) {
 // --- time --------------------------------------------------------------------------------------
 
 void Sender::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
-  if (attempt.state == SenderState::kPush && attempt.grant->lease_until - config.times.lease_margin <= now) {
+  if (attempt.state == SenderState::kPush && attempt.is_stalled(config.times, now)) {
     return await(attempt, now, out);
   }
   if (attempt.repeat_at && *attempt.repeat_at <= now) {
@@ -449,6 +449,7 @@ void Sender::on(const event::PushDone& event, Seconds now, Actions& out) {
   if (has_grant(*attempt) && attempt->grant->id == event.grant) {
     SenderGrant& grant = *attempt->grant;
     --grant.pushes_in_flight;
+    grant.progress_at = now;
     grant.bytes += event.bytes;
     grant.checksum += event.checksum;
     if (!event.ok) {

@@ -8,8 +8,14 @@ namespace rtp_llm {
 
 std::optional<Seconds> SenderAttempt::deadline(const HandoverTimes& times) const {
   std::optional<Seconds> next = earlier(repeat_at, close_at);
-  if (state == SenderState::kPush) next = earlier(next, grant->lease_until - times.lease_margin);
+  if (state == SenderState::kPush) next = earlier(next, push_limit(times));
   return next;
+}
+
+std::optional<Seconds> SenderAttempt::push_limit(const HandoverTimes& times) const {
+  const std::optional<Seconds> lease = grant->lease_until - times.lease_margin;
+  if (grant->pushes_in_flight == 0) return lease;
+  return earlier(lease, grant->progress_at + times.push_stall);
 }
 
 void SenderAttempt::remember(const SampledToken& token) {
@@ -29,7 +35,8 @@ void SenderAttempt::begin(const message::Granted& granted, Seconds now) {
   grant->pushed.assign(computed.size(), granted.prefix_tokens);
 }
 
-void SenderAttempt::push(const HandoverConfig& config, Actions& out) {
+void SenderAttempt::push(const HandoverConfig& config, Seconds now, Actions& out) {
+  if (grant->pushes_in_flight == 0) grant->progress_at = now;
   for (size_t group = 0; group < computed.size(); ++group) {
     const int32_t ready = computed[group];
     const int32_t end = ready == prompt_tokens ? ready : ready / config.block_tokens * config.block_tokens;

@@ -16,6 +16,7 @@ struct SenderGrant {
   Seconds lease_until = 0;       // by our own count
   std::vector<int32_t> pushed;   // per layer group: tokens posted or known to the receiver, from the start
   int32_t pushes_in_flight = 0;  // into this grant
+  Seconds progress_at = 0;       // when it had none in flight, or one ended
   uint64_t messages = 0, bytes = 0, checksum = 0;
 };
 
@@ -41,6 +42,7 @@ struct SenderAttempt {
   const RequestKey& key() const { return spec->key; }
   bool is_local() const { return state == SenderState::kLocal; }
   std::optional<Seconds> deadline(const HandoverTimes& times) const;
+  std::optional<Seconds> push_limit(const HandoverTimes& times) const;  // REQUIRES: PUSH
   // Notes a token unless it is known already.
   void remember(const SampledToken& token);
   // All layers of the whole prompt are stored, sampled and posted, and each push has ended well.
@@ -48,7 +50,9 @@ struct SenderAttempt {
   // A grant was given: everything from its prefix on is still to be pushed.
   void begin(const message::Granted& granted, Seconds now);
   // What is computed and not pushed yet: whole blocks, or up to the prompt's end.
-  void push(const HandoverConfig& config, Actions& out);
+  void push(const HandoverConfig& config, Seconds now, Actions& out);
+  // PUSH has come to a stand: the lease is over by our own count, or no push ends.
+  bool is_stalled(const HandoverTimes& times, Seconds now) const { return *push_limit(times) <= now; }
 };
 
 }  // namespace rtp_llm

@@ -14,6 +14,7 @@ struct HandoverTimes {
   Seconds reserve_wait = 1.0;    // a Reserve that doesn't fit waits so long, then NoRoom
   Seconds verify_stall = 1.0;    // VERIFY without progress of bytes
   Seconds quarantine = 1.0;      // then the sender's endpoint is closed by force
+  Seconds push_stall = 5.0;      // PUSH: no push ends for so long, though some are in flight
   Seconds flush = 1.0;           // sends may take so long after the end, then a forced close
   Seconds router_expiry = 10.0;  // after a router's session is lost
   Seconds memory = 60.0;         // what is over is remembered so long

@@ -178,7 +178,7 @@ class Engine:
             fresh = self.pool.take(num_blocks(len(sequence.tokens)) - len(hits), "used")
             if fresh is None:
                 self.pool.release(hits)
-                if not self.running and not self.held and not self.pool.count("granted"):
+                if self.pool.available() == len(self.pool.blocks):
                     raise Violation(f"{sequence.key}: an empty engine has no room for {len(sequence.tokens)} tokens")
                 return
             self.waiting.pop(0)

@@ -488,6 +488,23 @@ TEST(posting_stops_half_a_second_before_the_lease_ends_by_our_own_count) {
   s.check_state(SenderState::kAwait);
 }
 
+TEST(pushes_that_do_not_end_for_five_seconds_are_given_up) {
+  Sending s;
+  s.to_push();
+  for (int i = 0; i < 4; ++i) {
+    s.advance(1);
+    s.post(event::HeartbeatDue{s.peer});
+  }
+  s.done(1);
+  for (int i = 0; i < 4; ++i) {
+    s.advance(1);
+    s.post(event::HeartbeatDue{s.peer});
+  }
+  s.check_state(SenderState::kPush);
+  s.advance(1);
+  s.check_state(SenderState::kAwait);
+}
+
 TEST(a_heartbeat_lists_the_grants_counted_on_and_renews_them) {
   Sending s;
   s.to_compute();
