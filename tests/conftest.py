@@ -8,6 +8,7 @@ import pytest
 MARKS = {
     "slow": "takes more than some seconds; `make test` leaves it out, `make test-slow` runs it",
     "gpu": "needs an NVIDIA GPU",
+    "parity": "compares live with transformers; `make test-parity` runs it",
     "multihost": "needs several hosts (RTP_LLM_TEST_HOSTS names them)",
 }
 SLOW_TIMEOUT_S = 900
