@@ -17,10 +17,10 @@ def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Loa
         queued_tokens=load.queued_tokens,
         waiting=load.waiting,
         running=load.running,
-        blocks_total=blocks["total"],
-        blocks_free=blocks["free"] + blocks["cached"],
-        blocks_referenced=blocks["referenced"],
-        blocks_granted=blocks["granted"],
+        blocks_total=blocks.total,
+        blocks_free=blocks.free + blocks.cached,
+        blocks_referenced=blocks.referenced,
+        blocks_granted=blocks.granted,
         step_seconds=load.step_s,
         max_queued_tokens=max_queued_tokens,
         block_tokens=block_tokens,
@@ -54,7 +54,7 @@ class Figures:
         totals.raise_to(metrics.preemptions, load.preemptions)
         totals.raise_to(metrics.engine_steps, load.steps)
         for state in BLOCK_STATES:
-            metrics.kv_blocks.labels(state=state).set(blocks[state])
+            metrics.kv_blocks.labels(state=state).set(getattr(blocks, state))
         metrics.sequences.labels(state="running").set(load.running)
         metrics.sequences.labels(state="waiting").set(load.waiting)
         metrics.queued_tokens.set(load.queued_tokens)

@@ -30,11 +30,11 @@ class NativeEngine:
 
     @property
     def layout_json(self) -> str:
-        return str(self.native.kv_layout_json(self.model_digest))
+        return str(self.native.kv_layout.canonical_json(self.model_digest))
 
     @property
     def layout_fingerprint(self) -> str:
-        return str(self.native.kv_layout_fingerprint(self.model_digest))
+        return str(self.native.kv_layout.fingerprint(self.model_digest))
 
     @property
     def failure(self) -> str:

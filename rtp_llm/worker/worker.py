@@ -40,7 +40,7 @@ LOAD_DELAY_S = 0.01  # a Load follows what changed it by so much: one for all th
 class Worker:
     """Owns `engine` (built, not started) and stops it. Made and used on one event loop.
 
-        worker = Worker(config, pool, worker_id, engine)
+        worker = await Worker.load(config, pool, worker_id)     # or Worker(config, pool, worker_id, engine)
         await worker.start()          # worker.address is known now
         …
         await worker.drain()          # finishes what it has
@@ -55,8 +55,9 @@ class Worker:
         self._engine = engine
         self._figures = Figures()
         key = WorkerKey(worker_id, draw_epoch())
+        rows = config.engine_of(getattr(config, pool)).max_num_batched_tokens
         self._machines = Machines(
-            engine, key, config.transfer, config.handover, config.worker, config.engine.max_num_batched_tokens
+            engine, key, config.transfer, config.handover, config.worker, max(rows, engine.block_tokens)
         )
         self.identity = Identity(
             key=key,
@@ -96,6 +97,18 @@ class Worker:
     def address(self) -> str:
         """Of the session server, for routers and peers; empty before start()."""
         return self.identity.peer_address
+
+    @classmethod
+    async def load(cls, config: Config, pool: str, worker_id: str) -> Worker:
+        """Read the model and build the engine off the loop.
+
+        Raises:
+            ModelError: the model's files can't be served.
+        """
+        from rtp_llm.engine import build
+
+        settings = config.engine_of(getattr(config, pool))
+        return cls(config, pool, worker_id, await asyncio.to_thread(build, config.model, settings))
 
     async def start(self) -> None:
         """Start the native threads, then listen."""
@@ -138,12 +151,12 @@ class Worker:
         """What an autoscaling policy sees of this worker."""
         load = self._engine.load()
         blocks = load.blocks
-        used = blocks["total"] - blocks["free"] - blocks["cached"]
+        used = blocks.total - blocks.free - blocks.cached
         return {
             "queued_tokens": float(load.queued_tokens),
             "waiting": float(load.waiting),
             "running": float(load.running),
-            "kv_usage": used / max(blocks["total"], 1),
+            "kv_usage": used / max(blocks.total, 1),
         }
 
     def metrics(self) -> bytes:

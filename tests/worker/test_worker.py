@@ -1,0 +1,180 @@
+"""One worker in this process, with a scripted router over real sessions."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.worker.tiny import VOCAB, ScriptedRouter, tiny_config, tiny_engine, tiny_worker
+
+from rtp_llm.errors import EngineError
+
+ALONE, SENDER, RECEIVER = 3, 1, 2
+PROMPT = [t % VOCAB for t in range(3, 40)]
+
+
+async def test_a_request_alone_streams_its_tokens_and_leaves_nothing() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        assert end.hello.pool == "prefill"
+        assert end.hello.peer_address == worker.address
+        end.submit(router.key(1), PROMPT, 12, logprobs=2)
+        tokens = await router.finished(router.key(1))
+        assert len(tokens) == 12
+        first = router.outputs[router.key(1)][0]
+        assert first.logprob < 0
+        assert len(first.top_logprobs) == 2
+        await router.until(lambda: end.load.running == 0 and end.load.blocks_free == end.load.blocks_total)
+        worker.check_idle()
+        await router.close()
+
+
+async def test_a_request_gives_the_same_tokens_in_company() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT)
+        alone = await router.finished(router.key(1))
+        for request in range(2, 12):
+            end.submit(router.key(request), PROMPT[request % 2 :])
+        for request in range(2, 12, 2):
+            assert await router.finished(router.key(request)) == alone
+        await router.close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "text"),
+    [
+        ([], "InvalidRequestError", "prompt"),
+        ([5, VOCAB], "InvalidRequestError", str(VOCAB)),
+        ([1] * 600, "InvalidRequestError", "600"),
+    ],
+)
+async def test_a_bad_request_fails_by_name_and_disturbs_nobody(prompt: list[int], error: str, text: str) -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 30)
+        end.submit(router.key(2), prompt)
+        await router.until(lambda: router.kinds("failed"))
+        (failed,) = router.kinds("failed")
+        assert failed.type == error
+        assert text in failed.message
+        assert len(await router.finished(router.key(1))) == 30
+        await router.close()
+
+
+async def test_a_cancelled_request_ends_and_its_blocks_are_free() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 400)
+        await router.until(lambda: len(router.tokens(router.key(1))) > 3)
+        end.cancel(router.key(1))
+        await router.until(lambda: end.load.running == 0 and end.load.blocks_free == end.load.blocks_total)
+        assert len(router.tokens(router.key(1))) < 400
+        worker.check_idle()
+        await router.close()
+
+
+async def test_a_lower_attempt_is_fenced() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1, attempt=2), PROMPT)
+        await router.finished(router.key(1, attempt=2))
+        end.submit(router.key(1, attempt=1), PROMPT)
+        await router.until(lambda: router.kinds("fenced"))
+        assert router.kinds("fenced")[0].key.attempt == 1
+        await router.close()
+
+
+async def test_a_full_queue_answers_busy() -> None:
+    config = tiny_config(worker__max_queued_tokens=50, engine__max_num_batched_tokens=8)
+    async with tiny_worker("prefill", config) as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        for request in range(1, 9):
+            end.submit(router.key(request), PROMPT, 1)
+        await router.until(lambda: router.kinds("busy"))
+        assert router.kinds("busy")[0].limit == 50
+        await router.until(lambda: len(router.outputs) + len(router.kinds("busy")) == 8)
+        await router.close()
+
+
+async def test_an_attach_replays_what_was_sent_into_nowhere() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 20)
+        tokens = await router.finished(router.key(1))
+        router.outputs.clear()
+        end.attach((router.key(1), 5, ALONE), (router.key(9), 0, ALONE))
+        assert await router.finished(router.key(1)) == tokens[5:]
+        await router.until(lambda: router.kinds("fenced"))
+        assert router.kinds("fenced")[0].key.request == 9  # never heard of
+        await router.close()
+
+
+async def test_sequences_of_a_router_that_is_gone_end_after_the_grace() -> None:
+    async with tiny_worker("prefill", tiny_config(handover__router_expiry_s=0.5)) as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 470)
+        await router.until(lambda: router.tokens(router.key(1)))
+        await router.close()
+        witness = ScriptedRouter(epoch=78)
+        seen = await witness.connect(worker.key, worker.address)
+        await witness.until(lambda: seen.load.running == 0 and seen.load.blocks_free == seen.load.blocks_total)
+        worker.check_idle()
+        await witness.close()
+
+
+async def test_a_draining_worker_finishes_what_it_has_and_leaves() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 100)
+        await router.until(lambda: router.tokens(router.key(1)))
+        drained = asyncio.ensure_future(worker.drain())
+        await router.until(lambda: router.kinds("draining"))
+        end.submit(router.key(2), PROMPT)  # after this router has acknowledged
+        await router.until(lambda: router.kinds("busy"))
+        assert len(await router.finished(router.key(1))) == 100
+        assert await asyncio.wait_for(drained, 10) is True
+        await router.close()
+
+
+async def test_a_drain_without_end_is_given_up() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 470)
+        await router.until(lambda: router.tokens(router.key(1)))
+        assert await worker.drain(timeout_s=0.01) is False
+        with pytest.raises(EngineError):
+            worker.check_idle()
+        await router.close()
+
+
+async def test_metrics_and_figures_show_the_work() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 12)
+        await router.finished(router.key(1))
+        lines = (await end.session.metrics()).splitlines()
+        assert f"rtp_llm_prompt_tokens_computed_total {len(PROMPT):.1f}" in lines
+        assert "rtp_llm_decode_tokens_computed_total 11.0" in lines
+        assert worker.autoscaling_figures().keys() == {"queued_tokens", "waiting", "running", "kv_usage"}
+        worker.check_health()
+        await router.close()
+
+
+def test_an_engine_of_another_block_size_says_what_differs() -> None:
+    config = tiny_config()
+    here, there = tiny_engine(config), tiny_engine(config, block_tokens=16)
+    from rtp_llm.worker.native import describe_difference
+
+    assert describe_difference(here.layout_json, there.layout_json) == "groups[0].block_tokens: 8 here, 16 there"
