@@ -24,8 +24,8 @@ INCLUDES = {
     "kv": {"tensor", "device"},
     "handover": {"kv"},
     "model": {"tensor", "device", "kv"},
-    "transfer": {"tensor", "device", "kv", "handover"},
-    "engine": {"tensor", "device", "kv", "handover", "model", "transfer"},
+    "engine": {"tensor", "device", "kv", "handover", "model"},
+    "transfer": {"tensor", "device", "kv", "handover", "model", "engine"},
     "bindings": {"tensor", "device", "kv", "handover", "model", "transfer", "engine"},
 }
 
