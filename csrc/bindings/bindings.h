@@ -9,13 +9,12 @@
 
 namespace rtp_llm {
 
-// Weak: a module without one of these rooms still links and lacks its names.
-void bind_errors(pybind11::module_& module) __attribute__((weak));
-void bind_device(pybind11::module_& module) __attribute__((weak));
-void bind_kv(pybind11::module_& module) __attribute__((weak));
-void bind_model(pybind11::module_& module) __attribute__((weak));
-void bind_engine(pybind11::module_& module) __attribute__((weak));
-void bind_handover(pybind11::module_& module) __attribute__((weak));
-void bind_transfer(pybind11::module_& module) __attribute__((weak));
+void bind_errors(pybind11::module_& module);
+void bind_device(pybind11::module_& module);
+void bind_kv(pybind11::module_& module);
+void bind_model(pybind11::module_& module);
+void bind_engine(pybind11::module_& module);
+void bind_handover(pybind11::module_& module);
+void bind_transfer(pybind11::module_& module);
 
 }  // namespace rtp_llm

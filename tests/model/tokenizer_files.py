@@ -34,7 +34,7 @@ def byte_level(directory: Path) -> Path:
     backend.train_from_iterator(SENTENCES, trainer)
     backend.add_tokens([AddedToken("added word", special=False)])
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return write_tokenizer(directory, backend, bos_token="<s>", eos_token={"content": "</s>"})
+    return write_tokenizer(directory, backend, bos_token="<s>", eos_token={"__type": "AddedToken", "content": "</s>"})
 
 
 def sentencepiece(directory: Path) -> Path:
