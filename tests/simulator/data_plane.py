@@ -18,7 +18,15 @@ Pieces = dict[tuple[int, int], int]  # (layer group, position) -> state
 
 
 def checksum(pieces: Pieces) -> int:
-    return sum(hash((state, group, position)) for (group, position), state in pieces.items()) & MASK
+    return sum(mix64(state + (group << 32) + position) for (group, position), state in pieces.items()) & MASK
+
+
+def mix64(x: int) -> int:
+    """SplitMix64's finalizer: without it two errors may cancel out."""
+    x &= MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
 
 
 @dataclass(eq=False)

@@ -267,4 +267,8 @@ class Engine:
             content = self.pool.blocks[sequence.blocks[position // BLOCK_TOKENS]].content
             for group in range(NUM_GROUPS):
                 if content.get((group, position)) != sequence.states[position]:
-                    raise Violation(f"{sequence.key} {what} on wrong KV at position {position}, layer group {group}")
+                    found = content.get((group, position))
+                    raise Violation(
+                        f"{sequence.key} {what} on wrong KV at position {position}, layer group {group}: "
+                        f"{found}, expected {sequence.states[position]}"
+                    )

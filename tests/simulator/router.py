@@ -40,6 +40,7 @@ class Client:
 class WorkerLink:
     def __init__(self, heard: float) -> None:
         self.session: Session | None = None
+        self.ready = False  # the worker's hello has come on this session
         self.heard = heard
         self.draining = False
 
@@ -120,7 +121,7 @@ class Router:
         machine = self.machines[request]
         if machine.state is not rm.State.WAIT:
             return
-        ready = [key for key, link in self.links.items() if link.session is not None and not link.draining]
+        ready = [key for key, link in self.links.items() if link.session is not None and link.ready and not link.draining]
         if not ready:
             self.world.after(0.1, self.process, lambda: self._place(request))
             return
@@ -172,9 +173,10 @@ class Router:
             link.session = Session(self.world, self.cluster.faults, self, worker)
             self.cluster.sessions.append(link.session)
             link.session.send(self, Hello(self.epoch))
-            self._attach(key, link.session)
 
     def _attach(self, key: WorkerKey, session: Session) -> None:
+        """What is live once the worker knows the session: what it said before is lost and repeated, what it says from now on
+        arrives. An Attach written earlier would miss what was placed in between."""
         entries = [entry for machine in self.machines.values() if (entry := machine.attach_entry(key)) is not None]
         listed = [
             message.AttachEntry(key=native_key(entry.key), next_position=entry.next_position, role=int(entry.role))
@@ -187,7 +189,7 @@ class Router:
     def on_break(self, session: Session) -> None:
         for key, link in self.links.items():
             if link.session is session:
-                link.session, link.heard = None, session.heard[0]
+                link.session, link.ready, link.heard = None, False, session.heard[0]
                 self.world.after(self.world.between(0.05, 0.6), self.process, lambda key=key: self._connect(key))
 
     def on_silence(self, session: Session) -> None:
@@ -205,6 +207,11 @@ class Router:
     def on_message(self, session: Session, body: Any) -> None:
         key = next((key for key, link in self.links.items() if link.session is session), None)
         if key is None:
+            return
+        if isinstance(body, Hello):
+            if not self.links[key].ready:
+                self.links[key].ready = True
+                self._attach(key, session)
             return
         if isinstance(body, Draining):
             self.links[key].draining = True

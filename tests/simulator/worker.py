@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Hello:
-    """First message of a session: who calls."""
+    """First message of a session, and a worker's answer to it: who speaks."""
 
     def __init__(self, name: Any) -> None:
         self.name = name
@@ -182,6 +182,7 @@ class Worker:
         if isinstance(body, Hello):
             if isinstance(body.name, int):
                 self.routers[body.name] = session
+                session.send(self, Hello(self.key))
                 self.post(event.RouterConnected(router_epoch=body.name))
                 if self.draining:
                     session.send(self, Draining())

@@ -66,12 +66,11 @@ class World:
         """Runs to `until`, or to the first moment of quiet (checked every 0.25 s) at which `done`."""
         check_at = self.now
         while self._heap and self._heap[0][0] <= until:
-            time, _, process, work = heapq.heappop(self._heap)
-            self.now = time
-            if time >= check_at:
+            if self._heap[0][0] >= check_at:
                 if done():
                     return True
-                check_at = time + 0.25
+                check_at = self._heap[0][0] + 0.25
+            self.now, _, process, work = heapq.heappop(self._heap)
             self.num_events += 1
             if process is None:
                 work()
