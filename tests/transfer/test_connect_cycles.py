@@ -1,0 +1,33 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def binary() -> Path:
+    if chosen := os.environ.get("RTP_BUILD_DIR"):
+        build = ROOT / chosen
+    elif native := os.environ.get("RTP_LLM_NATIVE_DIR"):
+        build = Path(native).resolve().parent
+    else:
+        build = ROOT / "build" / "dev"
+    return build / "tests" / "transfer_cycles"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["shm", "tcp"])
+def test_a_thousand_connects_and_forced_closes_leave_memory_flat(mode: str) -> None:
+    if not binary().exists():
+        pytest.skip(f"{binary()} is not built")
+    run = subprocess.run([binary(), mode, "1000"], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    early, *_, late = (json.loads(line) for line in run.stdout.splitlines())
+    print(early, late)
+    for side in (0, 1):
+        assert late["fds"][side] <= early["fds"][side] + 4
+        assert late["anon_kib"][side] <= early["anon_kib"][side] + 1024  # 750 cycles
+        assert late["shared_kib"][side] <= 48 * 1024  # UCX's segments, touched bit by bit
