@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from rtp_llm.wire.key import WorkerKey
 from tests.simulator.data_plane import DataPlane
 from tests.simulator.network import Faults, Session
 from tests.simulator.router import Router
 from tests.simulator.worker import Worker
-from tests.simulator.world import Violation, World
+from tests.simulator.world import Process, Violation, World
+
+Fault: TypeAlias = "Callable[[Cluster, Worker | None], None]"  # strikes this worker, or any
 
 TROUBLE_S = 8.0  # faults come within
 PATIENCE_S = 120.0  # then every request has its end
@@ -28,6 +31,7 @@ class Cluster:
         self.sessions: list[Session] = []
         self.joins: dict[tuple[Any, ...], list[tuple[int, Worker]]] = {}  # answer -> (attempt, where)
         self.counted: Counter[str] = Counter()
+        self.triggers: list[Trigger] = []
         draw = self.world.random
         self.pool_size = draw.choice([9, 12, 16, 40])
         self.max_queued_tokens = draw.choice([20, 60, 1000])
@@ -81,6 +85,11 @@ class Cluster:
         for session in self.sessions:
             if router in session.ends:
                 session.break_()
+
+    def did(self, worker: Worker, what: str) -> None:
+        self.counted[f"did: {what}"] += 1
+        for trigger in self.triggers:
+            trigger.noticed(self, worker, what)
 
     # --- what must hold
 
@@ -159,20 +168,50 @@ def draw_requests(cluster: Cluster) -> None:
         world.after(world.between(0.05, TROUBLE_S * 0.6), router.process, ask)
 
 
+@dataclass
+class Trigger:
+    """A fault that strikes a worker (or whom it speaks to) when it does something for the nth time."""
+
+    what: str
+    nth: int
+    delay: float
+    fault: Fault
+
+    def noticed(self, cluster: Cluster, worker: Worker, what: str) -> None:
+        if what != self.what or self.nth == 0:
+            return
+        self.nth -= 1
+        if self.nth == 0:
+            others = [other for other in cluster.living() if other is not worker]
+            victim = cluster.world.random.choice([worker, worker, *others])
+            cluster.world.after(self.delay, None, lambda: self.fault(cluster, victim))
+
+
 def draw_faults(cluster: Cluster) -> None:
+    """Some at any time, some at a moment of the protocol."""
     world, draw = cluster.world, cluster.world.random
-    for _ in range(draw.choice([0, 1, 1, 2, 2, 3, 5])):
+    for _ in range(draw.choice([0, 1, 2, 2, 3, 4, 6])):
         fault = draw.choice(FAULTS)
-        world.after(world.between(0.1, TROUBLE_S), None, lambda fault=fault: fault(cluster))
+        if world.chance(0.4):
+            world.after(world.between(0.1, TROUBLE_S), None, lambda fault=fault: fault(cluster, None))
+        else:
+            delay = draw.choice([0.0, 0.0, world.between(0.0, 0.02), world.between(0.0, 0.3)])
+            cluster.triggers.append(Trigger(draw.choice(MOMENTS), draw.randint(1, 4), delay, fault))
 
 
-def crash_worker(cluster: Cluster) -> None:
-    cluster.counted["crashes"] += 1
-    if cluster.living():
-        cluster.kill(cluster.world.random.choice(cluster.living()))
+def some_worker(cluster: Cluster, worker: Worker | None) -> Worker | None:
+    if worker is not None:
+        return worker if worker.process.alive else None
+    return cluster.world.random.choice(cluster.living()) if cluster.living() else None
 
 
-def stop(cluster: Cluster, process: Any) -> None:
+def crash_worker(cluster: Cluster, worker: Worker | None) -> None:
+    if (victim := some_worker(cluster, worker)) is not None:
+        cluster.counted["crashes"] += 1
+        cluster.kill(victim)
+
+
+def stop(cluster: Cluster, process: Process) -> None:
     if process.stopped or not process.alive:
         return
     cluster.counted["stops"] += 1
@@ -187,29 +226,29 @@ def stop(cluster: Cluster, process: Any) -> None:
     cluster.world.after(duration, None, go_on)
 
 
-def stop_worker(cluster: Cluster) -> None:
-    if cluster.living():
-        stop(cluster, cluster.world.random.choice(cluster.living()).process)
+def stop_worker(cluster: Cluster, worker: Worker | None) -> None:
+    if (victim := some_worker(cluster, worker)) is not None:
+        stop(cluster, victim.process)
 
 
-def stop_router(cluster: Cluster) -> None:
+def stop_router(cluster: Cluster, worker: Worker | None) -> None:
     stop(cluster, cluster.world.random.choice(cluster.routers).process)
 
 
-def crash_router(cluster: Cluster) -> None:
+def crash_router(cluster: Cluster, worker: Worker | None) -> None:
     cluster.counted["router crashes"] += 1
     cluster.kill_router(cluster.world.random.choice(cluster.routers))
 
 
-def break_sessions(cluster: Cluster) -> None:
+def break_sessions(cluster: Cluster, worker: Worker | None) -> None:
     cluster.counted["broken sessions"] += 1
-    sessions = [session for session in cluster.sessions if not session.broken]
+    sessions = [each for each in cluster.sessions if not each.broken and (worker is None or worker in each.ends)]
     for session in cluster.world.random.sample(sessions, min(len(sessions), cluster.world.random.choice([1, 1, 2, 4]))):
         cluster.world.log(f"*** a session breaks: {[end.process.name for end in session.ends]}")
         session.break_()
 
 
-def break_endpoints(cluster: Cluster) -> None:
+def break_endpoints(cluster: Cluster, worker: Worker | None) -> None:
     cluster.counted["broken endpoints"] += 1
     for endpoint in cluster.data_plane.endpoints:
         if not endpoint.broken and cluster.world.chance(0.7):
@@ -217,15 +256,14 @@ def break_endpoints(cluster: Cluster) -> None:
             cluster.data_plane.break_(endpoint)
 
 
-def drain_worker(cluster: Cluster) -> None:
-    candidates = [worker for worker in cluster.living() if not worker.draining and not worker.process.stopped]
-    if candidates:
-        worker = cluster.world.random.choice(candidates)
-        cluster.world.log(f"*** {worker.key} drains")
-        worker.drain()
+def drain_worker(cluster: Cluster, worker: Worker | None) -> None:
+    victim = some_worker(cluster, worker)
+    if victim is not None and not victim.draining and not victim.process.stopped:
+        cluster.world.log(f"*** {victim.key} drains")
+        victim.drain()
 
 
-FAULTS: list[Callable[[Cluster], None]] = [
+FAULTS: list[Fault] = [
     crash_worker,
     crash_worker,
     stop_worker,
@@ -237,6 +275,28 @@ FAULTS: list[Callable[[Cluster], None]] = [
     break_sessions,
     break_endpoints,
     drain_worker,
+]
+# What a worker does or says, by the name of the action or the message.
+MOMENTS = [
+    "EnqueueSequence",
+    "Reserve",
+    "Granted",
+    "PushLayers",
+    "PushLayers",
+    "Outputs",
+    "Commit",
+    "Commit",
+    "PeerCommitted",
+    "Committed",
+    "JoinSequence",
+    "Released",
+    "NoRoom",
+    "Expired",
+    "BadChecksum",
+    "Fenced",
+    "PeerFenced",
+    "CloseEndpoint",
+    "CancelSequence",
 ]
 
 

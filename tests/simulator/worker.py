@@ -115,6 +115,7 @@ class Worker:
 
     def _perform(self, wanted: Any) -> None:
         self.world.log(f"{self.key} does {wanted}")
+        self.cluster.did(self, type(getattr(wanted, "body", wanted)).__name__)
         if isinstance(wanted, action.ToRouter):
             self.send_router(wanted.router_epoch, wanted.body)
         elif isinstance(wanted, action.ToSender):
