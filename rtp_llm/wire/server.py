@@ -75,8 +75,11 @@ class Acceptor(Generic[OutT, InT]):
             del self._endpoints[endpoint.id]
 
     async def finish(self, timeout_s: float = 1.0) -> None:
-        """Write out what waits for the other ends, then end their connections."""
+        """Write out what waits for the other ends, then end their connections. Nobody is lost any more."""
         await asyncio.gather(*(endpoint.finish(timeout_s) for endpoint in self._endpoints.values()))
+        for endpoint in self._endpoints.values():
+            endpoint._unwatch()
+        self._endpoints.clear()
 
     def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
         return grpc.stream_stream_rpc_method_handler(self._session, self._dialect.incoming.FromString, None)

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from rtp_llm._native import _engine
 from rtp_llm.config import HandoverSettings, TransferSettings, WorkerSettings
+from rtp_llm.engine import NativeEngine
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
 from rtp_llm.worker import to_native, to_wire
-from rtp_llm.worker.native import NativeEngine
 
 _SENDER_BUSY = ("queued", "computing", "pushing", "awaiting", "committing", "local", "flushing", "pushes_in_flight")
 _RECEIVER_BUSY = ("queued", "granted", "verifying", "running", "quarantined_grants", "receives_in_flight")

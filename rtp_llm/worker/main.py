@@ -1,7 +1,7 @@
 """One worker as a plain process, without Ray: `python -m rtp_llm.worker --pool prefill --id p0 --set engine.num_threads=1`.
 
-Prints one line of JSON when it listens: {"id", "epoch", "pool", "address"}. SIGTERM and SIGINT drain it; it leaves with 0 when it
-had nothing left, else with 1. With `--parent-pipe`, the end of stdin ends it at once: no worker outlives what started it.
+Prints one line of JSON when it listens: {"id", "epoch", "pool", "address"}. SIGTERM and SIGINT drain it; it leaves with 0 when
+it had nothing left, else with 1. With `--parent-pipe`, the end of stdin ends it at once: no worker outlives what started it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ import asyncio
 import logging
 import os
 
+from rtp_llm._native import _engine
 from rtp_llm.config import Config
+from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
 from rtp_llm.wire.convert import outputs_by_router
 from rtp_llm.wire.endpoint import SessionTiming
@@ -27,7 +29,6 @@ from rtp_llm.worker.drain import Drain
 from rtp_llm.worker.figures import Figures, load_message
 from rtp_llm.worker.identity import Identity, draw_epoch
 from rtp_llm.worker.machines import Machines
-from rtp_llm.worker.native import NativeEngine, describe_difference
 from rtp_llm.worker.receivers import Receivers
 from rtp_llm.worker.routers import Routers
 from rtp_llm.worker.senders import Senders
@@ -70,7 +71,7 @@ class Worker:
             max_model_len=engine.max_model_len,
             block_tokens=engine.block_tokens,
             transport_address=self._machines.transport_address,
-            describe=describe_difference,
+            describe=_engine.describe_difference,
             on_numerics_mismatch=self._figures.metrics.numerics_mismatches.inc,
         )
         timing = SessionTiming.of(config.handover)
@@ -105,8 +106,6 @@ class Worker:
         Raises:
             ModelError: the model's files can't be served.
         """
-        from rtp_llm.engine import build
-
         settings = config.engine_of(getattr(config, pool))
         return cls(config, pool, worker_id, await asyncio.to_thread(build, config.model, settings))
 
@@ -134,9 +133,9 @@ class Worker:
         await self._receivers.close()
         if self._outputs_fd >= 0:
             fd, self._outputs_fd = self._outputs_fd, -1
+            asyncio.get_running_loop().remove_reader(fd)
             await asyncio.to_thread(self._engine.stop)
             await self._machines.stop()
-            asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
 
     def check_health(self) -> None:

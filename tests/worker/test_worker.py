@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.worker.tiny import VOCAB, ScriptedRouter, tiny_config, tiny_engine, tiny_worker
 
+from rtp_llm._native import _engine
 from rtp_llm.errors import EngineError
+from tests.worker.tiny import VOCAB, ScriptedRouter, idle, tiny_config, tiny_engine, tiny_worker
 
 ALONE, SENDER, RECEIVER = 3, 1, 2
 PROMPT = [t % VOCAB for t in range(3, 40)]
@@ -25,8 +26,8 @@ async def test_a_request_alone_streams_its_tokens_and_leaves_nothing() -> None:
         first = router.outputs[router.key(1)][0]
         assert first.logprob < 0
         assert len(first.top_logprobs) == 2
+        await idle(worker)
         await router.until(lambda: end.load.running == 0 and end.load.blocks_free == end.load.blocks_total)
-        worker.check_idle()
         await router.close()
 
 
@@ -72,9 +73,8 @@ async def test_a_cancelled_request_ends_and_its_blocks_are_free() -> None:
         end.submit(router.key(1), PROMPT, 400)
         await router.until(lambda: len(router.tokens(router.key(1))) > 3)
         end.cancel(router.key(1))
-        await router.until(lambda: end.load.running == 0 and end.load.blocks_free == end.load.blocks_total)
+        await idle(worker)
         assert len(router.tokens(router.key(1))) < 400
-        worker.check_idle()
         await router.close()
 
 
@@ -96,7 +96,7 @@ async def test_a_full_queue_answers_busy() -> None:
         router = ScriptedRouter()
         end = await router.connect(worker.key, worker.address)
         for request in range(1, 9):
-            end.submit(router.key(request), PROMPT, 1)
+            end.submit(router.key(request), [request] * 400, 1)
         await router.until(lambda: router.kinds("busy"))
         assert router.kinds("busy")[0].limit == 50
         await router.until(lambda: len(router.outputs) + len(router.kinds("busy")) == 8)
@@ -124,11 +124,8 @@ async def test_sequences_of_a_router_that_is_gone_end_after_the_grace() -> None:
         end.submit(router.key(1), PROMPT, 470)
         await router.until(lambda: router.tokens(router.key(1)))
         await router.close()
-        witness = ScriptedRouter(epoch=78)
-        seen = await witness.connect(worker.key, worker.address)
-        await witness.until(lambda: seen.load.running == 0 and seen.load.blocks_free == seen.load.blocks_total)
-        worker.check_idle()
-        await witness.close()
+        assert not worker.is_idle()
+        await idle(worker)
 
 
 async def test_a_draining_worker_finishes_what_it_has_and_leaves() -> None:
@@ -175,6 +172,6 @@ async def test_metrics_and_figures_show_the_work() -> None:
 def test_an_engine_of_another_block_size_says_what_differs() -> None:
     config = tiny_config()
     here, there = tiny_engine(config), tiny_engine(config, block_tokens=16)
-    from rtp_llm.worker.native import describe_difference
-
-    assert describe_difference(here.layout_json, there.layout_json) == "groups[0].block_tokens: 8 here, 16 there"
+    assert (
+        _engine.describe_difference(here.layout_json, there.layout_json) == "groups[0].block_tokens: 8 here, 16 there"
+    )

@@ -9,12 +9,12 @@ from typing import Any
 
 from rtp_llm._native import _engine
 from rtp_llm.config import Config, load_config
+from rtp_llm.engine import NativeEngine
 from rtp_llm.request import Request, SamplingParams, TokenOutput
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession
 from rtp_llm.wire.v1 import router_pb2 as pb
-from rtp_llm.worker.native import NativeEngine
 from rtp_llm.worker.worker import Worker
 
 VOCAB = 64
@@ -87,6 +87,16 @@ async def tiny_worker(
         yield worker
     finally:
         await worker.stop()
+
+
+async def idle(worker: Worker, timeout_s: float = 10.0) -> None:
+    """Until nothing runs or is in flight; then nothing may be left over."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not worker.is_idle():
+        if asyncio.get_running_loop().time() > deadline:
+            worker.check_idle()
+        await asyncio.sleep(0.01)
+    worker.check_idle()
 
 
 class ScriptedRouter:

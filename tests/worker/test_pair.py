@@ -1,0 +1,200 @@
+"""A prefill and a decode worker in this process, a scripted router: prompts are handed over, tokens come from R."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from rtp_llm.config import Config
+from rtp_llm.wire.key import WorkerKey
+from rtp_llm.worker.worker import Worker
+from tests.worker.tiny import (
+    VOCAB,
+    RouterEnd,
+    ScriptedRouter,
+    idle,
+    tiny_config,
+    tiny_engine,
+    tiny_worker,
+)
+
+PROMPT = [(7 * t + 1) % VOCAB for t in range(45)]
+SENDER, RECEIVER = 1, 2
+
+
+@dataclass
+class Pair:
+    prefill: Worker
+    decode: Worker
+    router: ScriptedRouter
+    s: RouterEnd
+    r: RouterEnd
+
+    @property
+    def receiver(self) -> tuple[WorkerKey, str]:
+        return self.decode.key, self.decode.address
+
+    async def rest(self) -> None:
+        """Both are idle and nothing is left over."""
+        await idle(self.prefill)
+        await idle(self.decode)
+
+
+@contextlib.asynccontextmanager
+async def pair(config: Config | None = None, decode_engine: Any = None) -> AsyncIterator[Pair]:
+    async with (
+        tiny_worker("prefill", config) as prefill,
+        tiny_worker("decode", config, decode_engine) as decode,
+    ):
+        router = ScriptedRouter()
+        s = await router.connect(prefill.key, prefill.address)
+        r = await router.connect(decode.key, decode.address)
+        try:
+            yield Pair(prefill, decode, router, s, r)
+        finally:
+            await router.close()
+
+
+async def alone(prompt: list[int], max_tokens: int, **sampling: Any) -> list[int]:
+    async with tiny_worker("decode") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), prompt, max_tokens, **sampling)
+        tokens = await router.finished(router.key(1))
+        await router.close()
+        return tokens
+
+
+def counter(text: str, name: str) -> float:
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+async def test_a_prompt_is_handed_over_and_the_tokens_equal_those_of_one_worker() -> None:
+    want = await alone(PROMPT, 12, temperature=0.8, seed=5)
+    async with pair() as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 12, receiver=p.receiver, temperature=0.8, seed=5)
+        assert await p.router.finished(k) == want
+        await p.rest()
+        sent, received = await p.s.session.metrics(), await p.r.session.metrics()
+        layers, planes, heads, head_dim, float32 = 4, 2, 2, 8, 4
+        payload = len(PROMPT) * layers * planes * heads * head_dim * float32
+        assert counter(sent, 'rtp_llm_transfer_bytes_total{direction="sent"') == payload
+        assert counter(received, 'rtp_llm_transfer_bytes_total{direction="received"') == payload
+        assert counter(received, "rtp_llm_prompt_tokens_computed_total") == 0
+        assert counter(sent, "rtp_llm_decode_tokens_computed_total") == 0
+
+
+async def test_many_at_once_are_handed_over_and_all_equal_one_worker_alone() -> None:
+    async with pair() as p:
+        prompts = {request: PROMPT[request % 5 : 20 + request] for request in range(1, 17)}
+        for request, prompt in prompts.items():
+            p.s.submit(p.router.key(request), prompt, 9, receiver=p.receiver)
+        answers = {request: await p.router.finished(p.router.key(request)) for request in prompts}
+        await p.rest()
+    async with tiny_worker("decode") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        for request, prompt in prompts.items():
+            end.submit(router.key(request), prompt, 9)
+            assert await router.finished(router.key(request)) == answers[request]
+        await router.close()
+
+
+async def test_a_second_prompt_with_the_same_beginning_sends_only_the_rest() -> None:
+    async with pair() as p:
+        p.s.submit(p.router.key(1), PROMPT, 4, receiver=p.receiver)
+        await p.router.finished(p.router.key(1))
+        await p.rest()
+        before = counter(await p.s.session.metrics(), 'rtp_llm_transfer_bytes_total{direction="sent"')
+        p.s.submit(p.router.key(2), PROMPT, 4, receiver=p.receiver)
+        assert await p.router.finished(p.router.key(2)) == p.router.tokens(p.router.key(1))
+        await p.rest()
+        after = counter(await p.s.session.metrics(), 'rtp_llm_transfer_bytes_total{direction="sent"')
+        assert 0 < after - before < before / 4
+
+
+async def test_a_cancel_on_both_sides_leaves_nothing() -> None:
+    async with pair() as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 400, receiver=p.receiver)
+        await p.router.until(lambda: len(p.router.tokens(k)) > 3)
+        p.s.cancel(k)
+        p.r.cancel(k)
+        await p.rest()
+        assert len(p.router.tokens(k)) < 400
+
+
+async def test_r_is_asked_whether_an_attempt_is_committed() -> None:
+    async with pair() as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 400, receiver=p.receiver)
+        await p.router.until(lambda: len(p.router.tokens(k)) > 3)
+        p.r.fence(k)
+        p.r.fence(p.router.key(2))
+        await p.router.until(lambda: p.router.kinds("committed") and p.router.kinds("fenced"))
+        p.r.cancel(k)
+        await p.rest()
+
+
+async def test_an_attach_to_r_replays_from_the_next_position() -> None:
+    async with pair() as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 12, receiver=p.receiver)
+        tokens = await p.router.finished(k)
+        p.router.outputs.clear()
+        p.r.attach((k, 3, RECEIVER))
+        assert await p.router.finished(k) == tokens[3:]
+
+
+async def test_workers_of_unequal_layout_refuse_and_the_sender_goes_on_without() -> None:
+    config = tiny_config()
+    async with pair(config, tiny_engine(config, block_tokens=16)) as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 12, receiver=p.receiver)
+        await p.router.until(lambda: p.router.kinds("released"))
+        assert "groups[0].block_tokens" in p.router.kinds("released")[0].reason
+        assert len(p.router.tokens(k)) == 1  # p0 is never lost
+        await p.rest()
+
+
+async def test_a_receiver_that_is_not_there_is_gone_on_without() -> None:
+    async with tiny_worker("prefill") as prefill, tiny_worker("decode") as gone:
+        where = (gone.key, gone.address)
+        await gone.stop()
+        router = ScriptedRouter()
+        s = await router.connect(prefill.key, prefill.address)
+        k = router.key(1)
+        s.submit(k, PROMPT, 12, receiver=where)
+        await router.until(lambda: router.kinds("released"))
+        tokens = router.tokens(k)
+        assert len(tokens) == 1
+        retry = router.key(1, attempt=1)
+        s.submit(retry, PROMPT, 12, output=tokens)
+        assert len(await router.finished(retry)) == 11
+        await idle(prefill)
+        await router.close()
+
+
+async def test_another_incarnation_of_the_receiver_is_no_substitute() -> None:
+    async with pair() as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 12, receiver=(WorkerKey(p.decode.key.id, 1), p.decode.address))
+        await p.router.until(lambda: p.router.kinds("released"))
+        await p.rest()
+
+
+async def test_a_draining_receiver_takes_no_new_grant_and_ends_what_it_runs() -> None:
+    async with pair() as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 100, receiver=p.receiver)
+        await p.router.until(lambda: len(p.router.tokens(k)) > 2)
+        drained = asyncio.ensure_future(p.decode.drain())
+        await p.router.until(lambda: p.router.kinds("draining"))
+        p.s.submit(p.router.key(2), PROMPT, 10, receiver=p.receiver)
+        await p.router.until(lambda: p.router.kinds("released"))
+        assert len(await p.router.finished(k)) == 100
+        assert await asyncio.wait_for(drained, 10) is True
