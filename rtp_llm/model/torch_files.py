@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def load_torch_files(directory: Path, candidates: list[Path], config: ModelConfi
     for path in paths:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise ModelLoadError(f"{path}: {error}") from error
         for name, tensor in state.items():
             slot = slot_name(config, name)
