@@ -14,16 +14,7 @@ namespace {
 constexpr int64_t kMaxLanes = 192;    // of an item: amortises the tile loads, fits L2
 constexpr int64_t kMaxSplitRows = 16; // decode rows that may be split over threads at segments
 
-// Rows [first_row, first_row + rows) at positions from `position`, one kv head.
-struct Item {
-  int32_t slot;
-  int64_t first_row;
-  int64_t rows;
-  int64_t position;
-  int kv_head;
-  int64_t segment;  // -1: all of the context
-  int64_t partial;  // first lane in the workspace, if one segment only
-};
+using Item = AttentionItem;
 
 struct Shape {
   explicit Shape(const AttentionArgs& args)
@@ -201,8 +192,8 @@ void check_context(const AttentionArgs& args, const Shape& shape) {
 }
 
 // Items of all segments, later (longer) rows first.
-std::vector<Item> make_items(const AttentionArgs& args, const Shape& shape) {
-  std::vector<Item> items;
+void make_items(const AttentionArgs& args, const Shape& shape, std::vector<Item>& items) {
+  items.clear();
   for (const Segment& segment : args.segments) {
     const int64_t base = args.slots->seq_len.as<const int32_t>()[segment.slot];
     const int64_t step = shape.rows_per_item();
@@ -216,19 +207,16 @@ std::vector<Item> make_items(const AttentionArgs& args, const Shape& shape) {
                          .segment = -1,
                          .partial = 0});
   }
-  return items;
 }
 
 // Items of one row cut at their segments; `partial` numbers them.
-std::vector<Item> split_at_segments(const std::vector<Item>& items) {
-  std::vector<Item> pieces;
+void split_at_segments(const std::vector<Item>& items, std::vector<Item>& pieces) {
   for (const Item& item : items)
     for (int64_t segment = 0; segment <= item.position / kSegmentPositions; ++segment) {
       pieces.push_back(item);
       pieces.back().segment = segment;
       pieces.back().partial = static_cast<int64_t>(pieces.size()) - 1;
     }
-  return pieces;
 }
 
 }  // namespace
@@ -237,7 +225,8 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   check_attention(args, form);
   const Shape shape(args);
   check_context(args, shape);
-  const std::vector<Item> items = make_items(args, shape);
+  std::vector<Item>& items = attention_items_;
+  make_items(args, shape, items);
   if (items.empty()) return;
   const int64_t floats = Workplace::floats(shape);
   auto* scratch =
@@ -248,11 +237,12 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   const auto place = [&](int thread) { return Workplace(scratch + thread * floats, shape); };
 
   const auto num_items = static_cast<int64_t>(items.size());
-  std::vector<Item> pieces;
+  std::vector<Item>& pieces = attention_pieces_;
+  pieces.clear();
   if (form == Form::kDecode && pool_.num_threads() > 1 &&
       num_items < 2 * int64_t{pool_.num_threads()} && num_items <= kMaxSplitRows &&
       std::all_of(items.begin(), items.end(), [](const Item& item) { return item.rows == 1; }))
-    pieces = split_at_segments(items);
+    split_at_segments(items, pieces);
   const int64_t partial_bytes = static_cast<int64_t>(pieces.size()) *
                                 Partials::floats(shape.group, shape.padded_dim) * 4;
   if (pieces.size() <= items.size() || args.workspace.numel() < partial_bytes) {

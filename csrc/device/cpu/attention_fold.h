@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "device/cpu/linear_kernel.h"
+#include "device/cpu/transpose.h"
 #include "device/cpu/vec_math.h"
 #include "device/kv_view.h"
 
@@ -87,25 +88,6 @@ void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
                          accumulate);
 }
 
-// ---- Shuffles within quarters of four lanes -----------------------------------------------------
-
-// Lane 4q + i of the result is lane `index[i]` of quarter q of (a, b); 4 and above are b's.
-template <int kFirst, int kSecond, int kThird, int kFourth>
-RTP_INLINE PartI32 shuffle_quarters(PartI32 a, PartI32 b) {
-  constexpr int kIndex[4] = {kFirst, kSecond, kThird, kFourth};
-  PartI32 lanes{};
-  for (int i = 0; i < kPartLanes; ++i) {
-    const int from = kIndex[i % 4];
-    lanes[i] = i / 4 * 4 + (from < 4 ? from : from - 4 + kPartLanes);
-  }
-  return __builtin_shuffle(a, b, lanes);
-}
-RTP_INLINE PartI32 interleave_low(PartI32 a, PartI32 b) { return shuffle_quarters<0, 4, 1, 5>(a, b); }
-RTP_INLINE PartI32 interleave_high(PartI32 a, PartI32 b) { return shuffle_quarters<2, 6, 3, 7>(a, b); }
-RTP_INLINE PartI32 interleave_pairs_low(PartI32 a, PartI32 b) { return shuffle_quarters<0, 1, 4, 5>(a, b); }
-RTP_INLINE PartI32 interleave_pairs_high(PartI32 a, PartI32 b) { return shuffle_quarters<2, 3, 6, 7>(a, b); }
-RTP_INLINE void store_part(float* to, const PartI32& value) { std::memcpy(to, &value, sizeof(value)); }
-
 // ---- Tiles -------------------------------------------------------------------------------------
 
 // 64 positions of one kv head in f32.
@@ -118,44 +100,22 @@ struct KvTile {
 template <class Stored>
 void load_plane(const KvView& kv, int plane, int head, const int32_t* blocks, int64_t first,
                 int count, int64_t padded_dim, float* to) {
-  for (int i = 0; i < count; ++i) {
-    const int64_t position = first + i;
-    const auto* from = reinterpret_cast<const Stored*>(
-        kv.base + blocks[position / kv.block_tokens] * kv.block_stride + kv.plane_offset[plane] +
-        head * kv.head_stride + position % kv.block_tokens * kv.token_stride);
-    float* row = to + i * padded_dim;
-    for_lanes(kv.head_dim,
-              [&](int64_t d, int64_t n) { store(row + d, load_run(from + d, n)); });
+  for (int i = 0; i < count;) {  // run by run of a block
+    const int64_t position = first + i, block = position / kv.block_tokens;
+    const int64_t within = position - block * kv.block_tokens;
+    const uint8_t* from = kv.base + blocks[block] * kv.block_stride + kv.plane_offset[plane] +
+                          head * kv.head_stride + within * kv.token_stride;
+    const int64_t end = std::min<int64_t>(count, i + kv.block_tokens - within);
+    for (; i < end; ++i, from += kv.token_stride) {
+      const auto* vector = reinterpret_cast<const Stored*>(from);
+      float* row = to + i * padded_dim;
+      for_lanes(kv.head_dim,
+                [&](int64_t d, int64_t n) { store(row + d, load_run(vector + d, n)); });
+    }
   }
   if (count < kTilePositions)
     std::memset(to + count * padded_dim, 0,
                 static_cast<size_t>((kTilePositions - count) * padded_dim) * sizeof(float));
-}
-
-// to[d][j] = rows[j][d]. Four columns of kPartLanes rows at a time: the rows' quarters are laid side by
-// side, so that a transpose within quarters leaves whole vectors of 64 / kPartLanes positions.
-inline void transpose_keys(const float* rows, int64_t padded_dim, float* to) {
-  constexpr int kQuarters = kPartLanes / 4;
-  struct Side {
-    F32x4 quarter[kQuarters];
-  };
-  for (int64_t d = 0; d < padded_dim; d += 4)
-    for (int j = 0; j < kTilePositions; j += kPartLanes) {
-      PartI32 row[4];
-      for (int r = 0; r < 4; ++r) {
-        Side side;
-        for (int q = 0; q < kQuarters; ++q)
-          std::memcpy(&side.quarter[q], rows + (j + 4 * q + r) * padded_dim + d, sizeof(F32x4));
-        row[r] = __builtin_bit_cast(PartI32, side);
-      }
-      const PartI32 low01 = interleave_low(row[0], row[1]), high01 = interleave_high(row[0], row[1]);
-      const PartI32 low23 = interleave_low(row[2], row[3]), high23 = interleave_high(row[2], row[3]);
-      float* at = to + d * kTilePositions + j;
-      store_part(at, interleave_pairs_low(low01, low23));
-      store_part(at + kTilePositions, interleave_pairs_high(low01, low23));
-      store_part(at + 2 * kTilePositions, interleave_pairs_low(high01, high23));
-      store_part(at + 3 * kTilePositions, interleave_pairs_high(high01, high23));
-    }
 }
 
 // Positions [first, first + count), the rest zero. `blocks`: the sequence's block table.
@@ -168,7 +128,8 @@ inline void load_tile(const KvView& kv, int head, const int32_t* blocks, int64_t
     load_plane<BFloat16>(kv, 0, head, blocks, first, count, padded_dim, tile.k_rows);
     load_plane<BFloat16>(kv, 1, head, blocks, first, count, padded_dim, tile.v);
   }
-  transpose_keys(tile.k_rows, padded_dim, tile.k_transposed);
+  transpose_words(reinterpret_cast<const uint32_t*>(tile.k_rows), padded_dim, kTilePositions,
+                  padded_dim, reinterpret_cast<uint32_t*>(tile.k_transposed), kTilePositions);
 }
 
 // ---- The fold ----------------------------------------------------------------------------------

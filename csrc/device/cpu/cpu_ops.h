@@ -11,6 +11,17 @@
 
 namespace rtp_llm::cpu {
 
+// A piece of attention: rows [first_row, first_row + rows) at positions from `position`, one kv head.
+struct AttentionItem {
+  int32_t slot;
+  int64_t first_row;
+  int64_t rows;
+  int64_t position;
+  int kv_head;
+  int64_t segment;  // of 512 positions; -1: all of the context
+  int64_t partial;  // place of the result in the workspace, if one segment only
+};
+
 class CpuOps final : public Ops {
  public:
   CpuOps(Device& device, int num_threads);
@@ -63,8 +74,11 @@ class CpuOps final : public Ops {
   Scratch linear_input_;       // x converted to what the kernel multiplies
   Scratch attention_scratch_;  // tiles, scores and accumulators, one part a thread
   std::vector<RopeCache> rope_caches_;
+  // Per-call lists, kept for their memory.
   std::vector<int64_t> row_positions_;
-  std::vector<int32_t> row_slots_;
+  std::vector<int32_t> tokens_;
+  std::vector<AttentionItem> attention_items_;
+  std::vector<AttentionItem> attention_pieces_;
 };
 
 }  // namespace rtp_llm::cpu

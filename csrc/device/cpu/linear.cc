@@ -118,7 +118,9 @@ void compute(ThreadPool& pool, const Product<Format>& product) {
   const bool few_panels = weight.num_panels() < 4 * pool.num_threads();
   const int64_t block = few_panels ? std::min(product.rows, kRowsPerBlock) : product.rows;
   const int64_t blocks = (product.rows + block - 1) / block;
-  const int64_t group = std::max<int64_t>(1, kChunkBytes / weight.panel_bytes());
+  const int64_t group =
+      std::max<int64_t>(1, std::min(kChunkBytes / weight.panel_bytes(),
+                                    weight.num_panels() / (8 * pool.num_threads())));
   const int64_t groups = (weight.num_panels() + group - 1) / group;
   pool.run(groups * blocks, [&](int64_t chunk, int) {
     const int64_t first_row = chunk % blocks * block, first_panel = chunk / blocks * group;
@@ -257,8 +259,8 @@ void CpuOps::embedding(const EmbeddingArgs& args) {
   check(args.tokens.dtype == DType::kI32, "embedding: tokens must be int32, got ",
         name_of(args.tokens.dtype));
   check_features("embedding", "out", args.out, rows, spec.in_features);
-  row_slots_.assign(args.tokens.as<const int32_t>(), args.tokens.as<const int32_t>() + rows);
-  std::vector<int32_t>& tokens = row_slots_;
+  std::vector<int32_t>& tokens = tokens_;
+  tokens.assign(args.tokens.as<const int32_t>(), args.tokens.as<const int32_t>() + rows);
   for (const Segment& segment : args.segments)
     for (int64_t row = segment.first_row; row < segment.first_row + int64_t{segment.rows}; ++row) {
       check(row >= 0 && row < rows, "embedding: row ", row, " out of range, there are ", rows);

@@ -5,6 +5,7 @@
 
 #include "device/cpu/cpu_ops.h"
 #include "device/cpu/panels.h"
+#include "device/cpu/transpose.h"
 
 namespace rtp_llm::cpu {
 namespace {
@@ -15,29 +16,34 @@ uint16_t to_bf16_bits(BFloat16 value) { return value.bits; }
 float to_float(float value) { return value; }
 float to_float(BFloat16 value) { return to_f32(value); }
 
-// Rows [row, row + count) of x go to lanes [lane, lane + count) of one panel.
+// Whether the rows are already the words of a panel's steps: f32, or whole pairs of bf16.
+template <class In>
+bool rows_are_words(DType dtype, const In* x, int64_t row_stride, int64_t features) {
+  if constexpr (std::is_same_v<In, float>) return dtype == DType::kF32;
+  return dtype == DType::kBF16 && features % 2 == 0 && row_stride % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(x) % sizeof(uint32_t) == 0;
+}
+
+// `count` rows of x go to lanes [lane, lane + count) of one panel.
 template <class In>
 void write_panel(DType dtype, const In* x, int64_t row_stride, int64_t features, int64_t lane,
                  int64_t count, uint32_t* panel) {
-  constexpr int64_t kBlock = 16;  // source bytes of a cache line are used up before the next
   const bool pairs = dtype == DType::kBF16;
   const int64_t steps = pairs ? (features + 1) / 2 : features;
-  for (int64_t begin = 0; begin < steps; begin += kBlock) {
-    const int64_t end = std::min(steps, begin + kBlock);
-    for (int64_t step = begin; step < end; ++step) {
-      uint32_t* to = panel + step * kPanelWidth + lane;
-      for (int64_t i = 0; i < count; ++i) {
-        const In* from = x + i * row_stride;
-        if (!pairs) {
-          to[i] = as_bits(to_float(from[step]));
-          continue;
-        }
-        const uint32_t low = to_bf16_bits(from[2 * step]);
-        const uint32_t high = 2 * step + 1 < features ? to_bf16_bits(from[2 * step + 1]) : 0u;
-        to[i] = low | high << 16;
+  if (rows_are_words(dtype, x, row_stride, features))
+    return transpose_words(reinterpret_cast<const uint32_t*>(x), row_stride / (pairs ? 2 : 1),
+                           count, steps, panel + lane, kPanelWidth);
+  for (int64_t i = 0; i < count; ++i, ++lane, x += row_stride)
+    for (int64_t step = 0; step < steps; ++step) {
+      uint32_t& word = panel[step * kPanelWidth + lane];
+      if (!pairs) {
+        word = as_bits(to_float(x[step]));
+        continue;
       }
+      const uint32_t low = to_bf16_bits(x[2 * step]);
+      const uint32_t high = 2 * step + 1 < features ? to_bf16_bits(x[2 * step + 1]) : 0u;
+      word = low | high << 16;
     }
-  }
 }
 
 class PanelPacker final : public LinearPacker {

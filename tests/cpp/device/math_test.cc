@@ -21,7 +21,7 @@ TEST(scalar_math_agrees_with_libm) {
   }
 }
 
-// Values of transformers 4.57, LlamaRotaryEmbedding, float32.
+// Values of transformers' LlamaRotaryEmbedding in float32.
 TEST(rope_tables_are_those_of_hugging_face) {
   const std::vector<float> plain = rope_table(64, 10000.0);
   CHECK_EQ(plain[0], 1.0f);
