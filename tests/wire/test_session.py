@@ -23,6 +23,7 @@ from rtp_llm.wire.session import (
     sender_acceptor,
 )
 from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
+from tests.wire.proxy import Proxy
 
 TIMING = SessionTiming(heartbeat_s=0.1, lost_after_s=0.6)
 ROUTER_EPOCH = 0xFEDCBA9876543210
@@ -64,57 +65,6 @@ class Events:
     @property
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.log]
-
-
-class Proxy:
-    """Forwards TCP; can break its connections, stall them, and refuse new ones."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._pairs: list[asyncio.StreamWriter] = []
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.address = ""
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = self._target.split(":")
-        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
-        self._pairs += [writer, inner_writer]
-        for source, sink in ((reader, inner_writer), (inner_reader, writer)):
-            task = asyncio.ensure_future(self._pump(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(1 << 16):
-                await self._flowing.wait()
-                sink.write(data)
-                await sink.drain()
-        sink.close()
-
-    def break_connections(self) -> None:
-        for writer in self._pairs:
-            writer.transport.abort()
-        self._pairs.clear()
-
-    def stall(self) -> None:
-        self._flowing.clear()
-
-    def flow(self) -> None:
-        self._flowing.set()
-
-    async def close(self) -> None:
-        self._server.close()
-        self.break_connections()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class ServedWorker:
@@ -274,7 +224,7 @@ async def test_a_new_epoch_behind_one_address_loses_the_old_worker_first() -> No
         session_to(proxy.address) as (session, events),
     ):
         await events.next("connected")
-        proxy._target = new.address
+        proxy.target = new.address
         proxy.break_connections()
         await events.next("broken")
         assert "new epoch" in await events.next("lost")
