@@ -69,6 +69,7 @@ class HandoverSettings(_Section):
 
 class WorkerSettings(_Section):
     host: str = Field("127.0.0.1", description="address that sessions listen on; ports are drawn anew")
+    advertise_host: str = Field("", description="what others connect to; empty: host")
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
     directory: str = Field("directory", description="name of the membership actor; deployments on one Ray don't share it")

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-disable_created_metrics()  # one more gauge beside each counter and histogram, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # one more gauge beside each counter and histogram, which nobody reads
 
 
 class RouterMetrics:

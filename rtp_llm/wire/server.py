@@ -8,7 +8,7 @@ from typing import Any, Generic
 
 import grpc
 
-from rtp_llm.errors import ProtocolError, UnavailableError
+from rtp_llm.errors import ConfigError, ProtocolError, UnavailableError
 from rtp_llm.wire.endpoint import (
     CHANNEL_OPTIONS,
     Connection,
@@ -116,10 +116,16 @@ class Acceptor(Generic[OutT, InT]):
 
 
 class SessionServer:
-    """One gRPC server on `host` with a port that the system draws. Sessions by service name, plus unary calls."""
+    """One gRPC server on `host` with a port that the system draws. Sessions by service name, plus unary calls.
 
-    def __init__(self, host: str) -> None:
+    `advertise_host`: what others connect to; needed where `host` is a wildcard.
+    """
+
+    def __init__(self, host: str, advertise_host: str = "") -> None:
+        if host in ("0.0.0.0", "::") and not advertise_host:
+            raise ConfigError(f"worker.host {host}: needs worker.advertise_host, the address that others connect to")
         self._host = host
+        self._advertise_host = advertise_host or host
         self._server = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)])
         self.address = ""
 
@@ -128,18 +134,17 @@ class SessionServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
     async def start(self) -> str:
-        """Listen; returns "host:port".
+        """Listen; returns the "host:port" that others connect to.
 
         Raises:
             UnavailableError: the host can't be listened on.
         """
-        host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            port = self._server.add_insecure_port(f"{host}:0")
+            port = self._server.add_insecure_port(f"{_bracketed(self._host)}:0")
         except RuntimeError as error:
             raise UnavailableError(f"worker.host {self._host}: {error}") from error
         await self._server.start()
-        self.address = f"{host}:{port}"
+        self.address = f"{_bracketed(self._advertise_host)}:{port}"
         return self.address
 
     async def stop(self, grace_s: float = 0.5) -> None:
@@ -161,6 +166,10 @@ class _NoEvents:
     def lost(self, reason: str) -> None: ...
 
     def refused(self, reason: str) -> None: ...
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 async def _next(context: Any) -> Any:

@@ -18,10 +18,11 @@ class Drain:
         self._routers = routers
         self._is_idle = is_idle
         self._done = asyncio.Event()
+        self._given_up = False
 
     async def run(self, timeout_s: float) -> bool:
         """Ask the routers for no more work, then wait until all have acknowledged and the worker is idle. False: `timeout_s`
-        came first, and what still runs is named in the log. May be called again."""
+        came first, or the worker has failed. May be called again."""
         self._routers.start_draining()
         self.look()
         try:
@@ -30,7 +31,12 @@ class Drain:
             waiting = self._routers.unacknowledged
             log.error("drain: not idle after %.0f s; not acknowledged by: %s", timeout_s, ", ".join(waiting) or "none")
             return False
-        return True
+        return not self._given_up
+
+    def give_up(self) -> None:
+        """The worker has failed: nothing here will end any more."""
+        self._given_up = True
+        self._done.set()
 
     def look(self) -> None:
         """Something may have ended."""

@@ -40,7 +40,7 @@ class MachinesListener(Protocol):
 class Machines:
     """Opens UCX, listens and becomes the engine's listener. REQUIRES: the engine has not started.
 
-    Posting never blocks. After a fault it raises EngineError.
+    Posting never blocks. After a fault, and after stop(), it does nothing.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Machines:
             max_queued_tokens=settings.max_queued_tokens,
         )
         self._listener: MachinesListener
+        self._over = False
         self._said: dict[type, Callable[[Any], None]] = {
             _engine.action.ToRouter: lambda a: self._listener.to_router(a.router_epoch, to_wire.to_router(a.body)),
             _engine.action.ToSender: lambda a: self._listener.to_sender(
@@ -73,7 +74,7 @@ class Machines:
             _engine.action.Meet: lambda a: self._listener.meet(to_wire.worker(a.receiver), a.address),
             _engine.WantEndpoint: lambda a: self._listener.want_endpoint(to_wire.worker(a.receiver)),
             _engine.TransferWarning: lambda a: self._listener.warning(a.text),
-            _engine.TransferFault: lambda a: self._listener.fault(a.text),
+            _engine.TransferFault: self._on_fault,
         }
 
     @property
@@ -88,48 +89,58 @@ class Machines:
 
     async def stop(self) -> None:
         """Join the transfer thread. REQUIRES: the engine has stopped."""
+        self._over = True
         asyncio.get_running_loop().remove_reader(self._native.fileno())
         await asyncio.to_thread(self._native.stop)
+
+    def _post(self, event: Any) -> None:
+        if not self._over:
+            self._native.post(event)
 
     def _drain_outbox(self) -> None:
         for outgoing in self._native.take():
             self._said[type(outgoing)](outgoing)
 
+    def _on_fault(self, fault: Any) -> None:
+        self._over = True
+        self._listener.fault(f"the transfer thread has ended: {fault.text}")
+
     # --- What sessions say and see.
 
     def router_connected(self, router_epoch: int) -> None:
-        self._native.post(_engine.event.RouterConnected(router_epoch=router_epoch))
+        self._post(_engine.event.RouterConnected(router_epoch=router_epoch))
 
     def router_lost(self, router_epoch: int) -> None:
-        self._native.post(_engine.event.RouterLost(router_epoch=router_epoch))
+        self._post(_engine.event.RouterLost(router_epoch=router_epoch))
 
     def router_said(self, router_epoch: int, message: RouterMessage) -> None:
         if (body := to_native.from_router(message)) is not None:
-            self._native.post(_engine.event.FromRouter(router_epoch=router_epoch, body=body))
+            self._post(_engine.event.FromRouter(router_epoch=router_epoch, body=body))
 
     def sender_said(self, sender: WorkerKey, message: SenderMessage) -> None:
         if (body := to_native.from_sender(message)) is not None:
-            self._native.post(_engine.event.FromSender(sender=to_native.worker(sender), body=body))
+            self._post(_engine.event.FromSender(sender=to_native.worker(sender), body=body))
 
     def sender_lost(self, sender: WorkerKey) -> None:
-        self._native.post(_engine.event.SenderLost(sender=to_native.worker(sender)))
+        self._post(_engine.event.SenderLost(sender=to_native.worker(sender)))
 
     def receiver_said(self, receiver: WorkerKey, message: ReceiverMessage) -> None:
         if (body := to_native.from_receiver(message)) is not None:
-            self._native.post(_engine.event.FromReceiver(receiver=to_native.worker(receiver), body=body))
+            self._post(_engine.event.FromReceiver(receiver=to_native.worker(receiver), body=body))
 
     def receiver_lost(self, receiver: WorkerKey, reason: str) -> None:
-        self._native.post(_engine.event.ReceiverLost(receiver=to_native.worker(receiver), reason=reason))
+        self._post(_engine.event.ReceiverLost(receiver=to_native.worker(receiver), reason=reason))
 
     def heartbeat_due(self, receiver: WorkerKey) -> None:
-        self._native.post(_engine.event.HeartbeatDue(receiver=to_native.worker(receiver)))
+        self._post(_engine.event.HeartbeatDue(receiver=to_native.worker(receiver)))
 
     def offered(self, receiver: WorkerKey, address: str, nonce: int) -> None:
         self._native.connect(to_native.worker(receiver), address, nonce)
 
     def remember(self, columns: Any) -> None:
         """Tokens that went to their routers, or were lost with the session: kept for a replay."""
-        self._native.post_outputs(columns)
+        if not self._over:
+            self._native.post_outputs(columns)
 
     # --- Questions: they wait for the transfer thread, some microseconds.
 

@@ -40,13 +40,13 @@ async def _run(options: argparse.Namespace) -> int:
         json.dumps({"id": worker.key.id, "epoch": worker.key.epoch, "pool": options.pool, "address": worker.address}),
         flush=True,
     )
-    drained = await _asked_to_drain(options.parent_pipe) and await worker.drain()
+    drained = await _asked_to_drain(worker, options.parent_pipe) and await worker.drain()
     await worker.stop()
     return 0 if drained else 1
 
 
-async def _asked_to_drain(parent_pipe: bool) -> bool:
-    """Waits for a signal, then True; or for the end of stdin: False, nobody is left to work for."""
+async def _asked_to_drain(worker: Worker, parent_pipe: bool) -> bool:
+    """Waits for a signal, then True; or False: stdin has ended, nobody is left to work for, or the worker has failed."""
     loop = asyncio.get_running_loop()
     asked: asyncio.Future[bool] = loop.create_future()
 
@@ -56,13 +56,16 @@ async def _asked_to_drain(parent_pipe: bool) -> bool:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, True)
-    if not parent_pipe:
-        return await asked
-    loop.add_reader(sys.stdin.fileno(), ask, False)
+    failed = asyncio.ensure_future(worker.failed())
+    failed.add_done_callback(lambda _: ask(False))
+    if parent_pipe:
+        loop.add_reader(sys.stdin.fileno(), ask, False)
     try:
         return await asked
     finally:
-        loop.remove_reader(sys.stdin.fileno())
+        failed.cancel()
+        if parent_pipe:
+            loop.remove_reader(sys.stdin.fileno())
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -35,7 +35,7 @@ from rtp_llm.worker.senders import Senders
 
 log = logging.getLogger("rtp_llm.worker")
 
-LOAD_DELAY_S = 0.01  # a Load follows what changed it by so much: one for all that happens in between
+LOAD_DELAY_S = 0.02  # a Load follows what changed it by so much: one for all that happens in between
 
 
 class Worker:
@@ -79,7 +79,7 @@ class Worker:
         self._senders = Senders(self.identity, self._machines.expect, self._machines, timing)
         self._receivers = Receivers(self.identity, self._machines, timing)
         self._drain = Drain(self._routers, self.is_idle)
-        self._server = SessionServer(config.worker.host)
+        self._server = SessionServer(config.worker.host, config.worker.advertise_host)
         self._server.add(
             WORKER_SERVICE, {"Session": self._routers.acceptor.handler(), "Metrics": metrics_method(self.metrics)}
         )
@@ -89,6 +89,8 @@ class Worker:
         self._pulse_is_near = False
         self._ran = False  # since the last idle check
         self._fault = ""
+        self._failed = asyncio.Event()
+        self._leaving: asyncio.Future[None] | None = None
 
     @property
     def key(self) -> WorkerKey:
@@ -143,8 +145,12 @@ class Worker:
         Raises:
             EngineError: the engine or the transfer thread has ended; says why.
         """
-        if failure := self._fault or self._engine.failure:
-            raise EngineError(failure)
+        if self._fault:
+            raise EngineError(self._fault)
+
+    async def failed(self) -> None:
+        """Returns when check_health() would raise; else never."""
+        await self._failed.wait()
 
     def autoscaling_figures(self) -> dict[str, float]:
         """What an autoscaling policy sees of this worker."""
@@ -214,8 +220,15 @@ class Worker:
         log.warning("transfer: %s", text)
 
     def fault(self, text: str) -> None:
-        log.error("the transfer thread has ended: %s", text)
-        self._fault = self._fault or text
+        """The engine or the transfer thread has ended: this worker can't serve any more. Its server goes, so that routers and
+        peers lose it at once and go on elsewhere; check_health says why."""
+        if self._fault:
+            return
+        self._fault = text
+        log.error("this worker has failed: %s", text)
+        self._drain.give_up()
+        self._failed.set()
+        self._leaving = asyncio.ensure_future(self._server.stop(0))
 
     # --- The engine's outputs
 
@@ -228,8 +241,7 @@ class Worker:
         if len(columns):
             self._machines.remember(columns)
         if failure := self._engine.failure:
-            self._fault = self._fault or failure
-            log.error("the engine has ended: %s", failure)
+            self.fault(failure)
         self._changed()
 
     # --- The pulse: Load after changes, and a look around every heartbeat

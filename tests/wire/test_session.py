@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rtp_llm.errors import ProtocolError, UnavailableError
+from rtp_llm.errors import ConfigError, ProtocolError, UnavailableError
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import (
     PEER_SERVICE,
@@ -395,3 +395,16 @@ async def test_a_server_that_finishes_writes_what_waits_before_it_ends() -> None
         got = [(await events.next("message")).load.running for _ in range(2000)]
         assert got == list(range(2000))
         assert await events.next("broken") == "closed by the other end"
+
+
+async def test_a_server_says_the_address_that_others_connect_to() -> None:
+    with pytest.raises(ConfigError, match=r"worker\.advertise_host"):
+        SessionServer("0.0.0.0")
+    server = SessionServer("127.0.0.1", advertise_host="localhost")
+    assert (await server.start()).startswith("localhost:")
+    await server.stop()
+
+
+async def test_a_host_of_another_machine_can_not_be_listened_on() -> None:
+    with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
+        await SessionServer("192.0.2.1").start()

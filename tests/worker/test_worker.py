@@ -169,6 +169,21 @@ async def test_metrics_and_figures_show_the_work() -> None:
         await router.close()
 
 
+async def test_a_worker_that_fails_is_lost_at_once_and_says_why() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        end.submit(router.key(1), PROMPT, 400)
+        await router.until(lambda: router.tokens(router.key(1)))
+        worker.fault("block 812 out of range, pool has 640")
+        await router.until(lambda: "lost" in end.lives)
+        await asyncio.wait_for(worker.failed(), 1)
+        with pytest.raises(EngineError, match="block 812"):
+            worker.check_health()
+        assert await worker.drain() is False
+        await router.close()
+
+
 def test_an_engine_of_another_block_size_says_what_differs() -> None:
     config = tiny_config()
     here, there = tiny_engine(config), tiny_engine(config, block_tokens=16)
