@@ -23,7 +23,7 @@ struct TransportConfig {
   std::string shared_memory_directory = "/dev/shm";
   int64_t min_shared_memory_bytes = int64_t{128} << 20;  // a side maps about 40 MiB; peers share the room
   double hello_timeout_s = 5;                            // an endpoint that has not said its nonce by then is closed
-  // UCX's own settings, without the UCX_ prefix; they win over ours. The environment's UCX_* doesn't.
+  // UCX's own settings, without the UCX_ prefix; they win over ours, and ours over the environment's UCX_*.
   std::map<std::string, std::string> ucx_settings;
 };
 

@@ -104,6 +104,22 @@ class Cluster:
         answer = self.answers[request["key"]["request"]] = Answer()
         return answer
 
+    def settled(self) -> bool:
+        """Each request is finished or was given up by its sender."""
+        return all(a.finished or {"Released", "Fenced"} & set(a.notices) for a in self.answers.values())
+
+    def retry_alone(self, worker: str, requests: list[dict[str, Any]]) -> None:
+        """What the router does after a loss: the next attempt, with the tokens so far, here without a receiver."""
+        answers = dict(self.answers)
+        for request in requests:
+            number = request["key"]["request"]
+            if answers[number].finished:
+                continue
+            so_far = [row[0] for row in answers[number].tokens()]
+            self.submit(worker, None, request | {"key": key(number, attempt=1), "output": so_far})
+            self.answers[number] = answers[number]
+        self.run_until(lambda: all(a.finished for a in answers.values()), 60)
+
     def ask(self, name: str, verb: str, reply: str | None = None) -> Any:
         reply = reply or verb
         self.replies.pop((name, reply), None)

@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import pytest
-from pd_cluster import Answer, Cluster, key, spec
+from pd_cluster import Answer, Cluster, spec
 
 SETTINGS = {"max_model_len": 1600, "num_kv_blocks": 1200, "max_num_batched_tokens": 256, "enable_prefix_caching": True}
 
@@ -44,18 +44,6 @@ def some_kv_is_there(cluster: Cluster) -> None:
     assert sum(bool(a.rows) for a in cluster.answers.values()) < len(cluster.answers)
 
 
-def retry_alone(cluster: Cluster, worker: str, answers: dict[int, Answer]) -> None:
-    """What the router does after a loss: the next attempt, with the tokens so far, here without a receiver."""
-    for request in long_requests():
-        number = request["key"]["request"]
-        if answers[number].finished:
-            continue
-        so_far = [row[0] for row in answers[number].tokens()]
-        cluster.submit(worker, None, request | {"key": key(number, attempt=1), "output": so_far})
-        cluster.answers[number] = answers[number]
-    cluster.run_until(lambda: all(a.finished for a in answers.values()), 60)
-
-
 @pytest.mark.parametrize("mode", ["shm", "tcp"])
 def test_a_killed_prefill_worker_leaves_nothing_in_the_decode_worker(mode: str, undisturbed: dict[int, Any]) -> None:
     with Cluster(mode, ["prefill", "decode"], **SETTINGS) as cluster:
@@ -67,7 +55,7 @@ def test_a_killed_prefill_worker_leaves_nothing_in_the_decode_worker(mode: str, 
         cluster.workers.pop("prefill")
         cluster.workers["decode"].say("lost", "sender", prefill.key)
         cluster.run_until(lambda: False, 1.5, must=False)  # what is committed streams on, the rest is void
-        retry_alone(cluster, "decode", answers)
+        cluster.retry_alone("decode", long_requests())
         assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
         cluster.wait_idle()
         assert cluster.ask("decode", "figures")["counts"]["endpoints"] == 0
@@ -84,7 +72,7 @@ def test_a_killed_decode_worker_leaves_nothing_in_the_prefill_worker(mode: str, 
         cluster.workers.pop("decode")
         cluster.workers["prefill"].say("lost", "receiver", decode.key)
         cluster.wait_idle()
-        retry_alone(cluster, "prefill", answers)
+        cluster.retry_alone("prefill", long_requests())
         assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
         cluster.wait_idle()
 
@@ -107,10 +95,7 @@ def test_a_worker_that_was_stopped_past_the_lease_loses_no_token(
             assert counts["receives_outstanding"] == 0
         os.kill(process.pid, signal.SIGCONT)
 
-        def settled() -> bool:
-            return all(a.finished or "Released" in a.notices or "Fenced" in a.notices for a in answers.values())
-
-        cluster.run_until(settled, 30)
-        retry_alone(cluster, "prefill", answers)
+        cluster.run_until(cluster.settled, 30)
+        cluster.retry_alone("prefill", long_requests())
         assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
         cluster.wait_idle()

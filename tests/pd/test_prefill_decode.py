@@ -74,3 +74,42 @@ def test_a_request_that_must_end_with_its_first_token_runs_alone() -> None:
         cluster.run_until(lambda: answer.finished, 10)
         assert cluster.ask("decode", "figures")["counts"]["payload_bytes_received"] == 0
         cluster.wait_idle()
+
+
+def test_a_prompt_that_the_receiver_has_whole_moves_no_byte() -> None:
+    prompt = [7 * i % 511 + 1 for i in range(64)]  # four blocks
+    with Cluster("shm", ["prefill", "decode"]) as cluster:
+        sent = []
+        for number in range(2):
+            request = spec(number, prompt, max_tokens=20, temperature=0.0, ignore_eos=True)
+            answer = cluster.submit("prefill", "decode", request)
+            cluster.run_until(lambda answer=answer: answer.finished, 10)
+            sent.append(cluster.ask("prefill", "figures")["counts"]["payload_bytes_sent"])
+        assert sent == [64 * TOKEN_BYTES] * 2
+        assert cluster.answers[0].tokens() == cluster.answers[1].tokens()
+        cluster.wait_idle()
+
+
+def test_two_workers_send_to_each_other_at_the_same_time(undivided: dict[int, list[Any]]) -> None:
+    todo = requests(50, 1)[:24]
+    with Cluster("shm", ["one", "two"]) as cluster:
+        for number, request in enumerate(todo):
+            cluster.submit(*(("one", "two") if number % 2 else ("two", "one")), request)
+        cluster.run_until(lambda: all(answer.finished for answer in cluster.answers.values()), 60)
+        assert {number: a.tokens() for number, a in cluster.answers.items()} == {n: undivided[n] for n in range(24)}
+        cluster.wait_idle()
+        for name in ("one", "two"):
+            counts = cluster.ask(name, "figures")["counts"]
+            assert counts["committed_sent"] == counts["committed_received"] == 12
+
+
+def test_scarce_blocks_delay_grants_or_end_them_but_change_no_token(undivided: dict[int, list[Any]]) -> None:
+    todo = requests(50, 1)[:16]
+    with Cluster("shm", ["prefill", "decode"], num_kv_blocks=60) as cluster:
+        for request in todo:
+            cluster.submit("prefill", "decode", request)
+        cluster.run_until(cluster.settled, 60)
+        cluster.retry_alone("prefill", todo)
+        assert {number: a.tokens() for number, a in cluster.answers.items()} == {n: undivided[n] for n in range(16)}
+        assert cluster.ask("decode", "figures")["counts"]["committed_received"] > 0
+        cluster.wait_idle()
