@@ -1,7 +1,7 @@
 """The native engine as Python drives it: built from settings and a model's files, its outputs fanned out once a step.
 
-`build` makes a `NativeEngine`, which a worker takes as it is. `Engine` runs one for requests of this process: `generate` streams
-to asyncio, `add` and `take` drive it from a thread (LLM).
+`build` makes a `NativeEngine`, which a worker takes as it is. `Engine` runs one for requests of this process: `generate`
+streams to asyncio, `add` and `take` drive it from a thread (LLM).
 """
 
 from __future__ import annotations

@@ -103,12 +103,13 @@ class LLM:
             "engine.kv_dtype": kv_cache_dtype,
         }
         config = load_config(overrides={path: value for path, value in given.items() if value is not None})
+        native = build(config.model, config.engine, seed=seed)  # first: it names what is wrong with the model
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.load(model)
         self._template = None if skip_tokenizer_init else ChatTemplate.load(model)
         self._defaults = dict(read_generation_defaults(model).sampling)
         self._seeds = random.Random(seed)
         self._request_ids = count()
-        self.engine = Engine(build(config.model, config.engine, seed=seed))
+        self.engine = Engine(native)
 
     def __enter__(self) -> LLM:
         return self

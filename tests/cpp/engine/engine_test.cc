@@ -1,0 +1,200 @@
+// The engine's promises besides bits: ends, errors, cancel, release, counters.
+#include "engine/engine.h"
+
+#include <algorithm>
+
+#include "check.h"
+#include "rig.h"
+
+namespace rtp_llm {
+namespace {
+
+using testing::Answer;
+using testing::key_of;
+using testing::random_tokens;
+using testing::Rig;
+using testing::RigOptions;
+using testing::spec_of;
+
+TEST(a_stop_id_and_an_eos_id_end_the_answer_with_their_token) {
+  Rig plain;
+  const SequenceSpec spec = spec_of(1, random_tokens(10, 2), 30);
+  const Answer whole = plain.run_one(spec);
+  const int32_t ender = whole.tokens[7];
+  const auto at = std::find(whole.tokens.begin(), whole.tokens.end(), ender) - whole.tokens.begin();
+
+  SequenceSpec stopped = spec;
+  stopped.key = key_of(2);
+  stopped.seed = spec.seed;
+  stopped.stop_token_ids = {ender};
+  const Answer stop = plain.run_one(stopped);
+  CHECK(stop.finish == FinishReason::kStop);
+  CHECK_EQ(stop.tokens.size(), at + 1);
+
+  RigOptions with_eos;
+  with_eos.engine.eos_token_ids = {ender};
+  Rig rig(with_eos);
+  const Answer ended = rig.run_one(spec);
+  CHECK(ended.finish == FinishReason::kStop);
+  CHECK_EQ(ended.tokens.size(), at + 1);
+  SequenceSpec ignoring = stopped;
+  ignoring.stop_token_ids = {};
+  ignoring.ignore_eos = true;
+  CHECK(rig.run_one(ignoring).tokens == whole.tokens);
+}
+
+TEST(min_tokens_keeps_eos_and_stop_ids_out_until_then) {
+  RigOptions options;
+  std::vector<int32_t> half;  // of the vocabulary: an answer would end soon
+  for (int32_t id = 0; id < 30; ++id) half.push_back(id * 3);
+  options.engine.eos_token_ids = half;
+  Rig rig(options);
+  SequenceSpec spec = spec_of(1, random_tokens(10, 2), 60);
+  spec.min_tokens = 25;
+  const Answer answer = rig.run_one(spec);
+  CHECK(answer.tokens.size() >= 26);
+  for (int i = 0; i < 25; ++i) CHECK(std::ranges::find(half, answer.tokens[i]) == half.end());
+  spec.key = key_of(2);
+  spec.stop_token_ids = {1, 2, 4};
+  CHECK_THROWS_WITH(rig.engine->add(spec, Role::kAlone), InvalidArgument, "at most 32, got 33");
+}
+
+TEST(an_answer_ends_at_max_model_len) {
+  Rig rig;
+  const Answer answer = rig.run_one(spec_of(1, random_tokens(250, 2), 100));
+  CHECK_EQ(answer.tokens.size(), 6);
+  CHECK(answer.finish == FinishReason::kLength);
+}
+
+TEST(a_bad_request_is_refused_by_field_and_value_and_disturbs_nobody) {
+  RigOptions options;
+  options.engine.num_kv_blocks = 10;
+  Rig rig(options);
+  const SequenceSpec good = spec_of(1, random_tokens(20, 1));
+  rig.engine->add(good, Role::kAlone);
+  const auto refused = [&](auto change, const char* text) {
+    SequenceSpec bad = spec_of(2, random_tokens(20, 2));
+    change(bad);
+    CHECK_THROWS_WITH(rig.engine->add(bad, Role::kAlone), InvalidArgument, text);
+  };
+  refused([](SequenceSpec& s) { s.prompt = {}; }, "prompt must have at least one token");
+  refused([](SequenceSpec& s) { s.prompt[3] = 101; }, "prompt[3] = 101 is out of range, the vocabulary has 101 tokens");
+  refused([](SequenceSpec& s) { s.prompt[0] = -1; }, "prompt[0] = -1");
+  refused([](SequenceSpec& s) { s.prompt.resize(256); }, "prompt of 256 tokens is too long, max_model_len is 256");
+  refused([](SequenceSpec& s) { s.stop_token_ids = {500}; }, "stop_token_ids[0] = 500");
+  refused([](SequenceSpec& s) { s.temperature = -0.5f; }, "temperature must be at least 0, got -0.5");
+  refused([](SequenceSpec& s) { s.top_p = 0; }, "top_p must be greater than 0 and at most 1, got 0");
+  refused([](SequenceSpec& s) { s.min_p = 2; }, "min_p must be at least 0 and at most 1, got 2");
+  refused([](SequenceSpec& s) { s.top_k = -1; }, "top_k must be at least 0, got -1");
+  refused([](SequenceSpec& s) { s.max_tokens = 0; }, "max_tokens must be at least 1, got 0");
+  refused([](SequenceSpec& s) { s.min_tokens = 21; }, "min_tokens must be from 0 to max_tokens 20, got 21");
+  refused([](SequenceSpec& s) { s.num_logprobs = 21; }, "logprobs must be at most 20, got 21");
+  refused([](SequenceSpec& s) { s.output.resize(20); }, "output has 20 tokens already, max_tokens is 20");
+  refused([](SequenceSpec& s) { s.max_tokens = 200; }, "need 14 KV blocks of 16 tokens, the pool has 10");
+  refused([](SequenceSpec& s) { s.key = key_of(1); }, "is here already");
+  rig.start();
+  CHECK_EQ(rig.wait_for(good.key).tokens.size(), 20);
+  rig.engine->check_idle();
+}
+
+TEST(a_cancelled_sequence_ends_within_a_chunk_and_leaves_nothing) {
+  Rig rig;
+  rig.start();
+  const SequenceSpec spec = spec_of(1, random_tokens(20, 1), 200);
+  rig.engine->add(spec, Role::kAlone);
+  rig.wait_for_tokens(spec.key, 3);
+  rig.engine->cancel(spec.key);
+  rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  CHECK(rig.ear.finished[spec.key] == FinishReason::kCancelled);
+  rig.engine->check_idle();
+  rig.engine->cancel(key_of(77));  // unknown: ignored
+  CHECK_EQ(rig.run_one(spec_of(2, {1, 2})).tokens.size(), 20);
+}
+
+TEST(a_cancelled_sender_keeps_its_blocks_until_it_is_released) {
+  RigOptions options;
+  options.engine.max_num_batched_tokens = 1;
+  Rig rig(options);
+  const SequenceSpec spec = spec_of(1, random_tokens(200, 1));
+  rig.engine->add(spec, Role::kSender);
+  rig.start();
+  rig.ear.wait([&] { return !rig.ear.pieces[spec.key].empty(); });
+  rig.engine->cancel(spec.key);
+  rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  CHECK(rig.ear.finished[spec.key] == FinishReason::kCancelled);
+  CHECK(!rig.ear.prefilled.contains(spec.key));
+  CHECK_EQ(rig.engine->load().blocks.referenced, 13);
+  rig.engine->release(spec.key);
+  rig.engine->release(spec.key);  // idempotent
+  rig.run_one(spec_of(2, {1}, 1));
+  rig.engine->check_idle();
+}
+
+TEST(a_request_waits_while_a_grant_holds_the_blocks_and_runs_when_they_are_free) {
+  RigOptions options;
+  options.engine.num_kv_blocks = 20;
+  Rig rig(options);
+  rig.start();
+  BlockPool& pool = rig.engine->block_pool();
+  const auto granted = pool.grant(9);
+  REQUIRE(granted.has_value());
+  const SequenceSpec spec = spec_of(1, random_tokens(200, 1), 2);  // 13 blocks
+  rig.engine->add(spec, Role::kAlone);
+  const SequenceSpec other = spec_of(2, {1, 2}, 3);
+  rig.engine->add(other, Role::kSender);  // waits behind it
+  rig.engine->cancel(other.key);
+  rig.ear.wait([&] { return rig.ear.finished.contains(other.key); });  // so the engine has seen both
+  CHECK_EQ(rig.engine->load().waiting, 1);
+  CHECK_EQ(rig.engine->load().queued_tokens, 200);
+  pool.quarantine(*granted);
+  pool.free_quarantined(*granted);
+  CHECK_EQ(rig.wait_for(spec.key).tokens.size(), 2);
+  rig.engine->check_idle();
+}
+
+TEST(a_broken_invariant_stops_the_engine_and_is_said_to_everyone) {
+  Rig rig;
+  rig.start();
+  SequenceSpec spec = spec_of(1, random_tokens(20, 1));
+  spec.output = {3};
+  rig.engine->join(spec, {0, 1});  // nobody granted these
+  CHECK_THROWS_WITH(rig.wait_for(spec.key), Error, "can't insert block 0");
+  rig.ear.wait([&] { return !rig.ear.failed.empty(); });
+  CHECK(rig.engine->failure().has_value());
+  CHECK_THROWS_WITH(rig.engine->add(spec_of(2, {1}), Role::kAlone), Error, "the engine has failed");
+}
+
+TEST(load_counts_what_is_queued_at_once) {
+  Rig rig;
+  rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kAlone);
+  rig.engine->add(spec_of(2, random_tokens(30, 1)), Role::kAlone);
+  CHECK_EQ(rig.engine->load().queued_tokens, 50);
+  CHECK_EQ(rig.engine->load().waiting, 2);
+  rig.start();
+  rig.wait_for(key_of(1));
+  rig.wait_for(key_of(2));
+  const EngineLoad load = rig.engine->load();
+  CHECK_EQ(load.queued_tokens, 0);
+  CHECK_EQ(load.prompt_tokens_computed + load.prefix_hit_tokens, 50);
+  CHECK_EQ(load.decode_tokens_computed, 38);
+  CHECK_EQ(load.running, 0);
+}
+
+TEST(numerics_id_names_backend_isa_types_and_a_digest_of_the_ops) {
+  Rig rig, twin;
+  Rig other({.dtype = DType::kBF16});
+  const std::string id = rig.engine->numerics_id();
+  CHECK(id.starts_with("cpu/" + rig.device->isa() + "/float32/float32/tp1/exact/"));
+  CHECK_EQ(id, twin.engine->numerics_id());
+  CHECK(id != other.engine->numerics_id());
+}
+
+TEST(a_pool_that_holds_no_block_is_refused_with_its_numbers) {
+  RigOptions options;
+  options.engine.num_kv_blocks = 0;
+  options.engine.kv_pool_bytes = 1000;
+  CHECK_THROWS_WITH(Rig(options), InvalidArgument, "kv_pool_bytes 1000 holds 0 KV blocks");
+}
+
+}  // namespace
+}  // namespace rtp_llm

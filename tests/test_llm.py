@@ -1,0 +1,228 @@
+"""LLM, in vLLM's names, on the demo model."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from rtp_llm import LLM, SamplingParams
+from rtp_llm.config import DEMO_MODEL
+from rtp_llm.errors import ChatTemplateError, ConfigError, InvalidRequestError, ModelLoadError, PromptTooLongError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=32)
+SUM = [{"role": "user", "content": "What is 12 + 30?"}]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(model=DEMO_MODEL, max_model_len=512) as llm:
+        yield llm
+
+
+def assert_idle(llm: LLM) -> None:
+    llm.generate([[5]], SamplingParams(max_tokens=1))  # behind any cancel
+    llm.engine.native.check_idle()
+
+
+def test_chat_answers_and_ends_by_eos(llm: LLM) -> None:
+    [request] = llm.chat(SUM, GREEDY)
+    assert request.finished
+    assert request.prompt is not None
+    assert "12 + 30" in request.prompt
+    [answer] = request.outputs
+    assert "42" in answer.text
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", None)
+    assert answer.token_ids[-1] in llm.engine.native.eos_token_ids
+    assert answer.text == llm.get_tokenizer().decode(answer.token_ids)
+    assert_idle(llm)
+
+
+def test_several_conversations_are_answered_in_order(llm: LLM) -> None:
+    sums = [[{"role": "user", "content": f"What is {a} + {b}?"}] for a, b in ((3, 4), (20, 25), (7, 1))]
+    answers = [request.outputs[0].text for request in llm.chat(sums, GREEDY)]
+    assert [str(n) in text for n, text in zip((7, 45, 8), answers, strict=True)] == [True] * 3
+
+
+def test_text_tokens_and_dictionaries_are_the_same_prompt(llm: LLM) -> None:
+    ids = llm.get_tokenizer().encode("Hello there")
+    prompts = ["Hello there", ids, {"prompt": "Hello there"}, {"prompt_token_ids": ids}]
+    outputs = llm.generate(prompts, GREEDY)
+    assert [output.prompt_token_ids for output in outputs] == [ids] * 4
+    assert [output.prompt for output in outputs] == ["Hello there", None, "Hello there", None]
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
+    assert len(llm.generate(ids, GREEDY)) == 1
+
+
+def test_a_batch_gives_what_one_at_a_time_gives(llm: LLM) -> None:
+    prompts = [f"The number {i}" for i in range(6)]
+    params = [SamplingParams(temperature=0.9, top_p=0.9, seed=i, max_tokens=10 + i, logprobs=2) for i in range(6)]
+    together = llm.generate(prompts, params)
+    single = [llm.generate(prompt, p)[0] for prompt, p in zip(prompts, params, strict=True)]
+    for a, b in zip(together, single, strict=True):
+        assert a.outputs == b.outputs
+    assert_idle(llm)
+
+
+def test_logprobs_hold_the_sampled_token_and_the_highest(llm: LLM) -> None:
+    [request] = llm.generate("Hello", SamplingParams(temperature=1.5, seed=3, max_tokens=8, logprobs=3))
+    [answer] = request.outputs
+    assert answer.logprobs is not None
+    assert len(answer.logprobs) == 8
+    for token, entry in zip(answer.token_ids, answer.logprobs, strict=True):
+        assert token in entry
+        assert len(entry) in (3, 4)
+        ranked = sorted((p for p in entry.values() if p.rank is not None), key=lambda p: p.rank)
+        assert [p.rank for p in ranked] == [1, 2, 3]
+        assert ranked[0].logprob >= ranked[1].logprob >= ranked[2].logprob
+        assert entry[token].decoded_token == llm.get_tokenizer().token_text(token)
+    total = sum(entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True))
+    assert answer.cumulative_logprob == pytest.approx(total)
+
+
+def test_no_logprobs_unless_asked_for(llm: LLM) -> None:
+    answer = llm.generate("Hello", GREEDY)[0].outputs[0]
+    assert answer.logprobs is None
+    assert answer.cumulative_logprob is None
+
+
+def test_n_choices_differ_share_the_prompt_and_repeat_with_their_seed(llm: LLM) -> None:
+    prompt = [(i * 31) % 1500 + 20 for i in range(100)]
+    params = SamplingParams(n=3, temperature=1.2, seed=5, max_tokens=8, ignore_eos=True)
+    before = llm.engine.native.load()
+    [request] = llm.generate([prompt], params)
+    after = llm.engine.native.load()
+    assert [answer.index for answer in request.outputs] == [0, 1, 2]
+    assert len({tuple(answer.token_ids) for answer in request.outputs}) == 3
+    assert after.prefix_hit_tokens - before.prefix_hit_tokens >= 2 * 96
+    assert llm.generate([prompt], params)[0].outputs == request.outputs
+
+
+def test_a_missing_seed_is_drawn_from_the_llms(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, max_tokens=12, ignore_eos=True)
+    a, b = (output.outputs[0].token_ids for output in llm.generate(["Hello", "Hello"], params))
+    assert a != b
+
+
+def test_a_stop_string_ends_the_answer_before_it(llm: LLM) -> None:
+    whole = llm.chat(SUM, GREEDY)[0].outputs[0].text
+    stop = whole[4:6]
+    [request] = llm.chat(SUM, replace(GREEDY, stop=[stop]))
+    [answer] = request.outputs
+    assert answer.text == whole[: whole.index(stop)]
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+    kept = llm.chat(SUM, replace(GREEDY, stop=stop, include_stop_str_in_output=True))[0].outputs[0]
+    assert kept.text == whole[: whole.index(stop) + len(stop)]
+    assert_idle(llm)
+
+
+def test_a_stop_token_ends_the_answer_and_is_named(llm: LLM) -> None:
+    whole = llm.chat(SUM, GREEDY)[0].outputs[0]
+    token = whole.token_ids[2]
+    [answer] = llm.chat(SUM, replace(GREEDY, stop_token_ids=[token]))[0].outputs
+    assert answer.token_ids == whole.token_ids[: whole.token_ids.index(token) + 1]
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", token)
+    assert whole.text.startswith(answer.text)
+
+
+def test_min_tokens_and_ignore_eos_go_on_past_the_end(llm: LLM) -> None:
+    end = len(llm.chat(SUM, GREEDY)[0].outputs[0].token_ids)
+    longer = llm.chat(SUM, replace(GREEDY, min_tokens=end + 3))[0].outputs[0]
+    assert len(longer.token_ids) > end + 2
+    ignoring = llm.chat(SUM, replace(GREEDY, max_tokens=end + 5, ignore_eos=True))[0].outputs[0]
+    assert (len(ignoring.token_ids), ignoring.finish_reason) == (end + 5, "length")
+
+
+def test_max_tokens_none_runs_to_the_context(llm: LLM) -> None:
+    [request] = llm.generate([[7] * 500], SamplingParams(max_tokens=None, ignore_eos=True))
+    assert len(request.outputs[0].token_ids) == 12
+    assert request.outputs[0].finish_reason == "length"
+
+
+def test_a_second_run_of_a_prompt_says_what_was_cached(llm: LLM) -> None:
+    prompt = [(i * 17) % 1500 + 20 for i in range(70)]
+    assert llm.generate([prompt], GREEDY)[0].num_cached_tokens == 0
+    assert llm.generate([prompt], GREEDY)[0].num_cached_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_k", -2),
+        ("min_p", 3),
+        ("max_tokens", 0),
+        ("min_tokens", -1),
+        ("n", 0),
+        ("logprobs", 21),
+        ("seed", 2**64),
+        ("stop", [""]),
+        ("stop_token_ids", [-5]),
+    ],
+)
+def test_each_bad_sampling_value_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        SamplingParams(**{field: value})
+    assert field in str(refused.value)
+    assert refused.value.param == field
+
+
+def test_bad_prompts_are_refused_by_name_and_nothing_is_left_running(llm: LLM) -> None:
+    with pytest.raises(PromptTooLongError, match="prompt of 512 tokens is too long"):
+        llm.generate(["Hello", [1] * 512], GREEDY)
+    with pytest.raises(InvalidRequestError, match=r"prompt\[0\] = 2048 is out of range"):
+        llm.generate([[1, 2], [2048]], GREEDY)
+    with pytest.raises(InvalidRequestError, match="at least one token"):
+        llm.generate([{"prompt_token_ids": []}], GREEDY)
+    with pytest.raises(InvalidRequestError, match=r"prompt_token_ids\[1\] must be a token id, got 'x'"):
+        llm.generate([{"prompt_token_ids": [1, "x"]}], GREEDY)
+    with pytest.raises(InvalidRequestError, match="must have prompt or prompt_token_ids"):
+        llm.generate([{}], GREEDY)
+    with pytest.raises(InvalidRequestError, match="2 entries for 1 prompts"):
+        llm.generate(["Hello"], [GREEDY, GREEDY])
+    with pytest.raises(InvalidRequestError, match=r"stop_token_ids\[0\] = 9999"):
+        llm.generate("Hello", replace(GREEDY, stop_token_ids=[9999]))
+    with pytest.raises(ChatTemplateError):
+        llm.chat([{"role": "user", "content": 5}], GREEDY)
+    assert_idle(llm)
+
+
+def test_without_a_tokenizer_tokens_go_in_and_out() -> None:
+    with LLM(model=DEMO_MODEL, skip_tokenizer_init=True, max_model_len=64, load_format="dummy", dtype="float32") as llm:
+        [request] = llm.generate([{"prompt_token_ids": [5, 6]}], SamplingParams(max_tokens=3, logprobs=1))
+        assert len(request.outputs[0].token_ids) == 3
+        assert request.outputs[0].text == ""
+        with pytest.raises(InvalidRequestError, match="skip_tokenizer_init=True"):
+            llm.generate("text", GREEDY)
+        with pytest.raises(InvalidRequestError, match="skip_tokenizer_init=True"):
+            llm.generate([[1]], replace(GREEDY, stop="x"))
+
+
+def test_equal_seeds_of_dummy_weights_give_equal_answers() -> None:
+    def answer(seed: int) -> list[int]:
+        with LLM(model=DEMO_MODEL, max_model_len=64, load_format="dummy", seed=seed) as llm:
+            return llm.generate([[5, 6, 7]], SamplingParams(max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+
+
+def test_a_small_pool_preempts_and_answers_the_same(llm: LLM) -> None:
+    prompts = [[(i * 13 + j) % 1500 + 20 for j in range(30)] for i in range(5)]
+    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=60, ignore_eos=True, logprobs=0) for i in range(5)]
+    expected = [output.outputs for output in llm.generate(prompts, params)]
+    with LLM(model=DEMO_MODEL, max_model_len=512, block_size=8, num_gpu_blocks_override=30) as small:
+        assert [output.outputs for output in small.generate(prompts, params)] == expected
+        assert small.engine.native.load().preemptions > 0
+        assert_idle(small)
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match="engine.num_threads"):
+        LLM(model=DEMO_MODEL, num_threads=0)
+    with pytest.raises(ConfigError, match=r"model.dtype.*float8"):
+        LLM(model=DEMO_MODEL, dtype="float8")
+    with pytest.raises(ModelLoadError, match="no-such-model"):
+        LLM(model="no-such-model")
