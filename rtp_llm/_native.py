@@ -9,11 +9,13 @@ Raises:
     ImportError: there is no ``_engine`` where it was looked for, or UCX does not load.
 """
 
+import importlib
 import importlib.machinery
 import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import libucx
 
@@ -42,6 +44,6 @@ libucx.load_library()
 if ENGINE not in sys.modules and (native_dir := os.environ.get(NATIVE_DIR_VARIABLE)):
     load_from(Path(native_dir))
 
-from rtp_llm import _engine  # noqa: E402
+_engine: Any = importlib.import_module(ENGINE)
 
 __all__ = ["_engine"]
