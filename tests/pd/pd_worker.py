@@ -83,7 +83,13 @@ class Worker:
                 eos_token_ids=[0],
             ),
         )
-        self.transfer = _engine.KvTransfer(device, self.engine, self.key, _engine.TransportConfig(settings["mode"]))
+        self.transfer = _engine.KvTransfer(
+            device,
+            self.engine,
+            self.key,
+            _engine.TransportConfig(settings["mode"]),
+            times=_engine.HandoverTimes(**settings.get("times", {})),
+        )
         self.outputs_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.engine.notify_through(self.outputs_fd)
         self.transfer.start()

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from pd_cluster import Answer, Cluster, spec
 
-SETTINGS = {"max_model_len": 1600, "num_kv_blocks": 1200, "max_num_batched_tokens": 256, "enable_prefix_caching": True}
+STOP_S = 3.5  # past lease and quarantine
+SETTINGS = {
+    "times": {"lease": 2.0, "lease_margin": 0.3, "quarantine": 0.5},
+    "max_model_len": 1600,
+    "num_kv_blocks": 1200,
+    "max_num_batched_tokens": 256,
+    "enable_prefix_caching": True,
+}
 
 
 def long_requests(count: int = 8) -> list[dict[str, Any]]:
@@ -88,7 +95,7 @@ def test_a_worker_that_was_stopped_past_the_lease_loses_no_token(
         some_kv_is_there(cluster)
         process = cluster.workers[who].process
         os.kill(process.pid, signal.SIGSTOP)
-        cluster.run_until(lambda: False, 6.5, must=False)
+        cluster.run_until(lambda: False, STOP_S, must=False)
         if who == "prefill":  # its grants are void and sealed before it wakes up
             counts = cluster.ask("decode", "figures")["counts"]
             assert counts["receiver"]["live_grants"] == counts["receiver"]["quarantined_grants"] == 0
