@@ -13,6 +13,7 @@ from rtp_llm.engine import Engine, build
 from rtp_llm.errors import InvalidRequestError
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import read_generation_defaults
+from rtp_llm.model.detokenizer import Detokenizer
 from rtp_llm.model.stop_strings import StopStrings
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
@@ -269,9 +270,11 @@ class _Answer:
         self._tokenizer = llm._tokenizer
         if sampling.stop_strings:
             llm.get_tokenizer()
-        self._detokenizer = self._tokenizer and self._tokenizer.detokenizer(
-            skip_special_tokens=sampling.skip_special_tokens, prompt=result.prompt_token_ids
-        )
+        self._detokenizer: Detokenizer | None = None
+        if self._tokenizer is not None:
+            self._detokenizer = self._tokenizer.detokenizer(
+                skip_special_tokens=sampling.skip_special_tokens, prompt=result.prompt_token_ids
+            )
         self._stops = StopStrings(sampling.stop_strings, include_in_output=sampling.include_stop_str_in_output)
 
     def push(self, token: TokenOutput) -> bool:

@@ -220,7 +220,7 @@ def test_a_small_pool_preempts_and_answers_the_same(llm: LLM) -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match="engine.num_threads"):
+    with pytest.raises(ConfigError, match=r"engine\.num_threads"):
         LLM(model=DEMO_MODEL, num_threads=0)
     with pytest.raises(ConfigError, match=r"model.dtype.*float8"):
         LLM(model=DEMO_MODEL, dtype="float8")

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "bindings/bindings.h"
+#include "device/memory_rate.h"
 
 namespace py = pybind11;
 
@@ -195,6 +196,8 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("config", &Engine::config)
       .def_property_readonly("kv_pool_bytes", &Engine::kv_pool_bytes)
       .def_property_readonly("kv_layout", &Engine::kv_layout);
+  module.def("memory_read_rate", &memory_read_rate, py::arg("bytes"), py::arg("threads"), py::arg("rounds") = 7,
+             "Bytes a second that threads read from memory: the yardstick of decode speed.", free_gil);
 }
 
 }  // namespace rtp_llm
