@@ -342,6 +342,26 @@ TEST(a_watermark_binds_grants_alone) {
   CHECK(pool.allocate(10).has_value());
 }
 
+TEST(listeners_hear_when_there_may_be_more_room) {
+  BlockPool pool(10, 16);
+  int heard = 0;
+  pool.on_room([&] { ++heard; });
+  const auto hears = [&](auto&& change) {
+    const int before = heard;
+    change();
+    return heard > before;
+  };
+  const Blocks blocks = pool.allocate(1).value(), first = pool.grant(2).value(), second = pool.grant(2).value();
+  CHECK_EQ(heard, 0);
+  pool.step_launched(1);
+  CHECK(!hears([&] { pool.release(blocks); }));  // gated
+  CHECK(hears([&] { pool.step_ended(1); }));
+  CHECK(hears([&] { pool.granted_to_referenced(first); }));
+  CHECK(hears([&] { pool.quarantine(second); }));
+  CHECK(hears([&] { pool.free_quarantined(second); }));
+  CHECK(hears([&] { pool.set_demand({}); }));
+}
+
 TEST(threads_may_share_a_pool) {
   BlockPool pool(64, 16);
   std::vector<std::thread> threads;
