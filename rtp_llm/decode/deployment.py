@@ -10,16 +10,18 @@ from ray import serve
 
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient, Member
+from rtp_llm.replica import prepare_replica
 from rtp_llm.worker.worker import Worker
 
 POOL = "decode"
+CONSTRUCTOR_RETRIES = 2  # a model that can't be served fails the deployment instead of being loaded for ever
 
 
-@serve.deployment(name=POOL)
 class DecodeWorker:
     """One replica = one process with one worker. Routers reach it by its own gRPC server; Serve owns its life."""
 
     async def __init__(self, sections: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        prepare_replica()
         config = Config.model_validate(sections)
         replica = serve.get_replica_context().replica_id.unique_id
         self._worker = await Worker.load(config, POOL, f"{POOL}-{replica}")
@@ -47,11 +49,14 @@ class DecodeWorker:
 def decode_pool(config: Config) -> serve.Application:
     """The deployment with `config.decode` replicas."""
     pool = config.decode
-    return DecodeWorker.options(  # type: ignore[attr-defined,no-any-return]
+    return serve.deployment(  # type: ignore[no-any-return]
+        DecodeWorker,
+        name=POOL,
         num_replicas=pool.replicas,
-        ray_actor_options={"num_cpus": pool.num_cpus, "resources": pool.resources},
+        max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         graceful_shutdown_wait_loop_s=0.05,
         graceful_shutdown_timeout_s=config.worker.drain_timeout_s + 10,
         health_check_period_s=2,
         health_check_timeout_s=30,
+        ray_actor_options={"num_cpus": pool.num_cpus, "resources": pool.resources},
     ).bind(config.model_dump())

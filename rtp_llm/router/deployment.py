@@ -5,50 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI
 from ray import serve
 
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient
+from rtp_llm.replica import prepare_replica
 from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.service import Service
 
+NAME = "router"
 MAX_ONGOING_REQUESTS = 100_000  # admission is the dispatcher's matter (router.max_waiting)
 
-_service: Service | None = None
 
-
-def _current_service() -> Service:
-    if _service is None:
-        raise RuntimeError("the router's service is not started in this process")
-    return _service
-
-
-app = build_ingress(_current_service)
-
-
-@serve.deployment(name="router")
-@serve.ingress(app)
 class Router:
     """One router process. The pools are bound to it so that Serve deploys them; traffic never passes their handles."""
 
     async def __init__(self, sections: Mapping[str, Any], *pools: object) -> None:  # type: ignore[misc]
-        global _service
+        prepare_replica()
         config = Config.model_validate(sections)
-        _service = Service(config, DirectoryClient(config.directory_name))
-        _service.start()
+        self._service = Service(config, DirectoryClient(config.directory_name))
+        self._service.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Serve's name for the late-bound app
+        return build_ingress(lambda: self._service)
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended."""
-        if _service is not None:
-            await _service.close()
+        await self._service.close()
 
 
 def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.Application:
     """The ingress, with the pools that the application deploys beside it."""
-    return Router.options(  # type: ignore[attr-defined]
+    return serve.deployment(  # type: ignore[no-any-return]
+        serve.ingress()(Router),
+        name=NAME,
         num_replicas=config.router.replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_wait_loop_s=0.05,
-        graceful_shutdown_timeout_s=config.router.request_timeout_s,
+        graceful_shutdown_timeout_s=config.router.request_timeout_s + 10,
+        max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": 0},
     ).bind(config.model_dump(), *pools)

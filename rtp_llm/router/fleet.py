@@ -7,6 +7,7 @@ It follows a Membership; a worker that left the membership keeps its session whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Protocol
 
@@ -147,7 +148,7 @@ class Fleet:
         self._workers: dict[str, RemoteWorker] = {}
         self._watching: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Event()  # at least one worker can take a request
+        self._changed = asyncio.Event()  # set, and replaced, when a worker came or its load changed
         self._warned: set[frozenset[str]] = set()
 
     def start(self) -> None:
@@ -177,14 +178,15 @@ class Fleet:
         worker = self.find(key)
         return worker is not None and worker.session.send(message)
 
-    async def wait_ready(self, timeout_s: float) -> bool:
-        """Whether a worker is there, within `timeout_s`."""
-        if not self.live():
-            try:
-                await asyncio.wait_for(self._room.wait(), timeout_s)
-            except asyncio.TimeoutError:
-                return False
-        return bool(self.live())
+    async def wait_ready(self, timeout_s: float, num_workers: int = 1) -> bool:
+        """Whether so many workers are there, within `timeout_s`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_live(num_workers), timeout_s)
+        return len(self.live()) >= num_workers
+
+    async def _until_live(self, num_workers: int) -> None:
+        while len(self.live()) < num_workers:
+            await self._changed.wait()
 
     async def metrics_texts(self) -> dict[tuple[str, str], str]:
         """(pool, worker id) → exposition, of each live worker that answers in time."""
@@ -203,10 +205,8 @@ class Fleet:
     # --- For RemoteWorker.
 
     def worker_changed(self) -> None:
-        if self.live():
-            self._room.set()
-        else:
-            self._room.clear()
+        self._changed.set()
+        self._changed = asyncio.Event()
         self.listener.room_changed()
 
     def check_numerics(self, newcomer: RemoteWorker) -> None:

@@ -63,7 +63,7 @@ class Backend(Protocol):
 
     def chat(self, body: ChatBody) -> Prompt: ...
 
-    async def wait_ready(self, timeout_s: float) -> bool: ...
+    async def wait_ready(self, timeout_s: float, num_workers: int) -> bool: ...
 
     async def metrics(self) -> bytes: ...
 
@@ -105,10 +105,11 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
         return JSONResponse(_model_card(backend()))
 
     @app.get("/health")
-    async def health(wait_s: float = 0.0) -> Response:
-        """200 once a worker is connected; waits up to `wait_s` for it."""
-        if not await backend().wait_ready(min(wait_s, MAX_HEALTH_WAIT_S)):
-            return _error_response(UnavailableError("no worker is connected"))
+    async def health(wait_s: float = 0.0, workers: int = 1) -> Response:
+        """200 once so many workers are connected; waits up to `wait_s` for them."""
+        if not await backend().wait_ready(min(wait_s, MAX_HEALTH_WAIT_S), workers):
+            few = "no worker is connected" if workers <= 1 else f"fewer than {workers} workers are connected"
+            return _error_response(UnavailableError(few))
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")

@@ -180,7 +180,6 @@ class RequestMachine:
     releases: int = 0
     prefer: tuple[WorkerKey, ...] = ()  # whose cache holds the prompt
     _held: dict[int, TokenOutput] = field(default_factory=dict)
-    _attached: set[WorkerKey] = field(default_factory=set)  # of this attempt
     _judges_a_loss: bool = False
 
     @property
@@ -263,8 +262,8 @@ class RequestMachine:
         """Released or Fenced from S: R decides, if there is one."""
         if self.state is not State.RUN or worker != self.sender:
             return []
-        loss = cause == "fenced" and worker in self._attached
-        if cause == "released":
+        loss = cause == "fenced"  # unknown after an Attach, or given up by its engine
+        if not loss:
             self.releases += 1
         if self.receiver is not None:
             return self._judge(self.receiver, began_by_loss=loss)
@@ -274,7 +273,7 @@ class RequestMachine:
         if worker == self.receiver:
             if self.state is State.JUDGE:
                 return self._retry("fenced", loss=self._judges_a_loss)
-            if self.state is State.STREAM and worker in self._attached:
+            if self.state is State.STREAM:
                 return self._retry("lost", loss=True)
             return []
         return self._sender_gave_up(worker, "fenced")
@@ -293,7 +292,6 @@ class RequestMachine:
     def _resumed(self, worker: WorkerKey) -> list[Action]:
         if self.state is State.DONE or worker not in self.workers():
             return []
-        self._attached.add(worker)
         if self.state is State.JUDGE and worker == self.receiver:
             return [Fence(worker, self.key)]
         return []
@@ -332,7 +330,6 @@ class RequestMachine:
         self.state = State.WAIT
         self.sender = self.receiver = None
         self._held.clear()
-        self._attached.clear()
         self._judges_a_loss = False
         return [Place(cause)]
 

@@ -104,8 +104,8 @@ class Service:
     def ping_s(self) -> float:
         return self.config.router.ping_s
 
-    async def wait_ready(self, timeout_s: float) -> bool:
-        return await self.fleet.wait_ready(timeout_s)
+    async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
+        return await self.fleet.wait_ready(timeout_s, num_workers)
 
     async def metrics(self) -> bytes:
         return merged(self.registry, await self.fleet.metrics_texts())

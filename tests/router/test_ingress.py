@@ -66,7 +66,7 @@ class ScriptedBackend:
     def chat(self, body: ChatBody) -> Prompt:
         return ScriptedPrompt(body.sampling({}), self)
 
-    async def wait_ready(self, timeout_s: float) -> bool:
+    async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
         return True
 
     async def metrics(self) -> bytes:
