@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print what happened in a walk that failed")
     parser.add_argument("--stop-after", type=int, default=10, help="failures")
     arguments = parser.parse_args()
-    seeds = [arguments.seed] if arguments.seed is not None else range(arguments.first, arguments.first + arguments.seeds)
+    seeds = (
+        [arguments.seed] if arguments.seed is not None else range(arguments.first, arguments.first + arguments.seeds)
+    )
     counted: Counter[str] = Counter()
     failures = 0
     begin = time.monotonic()

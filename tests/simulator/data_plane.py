@@ -210,9 +210,7 @@ class DataPlane:
                 endpoint.pushes.remove(push)
                 self._push_done(endpoint.sender, push, ok=False)
             if endpoint.sender is not asked_by:
-                endpoint.sender.post(
-                    event.EndpointFailed(peer=endpoint.receiver.key, direction=engine.Direction.SEND)
-                )
+                endpoint.sender.post(event.EndpointFailed(peer=endpoint.receiver.key, direction=engine.Direction.SEND))
 
         self.world.after(self.world.between(0.001, 0.05), endpoint.sender.process, sender_side)
         self._fail_receives(endpoint, lambda: None)

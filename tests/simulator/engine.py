@@ -52,9 +52,12 @@ class Sequence:
 
 
 class Engine:
-    """`listen(event, **fields)` hears what a native engine's listener hears; `emit(key, position, token, finish)` its outputs."""
+    """`listen(event, **fields)` hears what a native engine's listener hears, `emit(key, position, token, finish)` gets the
+    outputs."""
 
-    def __init__(self, world: World, process: Process, pool: Pool, listen: Callable[..., None], emit: Callable[..., None]):
+    def __init__(
+        self, world: World, process: Process, pool: Pool, listen: Callable[..., None], emit: Callable[..., None]
+    ):
         self.world, self.process, self.pool = world, process, pool
         self.listen, self.emit = listen, emit
         self.waiting: list[Sequence] = []

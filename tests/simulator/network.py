@@ -31,6 +31,14 @@ class Faults:
     def __init__(self) -> None:
         self.late = 0.0  # chance that a message is held up
         self.doubled = 0.0  # chance that a message comes twice, the second time late
+        self._cuts: dict[frozenset[Process], float] = {}
+
+    def cut(self, a: Process, b: Process, until: float) -> None:
+        """Nothing passes between the two for a while; then what was sent does, if the session stands."""
+        self._cuts[frozenset((a, b))] = until
+
+    def cut_until(self, a: Process, b: Process) -> float:
+        return self._cuts.get(frozenset((a, b)), 0.0)
 
 
 class Session:
@@ -56,7 +64,8 @@ class Session:
         delay = world.between(0.0005, 0.01)
         if self.faults.late and world.chance(self.faults.late):
             delay += world.between(0.05, 1.5)
-        arrival = max(world.now + delay, self._last_arrival[side])
+        cut_until = self.faults.cut_until(self.ends[0].process, self.ends[1].process)
+        arrival = max(world.now + delay, self._last_arrival[side], cut_until)
         self._last_arrival[side] = arrival
         self._deliver(arrival, 1 - side, message)
         if message is not None and self.faults.doubled and world.chance(self.faults.doubled):

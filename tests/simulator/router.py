@@ -73,6 +73,11 @@ class Router:
             client.outcome = "left"
             self._tell(request, rm.Ended())
 
+    def given_up(self, request: int, attempt: int) -> bool:
+        """Whether it goes on with a later attempt."""
+        machine = self.machines[request]
+        return machine.state is not rm.State.DONE and attempt < machine.key.attempt
+
     def all_done(self) -> bool:
         return all(machine.state is rm.State.DONE for machine in self.machines.values())
 
@@ -121,7 +126,9 @@ class Router:
         machine = self.machines[request]
         if machine.state is not rm.State.WAIT:
             return
-        ready = [key for key, link in self.links.items() if link.session is not None and link.ready and not link.draining]
+        ready = [
+            key for key, link in self.links.items() if link.session is not None and link.ready and not link.draining
+        ]
         if not ready:
             self.world.after(0.1, self.process, lambda: self._place(request))
             return
@@ -151,6 +158,8 @@ class Router:
         link = self.links.get(worker)
         if link is not None and link.session is not None:
             link.session.send(self, body)
+        if (known := self.cluster.worker(native_worker(worker))) is not None:
+            self.cluster.did(known, type(body).__name__)
 
     def _look_for_workers(self) -> None:
         for worker in self.cluster.workers:
@@ -167,7 +176,7 @@ class Router:
         worker = self.cluster.worker(native_worker(key))
         if worker is None or not worker.process.alive or self.world.now - link.heard >= LOST_AFTER_S:
             self._lost(key)
-        elif worker.process.stopped:
+        elif self.cluster.unreachable(self.process, worker.process):
             self.world.after(0.2, self.process, lambda: self._connect(key))
         else:
             link.session = Session(self.world, self.cluster.faults, self, worker)

@@ -31,7 +31,7 @@ class Cluster:
         self.sessions: list[Session] = []
         self.joins: dict[tuple[Any, ...], list[tuple[int, Worker]]] = {}  # answer -> (attempt, where)
         self.counted: Counter[str] = Counter()
-        self.triggers: list[Trigger] = []
+        self.stories: list[Story] = []
         draw = self.world.random
         self.pool_size = draw.choice([9, 12, 16, 40])
         self.max_queued_tokens = draw.choice([20, 60, 1000])
@@ -59,6 +59,9 @@ class Cluster:
 
     def living(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.process.alive]
+
+    def unreachable(self, caller: Process, called: Process) -> bool:
+        return called.stopped or self.world.now < self.faults.cut_until(caller, called)
 
     def kill(self, worker: Worker) -> None:
         self.world.log(f"*** {worker.key} is killed")
@@ -88,8 +91,8 @@ class Cluster:
 
     def did(self, worker: Worker, what: str) -> None:
         self.counted[f"did: {what}"] += 1
-        for trigger in self.triggers:
-            trigger.noticed(self, worker, what)
+        for story in self.stories:
+            story.noticed(self, worker, what)
 
     # --- what must hold
 
@@ -104,6 +107,12 @@ class Cluster:
             lost = WorkerKey(where.key.id, where.key.epoch) in router.ever_lost
             if runs and not lost and router.process.alive:
                 raise Violation(f"{key} is committed while attempt {attempt} runs on {where.key}")
+        given_up = router.given_up(key.request, key.attempt)
+        asked = WorkerKey(worker.key.id, worker.key.epoch) not in router.ever_lost
+        if router.process.alive and given_up and asked:
+            raise Violation(
+                f"{key} is committed on {worker.key}, which its router could have asked before it gave it up"
+            )
         joins.append((key.attempt, worker))
         self.counted["joined"] += 1
 
@@ -169,34 +178,38 @@ def draw_requests(cluster: Cluster) -> None:
 
 
 @dataclass
-class Trigger:
-    """A fault that strikes a worker (or whom it speaks to) when it does something for the nth time."""
+class Story:
+    """Faults, each a while after the one before, that begin when something is done or said for the nth time; they strike who
+    did it, whom it concerns, or anybody."""
 
     what: str
     nth: int
-    delay: float
-    fault: Fault
+    faults: list[tuple[float, Fault]]
 
     def noticed(self, cluster: Cluster, worker: Worker, what: str) -> None:
         if what != self.what or self.nth == 0:
             return
         self.nth -= 1
-        if self.nth == 0:
+        if self.nth > 0:
+            return
+        delay = 0.0
+        for pause, fault in self.faults:
+            delay += pause
             others = [other for other in cluster.living() if other is not worker]
-            victim = cluster.world.random.choice([worker, worker, *others])
-            cluster.world.after(self.delay, None, lambda: self.fault(cluster, victim))
+            victim = cluster.world.random.choice([worker, *others])
+            cluster.world.after(delay, None, lambda fault=fault, victim=victim: fault(cluster, victim))
 
 
 def draw_faults(cluster: Cluster) -> None:
     """Some at any time, some at a moment of the protocol."""
     world, draw = cluster.world, cluster.world.random
-    for _ in range(draw.choice([0, 1, 2, 2, 3, 4, 6])):
+    for _ in range(draw.choice([0, 0, 0, 1, 2, 4])):
         fault = draw.choice(FAULTS)
-        if world.chance(0.4):
-            world.after(world.between(0.1, TROUBLE_S), None, lambda fault=fault: fault(cluster, None))
-        else:
-            delay = draw.choice([0.0, 0.0, world.between(0.0, 0.02), world.between(0.0, 0.3)])
-            cluster.triggers.append(Trigger(draw.choice(MOMENTS), draw.randint(1, 4), delay, fault))
+        world.after(world.between(0.1, TROUBLE_S), None, lambda fault=fault: fault(cluster, None))
+    for _ in range(draw.choice([0, 1, 1, 2, 3])):
+        pause = draw.choice([0.0, 0.02, 0.2, 1.0, 3.0])
+        faults = [(world.between(0.0, pause), draw.choice(FAULTS)) for _ in range(draw.choice([1, 1, 2, 3]))]
+        cluster.stories.append(Story(draw.choice(MOMENTS), draw.randint(1, 3), faults))
 
 
 def some_worker(cluster: Cluster, worker: Worker | None) -> Worker | None:
@@ -248,6 +261,20 @@ def break_sessions(cluster: Cluster, worker: Worker | None) -> None:
         session.break_()
 
 
+def cut_network(cluster: Cluster, worker: Worker | None) -> None:
+    """Between a worker and a router or another worker."""
+    victim = some_worker(cluster, worker)
+    if victim is None:
+        return
+    cluster.counted["cuts"] += 1
+    others = [router.process for router in cluster.routers] * 2
+    others += [other.process for other in cluster.living() if other is not victim]
+    other = cluster.world.random.choice(others)
+    duration = cluster.world.random.choice([0.5, 2.0, 3.5, 3.5, 12.0])
+    cluster.world.log(f"*** nothing passes between {victim.key} and {other.name} for {duration} s")
+    cluster.faults.cut(victim.process, other, cluster.world.now + duration)
+
+
 def break_endpoints(cluster: Cluster, worker: Worker | None) -> None:
     cluster.counted["broken endpoints"] += 1
     for endpoint in cluster.data_plane.endpoints:
@@ -273,11 +300,18 @@ FAULTS: list[Fault] = [
     break_sessions,
     break_sessions,
     break_sessions,
+    cut_network,
+    cut_network,
     break_endpoints,
     drain_worker,
 ]
-# What a worker does or says, by the name of the action or the message.
+# What a worker does or says, or a router says to it, by the name of the action or the message.
 MOMENTS = [
+    "Submit",
+    "Fence",
+    "Fence",
+    "Cancel",
+    "Attach",
     "EnqueueSequence",
     "Reserve",
     "Granted",

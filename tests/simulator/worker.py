@@ -262,7 +262,7 @@ class Worker:
             self._receiver_lost(key, "refused")
         elif self.world.now - link.heard >= LOST_AFTER_S:
             self._receiver_lost(key, "silence")
-        elif peer.process.stopped:
+        elif self.cluster.unreachable(self.process, peer.process):
             self.world.after(0.2, self.process, lambda: self._connect(key))
         else:
             link.session = Session(self.world, self.cluster.faults, self, peer)

@@ -1,0 +1,65 @@
+"""Some hundred walks; `python -m tests.simulator` takes many more."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from rtp_llm.router.request_machine import RequestMachine
+from tests.simulator.walk import walk
+from tests.simulator.world import Violation
+
+WALKS = 300
+SHARE = 50
+
+
+@pytest.fixture(scope="module")
+def counted() -> Counter[str]:
+    return Counter()
+
+
+@pytest.mark.parametrize("first", range(0, WALKS, SHARE))
+def test_no_walk_ends_with_a_gap_a_repeat_a_reuse_a_stuck_request_or_a_leak(first: int, counted: Counter[str]) -> None:
+    for seed in range(first, first + SHARE):
+        try:
+            counted.update(walk(seed))
+        except Exception as error:
+            error.add_note(f"seed {seed}: python -m tests.simulator --seed {seed} --trace")
+            raise
+
+
+def test_the_walks_meet_what_they_are_made_for(counted: Counter[str]) -> None:
+    rare = [
+        *("drained", "preemptions", "late writes", "refused messages", "bad messages", "left", "crashes", "stops"),
+        *(
+            f"did: {what}"
+            for what in ("Released", "NoRoom", "Expired", "BadChecksum", "CloseEndpoint", "Abort", "Busy")
+        ),
+        *(f"placed: {cause}" for cause in ("busy", "fenced", "lost")),
+    ]
+    assert {what for what in rare if not counted[what]} == set()
+
+
+def seeds_until_violation(limit: int) -> int | None:
+    for seed in range(limit):
+        try:
+            walk(seed)
+        except (Violation, RuntimeError):
+            return seed
+    return None
+
+
+def test_a_router_that_emits_whatever_comes_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = RequestMachine._output
+
+    def careless(machine: RequestMachine, event):  # type: ignore[no-untyped-def]
+        machine._held.clear()
+        actions = honest(machine, event)
+        if event.output.position > len(machine.tokens):
+            machine.tokens += [0] * (event.output.position - len(machine.tokens))
+            actions = honest(machine, event)
+        return actions
+
+    monkeypatch.setattr(RequestMachine, "_output", careless)
+    assert seeds_until_violation(300) is not None
