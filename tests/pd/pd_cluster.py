@@ -104,6 +104,10 @@ class Cluster:
         answer = self.answers[request["key"]["request"]] = Answer()
         return answer
 
+    def cancel(self, number: int) -> None:
+        for worker in self.workers.values():
+            worker.say("from_router", ROUTER_EPOCH, {"@": "message.Cancel", "key": key(number)})
+
     def settled(self) -> bool:
         """Each request is finished or was given up by its sender."""
         return all(a.finished or {"Released", "Fenced"} & set(a.notices) for a in self.answers.values())

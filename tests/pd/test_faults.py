@@ -106,3 +106,36 @@ def test_a_worker_that_was_stopped_past_the_lease_loses_no_token(
         cluster.retry_alone("prefill", long_requests())
         assert {number: answer.tokens() for number, answer in answers.items()} == undisturbed
         cluster.wait_idle()
+
+
+@pytest.mark.parametrize("mode", ["shm", "tcp"])
+def test_requests_that_leave_in_the_middle_leave_nothing(mode: str) -> None:
+    draw = random.Random(9)
+    with Cluster(mode, ["prefill", "decode"], **SETTINGS) as cluster:
+        gone: set[int] = set()
+        running: list[int] = []
+        number = 0
+
+        def step() -> bool:
+            nonlocal number
+            running[:] = [n for n in running if not (cluster.answers[n].finished or n in gone)]
+            for n in running:
+                if n % 3 == 0 and draw.random() < 0.2:
+                    cluster.cancel(n)
+                    gone.add(n)
+            while number < 150 and len(running) < 8:
+                prompt = [draw.randrange(1, 512) for _ in range(draw.randrange(1, 700))]
+                sampling = {"max_tokens": draw.randrange(2, 20), "ignore_eos": True, "temperature": 0.0}
+                cluster.submit("prefill", "decode", spec(number, prompt, **sampling))
+                running.append(number)
+                number += 1
+            return not running
+
+        cluster.run_until(step, 90)
+        assert len(gone) > 15
+        cluster.wait_idle()
+        for name in ("prefill", "decode"):
+            figures = cluster.ask(name, "figures")
+            blocks = figures["load"]["blocks"]
+            assert blocks["free"] + blocks["cached"] == blocks["total"]
+            assert figures["counts"]["sends_outstanding"] == figures["counts"]["receives_outstanding"] == 0
