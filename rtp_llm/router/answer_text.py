@@ -15,9 +15,9 @@ FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", Fini
 class AnswerText:
     """REQUIRES: tokens come in order; after a Delta with a finish reason nothing more is taken."""
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=sampling.skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=sampling.skip_special_tokens, prompt=prompt)
         self._stops = StopStrings(sampling.stop_strings, include_in_output=sampling.include_stop_str_in_output)
         self._wants_logprobs = sampling.logprobs is not None
         self._num_top = sampling.logprobs or 0

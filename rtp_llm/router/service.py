@@ -49,7 +49,7 @@ class TokenizedPrompt:
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         """One choice's text as it grows. Ends early, and cancels, at a stop string."""
         request = Request(request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice)
-        text = AnswerText(self.service.tokenizer, self.sampling)
+        text = AnswerText(self.service.tokenizer, self.sampling, self.tokens)
         async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
             async for batch in batches:
                 delta = text.take(batch)
