@@ -132,7 +132,7 @@ TEST(a_preempted_sequence_finds_its_own_blocks_again) {
 }
 
 TEST(a_sender_owns_all_blocks_of_its_prompt_before_it_starts_and_is_never_preempted) {
-  Fixture f(8, small());
+  Fixture f(9, small());
   Sequence& alone = f.add(8);
   f.step();
   Sequence& sender = f.add(48, 50, Role::kSender);
@@ -140,7 +140,7 @@ TEST(a_sender_owns_all_blocks_of_its_prompt_before_it_starts_and_is_never_preemp
   REQUIRE(plan.admitted.size() == 1);
   CHECK(plan.admitted[0] == &sender);
   CHECK_EQ(sender.blocks.size(), 6);
-  f.step_until([&] { return alone.state == Sequence::State::kWaiting; });  // two blocks aren't enough for ever
+  f.step_until([&] { return alone.state == Sequence::State::kWaiting; });  // three blocks aren't enough for ever
   CHECK_EQ(sender.blocks.size(), 6);
   CHECK(sender.num_output() > 0);
 }
