@@ -105,9 +105,8 @@ double dot_product_peak(int threads) {
 #if defined(__x86_64__)
   if (supported_isas().front() != "avx512bf16") return 0;
   constexpr int64_t kIterations = 2'000'000;
-  const double seconds = best_of(kRounds, [&] {
-    on_threads(threads, [&](int) { sink += static_cast<uint64_t>(dot_products(kIterations)); });
-  });
+  const double seconds = best_of(
+      kRounds, [&] { on_threads(threads, [&](int) { sink += static_cast<uint64_t>(dot_products(kIterations)); }); });
   return static_cast<double>(threads) * kIterations * 24 * 64 / seconds / 1e9;
 #else
   (void)threads;
@@ -118,7 +117,8 @@ double dot_product_peak(int threads) {
 // ---- The model's linears -----------------------------------------------------------------------
 
 std::unique_ptr<PackedLinear> random_weight(Ops& ops, const std::string& name, int64_t rows, int64_t features) {
-  auto packer = ops.pack({.name = name, .in_features = features, .parts = {{"all", rows}}, .dtype = DType::kBF16, .gather = true});
+  auto packer = ops.pack(
+      {.name = name, .in_features = features, .parts = {{"all", rows}}, .dtype = DType::kBF16, .gather = true});
   constexpr int64_t kChunk = 64;
   std::vector<uint16_t> chunk(static_cast<size_t>(kChunk * features));
   uint32_t state = 1;
@@ -139,7 +139,8 @@ struct Model {
   explicit Model(Ops& ops) : lm_head(random_weight(ops, "lm_head", kVocab, kHidden)) {
     for (int64_t i = 0; i < kLayers; ++i)
       layers.push_back({random_weight(ops, "qkv", kQkv, kHidden), random_weight(ops, "o", kHidden, kHidden),
-                        random_weight(ops, "gate_up", 2 * kInter, kHidden), random_weight(ops, "down", kHidden, kInter)});
+                        random_weight(ops, "gate_up", 2 * kInter, kHidden),
+                        random_weight(ops, "down", kHidden, kInter)});
   }
   static int64_t layer_parameters() { return kHidden * (kQkv + kHidden + 3 * kInter); }
   std::vector<Layer> layers;
@@ -179,8 +180,8 @@ void report_decode(Device& device, const Model& model, double read) {
   for (int64_t rows : {1, 4, 16}) {
     const Activations x(device, rows);
     const double seconds = best_of(kRounds, [&] { run_linears(device.ops(), model, x); });
-    std::printf("  decode linears M=%-2ld     %7.2f ms  %6.1f GB/s  %.2f of read\n", static_cast<long>(rows), seconds * 1e3,
-                bytes / seconds / 1e9, bytes / seconds / 1e9 / read);
+    std::printf("  decode linears M=%-2ld     %7.2f ms  %6.1f GB/s  %.2f of read\n", static_cast<long>(rows),
+                seconds * 1e3, bytes / seconds / 1e9, bytes / seconds / 1e9 / read);
   }
 }
 
@@ -207,22 +208,37 @@ void report_attention(Device& device) {
                     .seq_len = make_tensor(seq_len.data(), DType::kI32, {1}),
                     .output_position = make_tensor(zeros.data(), DType::kI32, {1}),
                     .block_tables = make_tensor(table.data(), DType::kI32, {1, blocks})};
-  const KvView kv{.base = static_cast<uint8_t*>(pool.data()), .block_stride = block, .plane_offset = {0, kKvHeads * head},
-                  .head_stride = head, .token_stride = vector, .num_heads = kKvHeads, .head_dim = kHeadDim,
-                  .block_tokens = kBlockTokens, .num_blocks = blocks, .dtype = DType::kBF16};
-  const Buffer q = device.allocate(kRows * kHeads * kHeadDim * 4, "q"), out = device.allocate(kRows * kHeads * kHeadDim * 4, "out");
+  const KvView kv{.base = static_cast<uint8_t*>(pool.data()),
+                  .block_stride = block,
+                  .plane_offset = {0, kKvHeads * head},
+                  .head_stride = head,
+                  .token_stride = vector,
+                  .num_heads = kKvHeads,
+                  .head_dim = kHeadDim,
+                  .block_tokens = kBlockTokens,
+                  .num_blocks = blocks,
+                  .dtype = DType::kBF16};
+  const Buffer q = device.allocate(kRows * kHeads * kHeadDim * 4, "q"),
+               out = device.allocate(kRows * kHeads * kHeadDim * 4, "out");
   const Buffer workspace = device.allocate(ops.attention_workspace_bytes(1, kHeads, kHeadDim, kPositions), "workspace");
   const auto time = [&](int rows, int position, Form form) {
     seq_len[0] = position;
     const Segment segments[] = {{.slot = 0, .rows = rows, .form = form}};
-    const AttentionArgs args{.q = make_tensor(q.data(), DType::kF32, {rows, kHeads, kHeadDim}), .kv = kv, .slots = &slots,
-                             .segments = segments, .scale = 0.125f, .out = make_tensor(out.data(), DType::kF32, {rows, kHeads * kHeadDim}),
+    const AttentionArgs args{.q = make_tensor(q.data(), DType::kF32, {rows, kHeads, kHeadDim}),
+                             .kv = kv,
+                             .slots = &slots,
+                             .segments = segments,
+                             .scale = 0.125f,
+                             .out = make_tensor(out.data(), DType::kF32, {rows, kHeads * kHeadDim}),
                              .workspace = make_tensor(workspace.data(), DType::kU8, {workspace.bytes()})};
-    return best_of(kRounds, [&] { form == Form::kPrefill ? ops.paged_attention_prefill(args) : ops.paged_attention_decode(args); });
+    return best_of(kRounds, [&] {
+      form == Form::kPrefill ? ops.paged_attention_prefill(args) : ops.paged_attention_decode(args);
+    });
   };
   const double prefill = time(kRows, 0, Form::kPrefill), decode = time(1, 1023, Form::kDecode);
   const double flops = 2.0 * kRows * (kRows + 1) * kHeads * kHeadDim;
-  std::printf("  attention, one layer    512 rows %.2f ms (%.0f GFLOP/s), decode at 1,024 %.1f us\n", prefill * 1e3, flops / prefill / 1e9, decode * 1e6);
+  std::printf("  attention, one layer    512 rows %.2f ms (%.0f GFLOP/s), decode at 1,024 %.1f us\n", prefill * 1e3,
+              flops / prefill / 1e9, decode * 1e6);
 }
 
 void report_sampling(Device& device) {
@@ -236,20 +252,29 @@ void report_sampling(Device& device) {
   int32_t words[3] = {};
   float logprob = 0;
   SamplingState sampling;
-  const Slots slots{.last_token = make_tensor(&words[0], DType::kI32, {1}), .seq_len = {},
-                    .output_position = make_tensor(&words[1], DType::kI32, {1}), .block_tables = {}, .sampling = &sampling};
+  const Slots slots{.last_token = make_tensor(&words[0], DType::kI32, {1}),
+                    .seq_len = {},
+                    .output_position = make_tensor(&words[1], DType::kI32, {1}),
+                    .block_tables = {},
+                    .sampling = &sampling};
   const SampleRow rows[] = {{.slot = 0, .row = 0}};
   const auto time = [&](SamplingState with) {
     sampling = with;
     return 1e6 * best_of(kRounds, [&] {
-      device.ops().sample({.logits = make_tensor(logits.data(), DType::kF32, {1, kVocab}), .rows = rows, .slots = &slots,
-                           .tokens = make_tensor(&words[2], DType::kI32, {1}), .logprobs = make_tensor(&logprob, DType::kF32, {1}),
-                           .top_tokens = {}, .top_logprobs = {}, .workspace = make_tensor(workspace.data(), DType::kU8, {workspace.bytes()})});
-    });
+             device.ops().sample({.logits = make_tensor(logits.data(), DType::kF32, {1, kVocab}),
+                                  .rows = rows,
+                                  .slots = &slots,
+                                  .tokens = make_tensor(&words[2], DType::kI32, {1}),
+                                  .logprobs = make_tensor(&logprob, DType::kF32, {1}),
+                                  .top_tokens = {},
+                                  .top_logprobs = {},
+                                  .workspace = make_tensor(workspace.data(), DType::kU8, {workspace.bytes()})});
+           });
   };
   SamplingState greedy, plain, cut;
   greedy.temperature = 0, cut.top_k = 50, cut.top_p = 0.9f;
-  std::printf("  sample, vocab 151,936   greedy %.0f us, temperature %.0f us, top_k 50 and top_p 0.9 %.0f us\n", time(greedy), time(plain), time(cut));
+  std::printf("  sample, vocab 151,936   greedy %.0f us, temperature %.0f us, top_k 50 and top_p 0.9 %.0f us\n",
+              time(greedy), time(plain), time(cut));
 }
 
 std::string default_library_dir() {
@@ -269,8 +294,8 @@ int main(int argc, char** argv) {
     std::memset(memory.data(), 1, static_cast<size_t>(memory.bytes()));
     const Model model(device->ops());
     const double read = read_rate(memory, threads), peak = dot_product_peak(threads);
-    std::printf("%s, %d thread%s: memory read %.1f GB/s, bf16 dot-product peak %.0f GFLOP/s\n", device->isa().c_str(), threads,
-                threads > 1 ? "s" : "", read, peak);
+    std::printf("%s, %d thread%s: memory read %.1f GB/s, bf16 dot-product peak %.0f GFLOP/s\n", device->isa().c_str(),
+                threads, threads > 1 ? "s" : "", read, peak);
     report_decode(*device, model, read);
     report_prefill(*device, model, peak);
     report_attention(*device);

@@ -13,9 +13,8 @@ std::vector<std::string> supported_isas() {
   std::vector<std::string> isas;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
                   __builtin_cpu_supports("movbe");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
@@ -44,19 +43,16 @@ std::string choose_isa(const std::string& from_options) {
   if (wanted.empty()) return supported.front();
   for (const std::string& isa : supported)
     if (isa == wanted) return isa;
-  throw Unavailable(concat("backend 'cpu': ISA '", wanted, "'",
-                           by_environment ? " (from RTP_LLM_ISA)" : "",
+  throw Unavailable(concat("backend 'cpu': ISA '", wanted, "'", by_environment ? " (from RTP_LLM_ISA)" : "",
                            " is not available, this machine has ", joined(supported)));
 }
 
 DeviceFactory load_factory(const std::string& backend, const std::string& path) {
   // Never closed: objects of the backend, their vtables too, may live as long as the process.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr)
-    throw Unavailable(concat("backend '", backend, "': cannot open ", path, ": ", dlerror()));
+  if (library == nullptr) throw Unavailable(concat("backend '", backend, "': cannot open ", path, ": ", dlerror()));
   void* symbol = dlsym(library, kDeviceFactoryName);
-  if (symbol == nullptr)
-    throw Unavailable(concat("backend '", backend, "': ", path, " lacks ", kDeviceFactoryName));
+  if (symbol == nullptr) throw Unavailable(concat("backend '", backend, "': ", path, " lacks ", kDeviceFactoryName));
   return reinterpret_cast<DeviceFactory>(symbol);
 }
 

@@ -25,15 +25,13 @@ Tensor heads_of(const Tensor& rows, int64_t first, int64_t heads, int64_t head_d
 void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
   const int64_t q_width = int64_t{args.num_heads} * args.head_dim;
   const int64_t kv_width = int64_t{args.num_kv_heads} * args.head_dim;
-  check(args.qkv.ndim == 2 && args.qkv.shape[1] == q_width + 2 * kv_width,
-        "qkv_rope_store: qkv must be [M, ", q_width + 2 * kv_width, "], got width ",
-        args.qkv.shape[args.qkv.ndim > 0 ? args.qkv.ndim - 1 : 0]);
+  check(args.qkv.ndim == 2 && args.qkv.shape[1] == q_width + 2 * kv_width, "qkv_rope_store: qkv must be [M, ",
+        q_width + 2 * kv_width, "], got width ", args.qkv.shape[args.qkv.ndim > 0 ? args.qkv.ndim - 1 : 0]);
   const Tensor q = heads_of(args.qkv, 0, args.num_heads, args.head_dim);
   const Tensor k = heads_of(args.qkv, q_width, args.num_kv_heads, args.head_dim);
   const Tensor v = heads_of(args.qkv, q_width + kv_width, args.num_kv_heads, args.head_dim);
   const auto norm = [&](const Tensor& x, const Tensor& weight) {
-    if (!weight.empty())
-      rms_norm({.x = x, .weight = weight, .epsilon = args.norm_epsilon, .out = x});
+    if (!weight.empty()) rms_norm({.x = x, .weight = weight, .epsilon = args.norm_epsilon, .out = x});
   };
   norm(q, args.q_norm);
   norm(k, args.k_norm);
@@ -44,8 +42,7 @@ void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
 
 void Ops::gated_mlp(const GatedMlpArgs& args) {
   linear({.x = args.x, .weight = args.gate_up, .out = args.gate_up_out});
-  gated_activation(
-      {.gate_up = args.gate_up_out, .activation = args.activation, .out = args.activated});
+  gated_activation({.gate_up = args.gate_up_out, .activation = args.activation, .out = args.activated});
   linear({.x = args.activated, .weight = args.down, .out = args.out, .residual = args.residual});
 }
 

@@ -21,10 +21,8 @@ constexpr PhiloxBlock philox4x32(PhiloxBlock counter, uint32_t key0, uint32_t ke
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMul0} * counter[0];
     const uint64_t product1 = uint64_t{kPhiloxMul1} * counter[2];
-    counter = {static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key0,
-               static_cast<uint32_t>(product1),
-               static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key1,
-               static_cast<uint32_t>(product0)};
+    counter = {static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<uint32_t>(product1),
+               static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<uint32_t>(product0)};
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
@@ -35,16 +33,13 @@ constexpr PhiloxBlock philox4x32(PhiloxBlock counter, uint32_t key0, uint32_t ke
 enum class NoisePurpose : uint32_t { kToken = 0 };
 
 // u in (0, 1), 23 bits and a half, exact in f32: never 0 and never 1, so that log(-log(u)) is finite.
-constexpr float uniform_from_bits(uint32_t bits) {
-  return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f;
-}
+constexpr float uniform_from_bits(uint32_t bits) { return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f; }
 
 // Key = the seed, counter = (token id, output position, choice, purpose).
-constexpr float sampling_uniform(uint64_t seed, uint32_t token, uint32_t output_position,
-                                 uint32_t choice, NoisePurpose purpose = NoisePurpose::kToken) {
-  const PhiloxBlock block =
-      philox4x32({token, output_position, choice, static_cast<uint32_t>(purpose)},
-                 static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+constexpr float sampling_uniform(uint64_t seed, uint32_t token, uint32_t output_position, uint32_t choice,
+                                 NoisePurpose purpose = NoisePurpose::kToken) {
+  const PhiloxBlock block = philox4x32({token, output_position, choice, static_cast<uint32_t>(purpose)},
+                                       static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   return uniform_from_bits(block[0]);
 }
 

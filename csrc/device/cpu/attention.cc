@@ -11,8 +11,8 @@
 namespace rtp_llm::cpu {
 namespace {
 
-constexpr int64_t kMaxLanes = 192;    // of an item: amortises the tile loads, fits L2
-constexpr int64_t kMaxSplitRows = 16; // decode rows that may be split over threads at segments
+constexpr int64_t kMaxLanes = 192;     // of an item: amortises the tile loads, fits L2
+constexpr int64_t kMaxSplitRows = 16;  // decode rows that may be split over threads at segments
 
 using Item = AttentionItem;
 
@@ -63,9 +63,8 @@ void load_queries(const AttentionArgs& args, const Shape& shape, const Item& ite
       const int64_t row = item.first_row + lane / shape.group;
       const int64_t head = item.kv_head * shape.group + lane % shape.group;
       const auto* vector = from + row * args.q.stride[0] + head * args.q.stride[1];
-      for_lanes(shape.head_dim, [&](int64_t d, int64_t n) {
-        store(q + lane * shape.padded_dim + d, load_run(vector + d, n));
-      });
+      for_lanes(shape.head_dim,
+                [&](int64_t d, int64_t n) { store(q + lane * shape.padded_dim + d, load_run(vector + d, n)); });
     }
   });
 }
@@ -75,20 +74,17 @@ void fold_segment(const AttentionArgs& args, const Shape& shape, const Item& ite
                   const Workplace& place) {
   reset(place.segment, item.rows * shape.group, shape.padded_dim);
   const int64_t last = item.position + item.rows - 1;
-  const int32_t* blocks = args.slots->block_tables.as<const int32_t>() +
-                          item.slot * args.slots->block_tables.stride[0];
+  const int32_t* blocks = args.slots->block_tables.as<const int32_t>() + item.slot * args.slots->block_tables.stride[0];
   const auto fold = [&](int64_t first, int64_t rows, int valid) {
     const int64_t lane = first * shape.group;
-    fold_tile(place.tile, place.q + lane * shape.padded_dim, rows * shape.group, valid, args.scale,
-              shape.padded_dim, place.scores,
-              {place.segment.max + lane, place.segment.sum + lane,
-               place.segment.out + lane * shape.padded_dim});
+    fold_tile(place.tile, place.q + lane * shape.padded_dim, rows * shape.group, valid, args.scale, shape.padded_dim,
+              place.scores,
+              {place.segment.max + lane, place.segment.sum + lane, place.segment.out + lane * shape.padded_dim});
   };
   const int64_t end = std::min((segment + 1) * kSegmentPositions, last + 1);
   for (int64_t tile = segment * kSegmentPositions; tile < end; tile += kTilePositions) {
     const int64_t count = std::min<int64_t>(kTilePositions, last + 1 - tile);
-    load_tile(args.kv, item.kv_head, blocks, tile, static_cast<int>(count), shape.padded_dim,
-              place.tile);
+    load_tile(args.kv, item.kv_head, blocks, tile, static_cast<int>(count), shape.padded_dim, place.tile);
     // Rows whose position lies within the tile see part of it, later rows all of it.
     int64_t row = std::max<int64_t>(0, tile - item.position);
     for (; row < item.rows && item.position + row < tile + kTilePositions - 1; ++row)
@@ -97,8 +93,7 @@ void fold_segment(const AttentionArgs& args, const Shape& shape, const Item& ite
   }
 }
 
-void write_out(const AttentionArgs& args, const Shape& shape, const Item& item,
-               const FoldState& state) {
+void write_out(const AttentionArgs& args, const Shape& shape, const Item& item, const FoldState& state) {
   with_type("paged_attention", args.out.dtype, args.out.data, [&](auto* out) {
     for (int64_t lane = 0; lane < item.rows * shape.group; ++lane) {
       const int64_t row = item.first_row + lane / shape.group;
@@ -160,13 +155,11 @@ void check_attention(const AttentionArgs& args, Form form) {
   const KvView& kv = args.kv;
   check(args.q.ndim == 3 && args.q.shape[2] == kv.head_dim && args.q.stride[2] == 1,
         "paged_attention: q must be [M, heads, ", kv.head_dim, "]");
-  check(kv.num_heads > 0 && args.q.shape[1] % kv.num_heads == 0, "paged_attention: ",
-        args.q.shape[1], " heads are no multiple of ", kv.num_heads, " kv heads");
-  check_features("paged_attention", "out", args.out, args.q.shape[0],
-                 args.q.shape[1] * kv.head_dim);
+  check(kv.num_heads > 0 && args.q.shape[1] % kv.num_heads == 0, "paged_attention: ", args.q.shape[1],
+        " heads are no multiple of ", kv.num_heads, " kv heads");
+  check_features("paged_attention", "out", args.out, args.q.shape[0], args.q.shape[1] * kv.head_dim);
   for (const Segment& segment : args.segments)
-    check(segment.form == form, "paged_attention: segment of slot ", segment.slot,
-          " has the other form");
+    check(segment.form == form, "paged_attention: segment of slot ", segment.slot, " has the other form");
 }
 
 // Throws InvalidArgument unless rows, table and every block of each segment's context exist.
@@ -175,15 +168,13 @@ void check_context(const AttentionArgs& args, const Shape& shape) {
   for_each_row("paged_attention", args.slots, args.segments, shape.num_rows, ignore);
   for (const Segment& segment : args.segments) {
     if (segment.rows == 0) continue;
-    const int64_t last =
-        args.slots->seq_len.as<const int32_t>()[segment.slot] + int64_t{segment.rows} - 1;
+    const int64_t last = args.slots->seq_len.as<const int32_t>()[segment.slot] + int64_t{segment.rows} - 1;
     const auto block_at = [&](int64_t position) {
-      return block_of("paged_attention", *args.slots, segment.slot, position, args.kv.block_tokens,
-                      args.kv.num_blocks);
+      return block_of("paged_attention", *args.slots, segment.slot, position, args.kv.block_tokens, args.kv.num_blocks);
     };
     block_at(last);
-    const auto* table = args.slots->block_tables.as<const uint32_t>() +
-                        segment.slot * args.slots->block_tables.stride[0];
+    const auto* table =
+        args.slots->block_tables.as<const uint32_t>() + segment.slot * args.slots->block_tables.stride[0];
     uint32_t highest = 0;  // unsigned: a negative id is high, too
     for (int64_t i = 0; i <= last / args.kv.block_tokens; ++i) highest = std::max(highest, table[i]);
     if (highest < args.kv.num_blocks) continue;
@@ -229,8 +220,7 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   make_items(args, shape, items);
   if (items.empty()) return;
   const int64_t floats = Workplace::floats(shape);
-  auto* scratch =
-      static_cast<float*>(attention_scratch_.at_least(floats * 4 * pool_.num_threads()));
+  auto* scratch = static_cast<float*>(attention_scratch_.at_least(floats * 4 * pool_.num_threads()));
   // The pads of q, K and V must be zero; the lanes beyond head_dim are never written otherwise.
   if (shape.padded_dim != shape.head_dim)
     std::memset(scratch, 0, static_cast<size_t>(floats * 4 * pool_.num_threads()));
@@ -239,16 +229,15 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   const auto num_items = static_cast<int64_t>(items.size());
   std::vector<Item>& pieces = attention_pieces_;
   pieces.clear();
-  if (form == Form::kDecode && pool_.num_threads() > 1 &&
-      num_items < 2 * int64_t{pool_.num_threads()} && num_items <= kMaxSplitRows &&
+  if (form == Form::kDecode && pool_.num_threads() > 1 && num_items < 2 * int64_t{pool_.num_threads()} &&
+      num_items <= kMaxSplitRows &&
       std::all_of(items.begin(), items.end(), [](const Item& item) { return item.rows == 1; }))
     split_at_segments(items, pieces);
-  const int64_t partial_bytes = static_cast<int64_t>(pieces.size()) *
-                                Partials::floats(shape.group, shape.padded_dim) * 4;
+  const int64_t partial_bytes =
+      static_cast<int64_t>(pieces.size()) * Partials::floats(shape.group, shape.padded_dim) * 4;
   if (pieces.size() <= items.size() || args.workspace.numel() < partial_bytes) {
-    pool_.run(num_items, [&](int64_t i, int thread) {
-      run_whole(args, shape, items[static_cast<size_t>(i)], place(thread));
-    });
+    pool_.run(num_items,
+              [&](int64_t i, int thread) { run_whole(args, shape, items[static_cast<size_t>(i)], place(thread)); });
     return;
   }
   const Partials partials(args.workspace, shape);
@@ -257,18 +246,15 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   });
   for (const Item& piece : pieces) {
     const int64_t first = piece.partial - piece.segment;
-    if (piece.segment > 0)
-      merge(partials.state(first), partials.state(piece.partial), shape.group, shape.padded_dim);
-    if (piece.segment == piece.position / kSegmentPositions)
-      write_out(args, shape, piece, partials.state(first));
+    if (piece.segment > 0) merge(partials.state(first), partials.state(piece.partial), shape.group, shape.padded_dim);
+    if (piece.segment == piece.position / kSegmentPositions) write_out(args, shape, piece, partials.state(first));
   }
 }
 
 void CpuOps::paged_attention_prefill(const AttentionArgs& args) { attention(args, Form::kPrefill); }
 void CpuOps::paged_attention_decode(const AttentionArgs& args) { attention(args, Form::kDecode); }
 
-int64_t CpuOps::attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
-                                          int64_t max_positions) const {
+int64_t CpuOps::attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim, int64_t max_positions) const {
   const int64_t rows = std::min(max_rows, kMaxSplitRows);
   const int64_t segments = (max_positions + kSegmentPositions - 1) / kSegmentPositions;
   const int64_t padded_dim = (int64_t{head_dim} + kLanes - 1) / kLanes * kLanes;

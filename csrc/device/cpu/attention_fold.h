@@ -38,12 +38,11 @@ struct FoldState {
 
 // out[r][c] (+)= sum over steps, ascending, of a[r][step] * b[step][c] for kRows x 16 kVectors.
 template <int kRows, int kVectors>
-RTP_INLINE void product_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-                             int64_t steps, float* out, int64_t out_stride, bool accumulate) {
+RTP_INLINE void product_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t steps,
+                             float* out, int64_t out_stride, bool accumulate) {
   F32x16 sums[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v)
-      sums[r][v] = accumulate ? load(out + r * out_stride + v * kLanes) : zero();
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = accumulate ? load(out + r * out_stride + v * kLanes) : zero();
   for (int64_t step = 0; step < steps; ++step) {
     F32x16 vectors[kVectors];
 #pragma GCC unroll 4
@@ -51,41 +50,36 @@ RTP_INLINE void product_tile(const float* a, int64_t a_stride, const float* b, i
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sums[r][v] = fma(vectors[v], splat(a[r * a_stride + step]), sums[r][v]);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(vectors[v], splat(a[r * a_stride + step]), sums[r][v]);
   }
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sums[r][v]);
 }
 
 template <int kRows, int kVectors = kPanelVectors>
-void product_columns(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-                     int64_t steps, float* out, int64_t out_stride, int64_t columns,
-                     bool accumulate) {
+void product_columns(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t steps, float* out,
+                     int64_t out_stride, int64_t columns, bool accumulate) {
   constexpr int kWidth = kVectors * kLanes;
   int64_t column = 0;
   for (; column + kWidth <= columns; column += kWidth)
-    product_tile<kRows, kVectors>(a, a_stride, b + column, b_stride, steps, out + column,
-                                  out_stride, accumulate);
+    product_tile<kRows, kVectors>(a, a_stride, b + column, b_stride, steps, out + column, out_stride, accumulate);
   if constexpr (kVectors > 1)
     if (column < columns)
-      product_columns<kRows, kVectors / 2>(a, a_stride, b + column, b_stride, steps, out + column,
-                                           out_stride, columns - column, accumulate);
+      product_columns<kRows, kVectors / 2>(a, a_stride, b + column, b_stride, steps, out + column, out_stride,
+                                           columns - column, accumulate);
 }
 
 // Any number of rows; columns a multiple of 16. A row's bits don't depend on the number of rows.
 template <int kRows = kTileRows>
-void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t steps,
-             float* out, int64_t out_stride, int64_t rows, int64_t columns, bool accumulate) {
+void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t steps, float* out,
+             int64_t out_stride, int64_t rows, int64_t columns, bool accumulate) {
   for (; rows >= kRows; rows -= kRows) {
     product_columns<kRows>(a, a_stride, b, b_stride, steps, out, out_stride, columns, accumulate);
     a += kRows * a_stride;
     out += kRows * out_stride;
   }
   if constexpr (kRows > 1)
-    if (rows > 0)
-      product<kRows - 1>(a, a_stride, b, b_stride, steps, out, out_stride, rows, columns,
-                         accumulate);
+    if (rows > 0) product<kRows - 1>(a, a_stride, b, b_stride, steps, out, out_stride, rows, columns, accumulate);
 }
 
 // ---- Tiles -------------------------------------------------------------------------------------
@@ -98,29 +92,27 @@ struct KvTile {
 };
 
 template <class Stored>
-void load_plane(const KvView& kv, int plane, int head, const int32_t* blocks, int64_t first,
-                int count, int64_t padded_dim, float* to) {
+void load_plane(const KvView& kv, int plane, int head, const int32_t* blocks, int64_t first, int count,
+                int64_t padded_dim, float* to) {
   for (int i = 0; i < count;) {  // run by run of a block
     const int64_t position = first + i, block = position / kv.block_tokens;
     const int64_t within = position - block * kv.block_tokens;
-    const uint8_t* from = kv.base + blocks[block] * kv.block_stride + kv.plane_offset[plane] +
-                          head * kv.head_stride + within * kv.token_stride;
+    const uint8_t* from = kv.base + blocks[block] * kv.block_stride + kv.plane_offset[plane] + head * kv.head_stride +
+                          within * kv.token_stride;
     const int64_t end = std::min<int64_t>(count, i + kv.block_tokens - within);
     for (; i < end; ++i, from += kv.token_stride) {
       const auto* vector = reinterpret_cast<const Stored*>(from);
       float* row = to + i * padded_dim;
-      for_lanes(kv.head_dim,
-                [&](int64_t d, int64_t n) { store(row + d, load_run(vector + d, n)); });
+      for_lanes(kv.head_dim, [&](int64_t d, int64_t n) { store(row + d, load_run(vector + d, n)); });
     }
   }
   if (count < kTilePositions)
-    std::memset(to + count * padded_dim, 0,
-                static_cast<size_t>((kTilePositions - count) * padded_dim) * sizeof(float));
+    std::memset(to + count * padded_dim, 0, static_cast<size_t>((kTilePositions - count) * padded_dim) * sizeof(float));
 }
 
 // Positions [first, first + count), the rest zero. `blocks`: the sequence's block table.
-inline void load_tile(const KvView& kv, int head, const int32_t* blocks, int64_t first, int count,
-                      int64_t padded_dim, const KvTile& tile) {
+inline void load_tile(const KvView& kv, int head, const int32_t* blocks, int64_t first, int count, int64_t padded_dim,
+                      const KvTile& tile) {
   if (kv.dtype == DType::kF32) {
     load_plane<float>(kv, 0, head, blocks, first, count, padded_dim, tile.k_rows);
     load_plane<float>(kv, 1, head, blocks, first, count, padded_dim, tile.v);
@@ -128,8 +120,8 @@ inline void load_tile(const KvView& kv, int head, const int32_t* blocks, int64_t
     load_plane<BFloat16>(kv, 0, head, blocks, first, count, padded_dim, tile.k_rows);
     load_plane<BFloat16>(kv, 1, head, blocks, first, count, padded_dim, tile.v);
   }
-  transpose_words(reinterpret_cast<const uint32_t*>(tile.k_rows), padded_dim, kTilePositions,
-                  padded_dim, reinterpret_cast<uint32_t*>(tile.k_transposed), kTilePositions);
+  transpose_words(reinterpret_cast<const uint32_t*>(tile.k_rows), padded_dim, kTilePositions, padded_dim,
+                  reinterpret_cast<uint32_t*>(tile.k_transposed), kTilePositions);
 }
 
 // ---- The fold ----------------------------------------------------------------------------------
@@ -139,8 +131,8 @@ inline void scale_vector(float* out, int64_t padded_dim, float factor) {
 }
 
 // Scores of one lane become its p; updates m and l and rescales o.
-inline void softmax_lane(float* scores, int valid, float scale, int64_t padded_dim, float& max_seen,
-                         float& sum, float* out) {
+inline void softmax_lane(float* scores, int valid, float scale, int64_t padded_dim, float& max_seen, float& sum,
+                         float* out) {
   F32x16 s[kTileVectors];
   I32x16 inside[kTileVectors];
   F32x16 top = splat(-kInfinity);
@@ -166,15 +158,14 @@ inline void softmax_lane(float* scores, int valid, float scale, int64_t padded_d
 }
 
 // Folds `lanes` lanes with the same number of valid positions over one tile.
-inline void fold_tile(const KvTile& tile, const float* q, int64_t lanes, int valid, float scale,
-                      int64_t padded_dim, float* scores, const FoldState& state) {
-  product(q, padded_dim, tile.k_transposed, kTilePositions, padded_dim, scores, kTilePositions,
-          lanes, kTilePositions, false);
+inline void fold_tile(const KvTile& tile, const float* q, int64_t lanes, int valid, float scale, int64_t padded_dim,
+                      float* scores, const FoldState& state) {
+  product(q, padded_dim, tile.k_transposed, kTilePositions, padded_dim, scores, kTilePositions, lanes, kTilePositions,
+          false);
   for (int64_t lane = 0; lane < lanes; ++lane)
-    softmax_lane(scores + lane * kTilePositions, valid, scale, padded_dim, state.max[lane],
-                 state.sum[lane], state.out + lane * padded_dim);
-  product(scores, kTilePositions, tile.v, padded_dim, valid, state.out, padded_dim, lanes,
-          padded_dim, true);
+    softmax_lane(scores + lane * kTilePositions, valid, scale, padded_dim, state.max[lane], state.sum[lane],
+                 state.out + lane * padded_dim);
+  product(scores, kTilePositions, tile.v, padded_dim, valid, state.out, padded_dim, lanes, padded_dim, true);
 }
 
 inline void reset(const FoldState& state, int64_t lanes, int64_t padded_dim) {
@@ -184,8 +175,7 @@ inline void reset(const FoldState& state, int64_t lanes, int64_t padded_dim) {
 }
 
 // left = left merged with the segment to its right.
-inline void merge(const FoldState& left, const FoldState& right, int64_t lanes,
-                  int64_t padded_dim) {
+inline void merge(const FoldState& left, const FoldState& right, int64_t lanes, int64_t padded_dim) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const float m = left.max[lane] > right.max[lane] ? left.max[lane] : right.max[lane];
     const float a = exp_scalar(left.max[lane] - m), b = exp_scalar(right.max[lane] - m);

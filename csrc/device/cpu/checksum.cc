@@ -24,8 +24,8 @@ uint64_t hash_vector(const uint8_t* vector, int64_t bytes) {
   __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   for (int64_t i = 0; i < bytes; i += 32) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(vector + i));
-    const __m256i shifted = _mm256_add_epi32(
-        words, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kChecksumTable.data() + i / 4)));
+    const __m256i shifted =
+        _mm256_add_epi32(words, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kChecksumTable.data() + i / 4)));
     __m256i& sum = sums[i / 32 % 2];
     sum = _mm256_add_epi64(sum, _mm256_mul_epu32(shifted, _mm256_srli_epi64(shifted, 32)));
   }
@@ -49,19 +49,18 @@ uint64_t hash_vector(const uint8_t* vector, int64_t bytes) {
 
 void check_args(const ChecksumArgs& args) {
   const KvView& kv = args.kv;
-  check(args.block >= 0 && args.block < kv.num_blocks, "checksum: block ", args.block,
-        " out of range, pool has ", kv.num_blocks);
-  check(args.first_token >= 0 && args.tokens >= 0 &&
-            args.first_token + args.tokens <= kv.block_tokens,
-        "checksum: tokens [", args.first_token, ", ", args.first_token + args.tokens,
-        ") out of range, a block has ", kv.block_tokens);
-  check(kv.token_stride <= 4 * kMaxChecksumWords, "checksum: a vector has at most ",
-        4 * kMaxChecksumWords, " bytes, got ", kv.token_stride);
+  check(args.block >= 0 && args.block < kv.num_blocks, "checksum: block ", args.block, " out of range, pool has ",
+        kv.num_blocks);
+  check(args.first_token >= 0 && args.tokens >= 0 && args.first_token + args.tokens <= kv.block_tokens,
+        "checksum: tokens [", args.first_token, ", ", args.first_token + args.tokens, ") out of range, a block has ",
+        kv.block_tokens);
+  check(kv.token_stride <= 4 * kMaxChecksumWords, "checksum: a vector has at most ", 4 * kMaxChecksumWords,
+        " bytes, got ", kv.token_stride);
   check(args.group >= 0 && args.group < (1 << 8) && args.layer >= 0 && args.layer < (1 << 10) &&
             kv.num_heads <= (1 << 10) && args.first_position >= 0 &&
             args.first_position + args.tokens <= (int64_t{1} << 32),
-        "checksum: key out of range: group ", args.group, ", layer ", args.layer, ", heads ",
-        kv.num_heads, ", position ", args.first_position);
+        "checksum: key out of range: group ", args.group, ", layer ", args.layer, ", heads ", kv.num_heads,
+        ", position ", args.first_position);
 }
 
 }  // namespace
@@ -73,16 +72,12 @@ uint64_t CpuOps::checksum(const ChecksumArgs& args) const {
   uint64_t total = 0;
   for (int plane = 0; plane < 2; ++plane)
     for (int head = 0; head < kv.num_heads; ++head) {
-      const uint8_t* vector = kv.base + args.block * kv.block_stride + kv.plane_offset[plane] +
-                              head * kv.head_stride + args.first_token * kv.token_stride;
-      uint64_t key = pack_checksum_key({.group = args.group,
-                                        .layer = args.layer,
-                                        .plane = plane,
-                                        .head = head,
-                                        .position = args.first_position});
+      const uint8_t* vector = kv.base + args.block * kv.block_stride + kv.plane_offset[plane] + head * kv.head_stride +
+                              args.first_token * kv.token_stride;
+      uint64_t key = pack_checksum_key(
+          {.group = args.group, .layer = args.layer, .plane = plane, .head = head, .position = args.first_position});
       for (int i = 0; i < args.tokens; ++i, ++key, vector += kv.token_stride)
-        total += bytes % 64 == 0 ? mix64(hash_vector(vector, bytes) + key)
-                                 : checksum_of_vector(vector, bytes, key);
+        total += bytes % 64 == 0 ? mix64(hash_vector(vector, bytes) + key) : checksum_of_vector(vector, bytes, key);
     }
   return total;
 }

@@ -37,8 +37,7 @@ void* map_pages(int64_t mapped, int fd) {
   const auto size = static_cast<size_t>(mapped);
   void* const place = mapped >= kHugePage ? reserve_aligned(mapped) : nullptr;
   if (mapped >= kHugePage && place == nullptr) return nullptr;
-  void* at = mmap(place, size, PROT_READ | PROT_WRITE, flags | (place != nullptr ? MAP_FIXED : 0),
-                  fd, 0);
+  void* at = mmap(place, size, PROT_READ | PROT_WRITE, flags | (place != nullptr ? MAP_FIXED : 0), fd, 0);
   if (at == MAP_FAILED) {
     const int error = errno;
     if (place != nullptr) munmap(place, size);
@@ -49,14 +48,11 @@ void* map_pages(int64_t mapped, int fd) {
   return at;
 }
 
-int64_t mapped_bytes(int64_t bytes) {
-  return rounded_up(bytes, bytes >= kHugePage ? kHugePage : kSmallPage);
-}
+int64_t mapped_bytes(int64_t bytes) { return rounded_up(bytes, bytes >= kHugePage ? kHugePage : kSmallPage); }
 
 }  // namespace
 
-CpuDevice::CpuDevice(const DeviceOptions& options)
-    : ops_(std::make_unique<CpuOps>(*this, options.num_threads)) {}
+CpuDevice::CpuDevice(const DeviceOptions& options) : ops_(std::make_unique<CpuOps>(*this, options.num_threads)) {}
 
 CpuDevice::~CpuDevice() { ops_.reset(); }
 
@@ -65,8 +61,8 @@ Buffer CpuDevice::allocate(int64_t bytes, const std::string& tag) {
   const int64_t mapped = mapped_bytes(bytes);
   void* const at = map_pages(mapped, -1);
   if (at == nullptr)
-    throw Unavailable(concat("cannot allocate ", bytes, " bytes for '", tag, "': ",
-                             std::strerror(errno), "; ", describe_allocations()));
+    throw Unavailable(concat("cannot allocate ", bytes, " bytes for '", tag, "': ", std::strerror(errno), "; ",
+                             describe_allocations()));
   return track(at, bytes, mapped, -1, tag);
 }
 
@@ -79,14 +75,13 @@ Buffer CpuDevice::allocate_shareable(int64_t bytes, const std::string& tag) {
   if (at == nullptr) {
     const int error = errno;
     if (fd >= 0) close(fd);
-    throw Unavailable(concat("cannot allocate ", bytes, " shareable bytes for '", tag, "': ",
-                             std::strerror(error), "; ", describe_allocations()));
+    throw Unavailable(concat("cannot allocate ", bytes, " shareable bytes for '", tag, "': ", std::strerror(error),
+                             "; ", describe_allocations()));
   }
   return track(at, bytes, mapped, fd, tag);
 }
 
-Buffer CpuDevice::track(void* data, int64_t bytes, int64_t mapped, int fd,
-                        const std::string& tag) {
+Buffer CpuDevice::track(void* data, int64_t bytes, int64_t mapped, int fd, const std::string& tag) {
   const auto address = reinterpret_cast<uint64_t>(data);
   {
     const std::lock_guard lock(mutex_);
@@ -120,9 +115,7 @@ std::string CpuDevice::describe_allocations() const {
   return concat(total, " bytes in ", all.size(), " allocations already, the largest is ", largest);
 }
 
-void CpuDevice::copy(void* to, const void* from, int64_t bytes) {
-  std::memmove(to, from, static_cast<size_t>(bytes));
-}
+void CpuDevice::copy(void* to, const void* from, int64_t bytes) { std::memmove(to, from, static_cast<size_t>(bytes)); }
 
 void CpuDevice::zero(void* at, int64_t bytes) { std::memset(at, 0, static_cast<size_t>(bytes)); }
 

@@ -14,8 +14,7 @@ template <Activation kActivation>
 RTP_INLINE F32x16 activate(const F32x16& x) {
   if constexpr (kActivation == Activation::kSilu) return x * sigmoid(x);
   const F32x16 half = x * splat(0.5f);
-  if constexpr (kActivation == Activation::kGelu)
-    return half * (splat(1.0f) + erf(x * splat(0.70710678118654752f)));
+  if constexpr (kActivation == Activation::kGelu) return half * (splat(1.0f) + erf(x * splat(0.70710678118654752f)));
   const F32x16 cubic = fma(x * x * x, splat(0.044715f), x);
   return half * (splat(1.0f) + tanh(cubic * splat(0.79788456080286536f)));
 }
@@ -65,9 +64,8 @@ void CpuOps::add(const Tensor& x, const Tensor& delta) {
       for_rows(rows, features, [&](int64_t row, int) {
         auto* a = to + row * x.stride[0];
         const auto* b = from + row * delta.stride[0];
-        for_lanes(features, [&](int64_t i, int64_t n) {
-          store_run(a + i, load_run(a + i, n) + load_run(b + i, n), n);
-        });
+        for_lanes(features,
+                  [&](int64_t i, int64_t n) { store_run(a + i, load_run(a + i, n) + load_run(b + i, n), n); });
       });
     });
   });
@@ -83,11 +81,9 @@ void CpuOps::gather_rows(const GatherRowsArgs& args) {
   const int64_t size = size_of(args.x.dtype);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = args.rows.as<const int32_t>()[i];
-    check(row >= 0 && row < args.x.shape[0], "gather_rows: row ", row, " out of range, x has ",
-          args.x.shape[0]);
+    check(row >= 0 && row < args.x.shape[0], "gather_rows: row ", row, " out of range, x has ", args.x.shape[0]);
     std::memcpy(args.out.as<uint8_t>() + i * args.out.stride[0] * size,
-                args.x.as<const uint8_t>() + row * args.x.stride[0] * size,
-                static_cast<size_t>(features * size));
+                args.x.as<const uint8_t>() + row * args.x.stride[0] * size, static_cast<size_t>(features * size));
   }
 }
 
@@ -95,8 +91,8 @@ void CpuOps::advance(const AdvanceArgs& args) {
   check(args.slots != nullptr, "advance: slots missing");
   const int64_t num_slots = args.slots->seq_len.shape[0];
   for (const Segment& segment : args.segments) {
-    check(segment.slot >= 0 && segment.slot < num_slots, "advance: slot ", segment.slot,
-          " out of range, there are ", num_slots);
+    check(segment.slot >= 0 && segment.slot < num_slots, "advance: slot ", segment.slot, " out of range, there are ",
+          num_slots);
     args.slots->seq_len.as<int32_t>()[segment.slot] += segment.rows;
   }
 }

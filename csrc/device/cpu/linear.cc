@@ -32,8 +32,7 @@ const PanelLinear& panels_of(const char* op, const PackedLinear* weight) {
 
 // Adds bias, then residual, to the sums of rows [row, row + rows) of one panel and stores them.
 template <class Format, class Out, class Residual>
-void finish_rows(const Product<Format>& product, int64_t row, int64_t rows, int64_t panel,
-                 const float* sums) {
+void finish_rows(const Product<Format>& product, int64_t row, int64_t rows, int64_t panel, const float* sums) {
   const int64_t first = panel * kPanelWidth;
   const int64_t width = std::min<int64_t>(kPanelWidth, product.features - first);
   const float* bias = product.weight->bias();
@@ -91,24 +90,21 @@ void compute_blocked_panels(const Product<Format>& product, const Region& region
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = region.first_row + tile * kTileRows;
         const uint32_t* share = weights + (steps + tile * steps / shares) * kPanelWidth;
-        multiply_rows<Format>(
-            std::min<int64_t>(kTileRows, region.end_row - row),
-            product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride,
-            weights, steps, {share, last || tile >= shares ? 0 : kPanelVectors / shares}, begin > 0,
-            sums + tile * kTileRows * kPanelWidth);
+        multiply_rows<Format>(std::min<int64_t>(kTileRows, region.end_row - row),
+                              product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride,
+                              weights, steps, {share, last || tile >= shares ? 0 : kPanelVectors / shares}, begin > 0,
+                              sums + tile * kTileRows * kPanelWidth);
       }
     }
-    finish_rows<Format, Out, Residual>(product, region.first_row,
-                                       region.end_row - region.first_row, panel, sums);
+    finish_rows<Format, Out, Residual>(product, region.first_row, region.end_row - region.first_row, panel, sums);
   }
 }
 
 template <class Format, class Out, class Residual>
 void compute_region(const Product<Format>& product, const Region& region) {
   const int64_t tiles = region.num_tiles();
-  tiles > 1 && tiles <= kMaxFewTiles
-      ? compute_blocked_panels<Format, Out, Residual>(product, region)
-      : compute_whole_panels<Format, Out, Residual>(product, region);
+  tiles > 1 && tiles <= kMaxFewTiles ? compute_blocked_panels<Format, Out, Residual>(product, region)
+                                     : compute_whole_panels<Format, Out, Residual>(product, region);
 }
 
 // Chunks are groups of panels; where panels are few, also blocks of rows.
@@ -118,17 +114,15 @@ void compute(ThreadPool& pool, const Product<Format>& product) {
   const bool few_panels = weight.num_panels() < 4 * pool.num_threads();
   const int64_t block = few_panels ? std::min(product.rows, kRowsPerBlock) : product.rows;
   const int64_t blocks = (product.rows + block - 1) / block;
-  const int64_t group =
-      std::max<int64_t>(1, std::min(kChunkBytes / weight.panel_bytes(),
-                                    weight.num_panels() / (8 * pool.num_threads())));
+  const int64_t group = std::max<int64_t>(
+      1, std::min(kChunkBytes / weight.panel_bytes(), weight.num_panels() / (8 * pool.num_threads())));
   const int64_t groups = (weight.num_panels() + group - 1) / group;
   pool.run(groups * blocks, [&](int64_t chunk, int) {
     const int64_t first_row = chunk % blocks * block, first_panel = chunk / blocks * group;
-    compute_region<Format, Out, Residual>(
-        product, {.first_row = first_row,
-                  .end_row = std::min(product.rows, first_row + block),
-                  .first_panel = first_panel,
-                  .end_panel = std::min(weight.num_panels(), first_panel + group)});
+    compute_region<Format, Out, Residual>(product, {.first_row = first_row,
+                                                    .end_row = std::min(product.rows, first_row + block),
+                                                    .first_panel = first_panel,
+                                                    .end_panel = std::min(weight.num_panels(), first_panel + group)});
   });
 }
 
@@ -137,9 +131,8 @@ void compute_typed(ThreadPool& pool, const Product<Format>& product) {
   with_type("linear", product.out.dtype, product.out.data, [&](auto* out) {
     using Out = std::remove_pointer_t<decltype(out)>;
     const DType residual_dtype = product.residual.empty() ? DType::kF32 : product.residual.dtype;
-    with_type("linear", residual_dtype, product.residual.data, [&](auto* residual) {
-      compute<Format, Out, std::remove_pointer_t<decltype(residual)>>(pool, product);
-    });
+    with_type("linear", residual_dtype, product.residual.data,
+              [&](auto* residual) { compute<Format, Out, std::remove_pointer_t<decltype(residual)>>(pool, product); });
   });
 }
 
@@ -164,8 +157,8 @@ void convert_row(const In* x, int64_t features, float* to, bool round) {
 const void* CpuOps::linear_input(const Tensor& x, DType weight_dtype, int64_t& row_stride) {
   const int64_t rows = x.shape[0], features = x.shape[1];
   const int64_t padded = (features + 1) / 2 * 2;
-  const bool as_pairs = weight_dtype == DType::kBF16 && sizeof(Bf16Format::Input) == 4 &&
-                        Bf16Format::kInputsPerStep == 1;
+  const bool as_pairs =
+      weight_dtype == DType::kBF16 && sizeof(Bf16Format::Input) == 4 && Bf16Format::kInputsPerStep == 1;
   if (!as_pairs) {
     if (weight_dtype == DType::kF32 && x.dtype == DType::kF32) {
       row_stride = x.stride[0];
@@ -174,8 +167,7 @@ const void* CpuOps::linear_input(const Tensor& x, DType weight_dtype, int64_t& r
     auto* to = static_cast<float*>(linear_input_.at_least(rows * padded * 4));
     with_type("linear", x.dtype, x.data, [&](auto* from) {
       for_rows(rows, features, [&](int64_t row, int) {
-        convert_row(from + row * x.stride[0], features, to + row * padded,
-                    weight_dtype == DType::kBF16);
+        convert_row(from + row * x.stride[0], features, to + row * padded, weight_dtype == DType::kBF16);
       });
     });
     row_stride = padded;
@@ -188,9 +180,8 @@ const void* CpuOps::linear_input(const Tensor& x, DType weight_dtype, int64_t& r
   }
   auto* to = static_cast<BFloat16*>(linear_input_.at_least(rows * padded * 2));
   with_type("linear", x.dtype, x.data, [&](auto* from) {
-    for_rows(rows, features, [&](int64_t row, int) {
-      convert_row(from + row * x.stride[0], features, to + row * padded);
-    });
+    for_rows(rows, features,
+             [&](int64_t row, int) { convert_row(from + row * x.stride[0], features, to + row * padded); });
   });
   row_stride = padded / 2;
   return to;
@@ -202,8 +193,7 @@ void CpuOps::linear(const LinearArgs& args) {
   const int64_t rows = args.x.shape[0], features = spec.out_features();
   check_features(spec.name.c_str(), "x", args.x, rows, spec.in_features);
   check_features(spec.name.c_str(), "out", args.out, rows, features);
-  if (!args.residual.empty())
-    check_features(spec.name.c_str(), "residual", args.residual, rows, features);
+  if (!args.residual.empty()) check_features(spec.name.c_str(), "residual", args.residual, rows, features);
   if (rows == 0) return;
   int64_t stride = 0;
   const void* x = linear_input(args.x, spec.dtype, stride);
@@ -256,8 +246,7 @@ void CpuOps::embedding(const EmbeddingArgs& args) {
   const LinearSpec& spec = table.spec();
   check(spec.gather, "embedding: weight '", spec.name, "' was not packed for gathering");
   const int64_t rows = args.tokens.numel();
-  check(args.tokens.dtype == DType::kI32, "embedding: tokens must be int32, got ",
-        name_of(args.tokens.dtype));
+  check(args.tokens.dtype == DType::kI32, "embedding: tokens must be int32, got ", name_of(args.tokens.dtype));
   check_features("embedding", "out", args.out, rows, spec.in_features);
   std::vector<int32_t>& tokens = tokens_;
   tokens.assign(args.tokens.as<const int32_t>(), args.tokens.as<const int32_t>() + rows);
@@ -265,14 +254,12 @@ void CpuOps::embedding(const EmbeddingArgs& args) {
     for (int64_t row = segment.first_row; row < segment.first_row + int64_t{segment.rows}; ++row) {
       check(row >= 0 && row < rows, "embedding: row ", row, " out of range, there are ", rows);
       if (tokens[static_cast<size_t>(row)] != kTokenFromSlot) continue;
-      check(args.slots != nullptr && segment.slot >= 0 &&
-                segment.slot < args.slots->last_token.shape[0],
+      check(args.slots != nullptr && segment.slot >= 0 && segment.slot < args.slots->last_token.shape[0],
             "embedding: slot ", segment.slot, " out of range");
       tokens[static_cast<size_t>(row)] = args.slots->last_token.as<const int32_t>()[segment.slot];
     }
   for (int64_t row = 0; row < rows; ++row)
-    check(tokens[static_cast<size_t>(row)] >= 0 &&
-              tokens[static_cast<size_t>(row)] < spec.out_features(),
+    check(tokens[static_cast<size_t>(row)] >= 0 && tokens[static_cast<size_t>(row)] < spec.out_features(),
           "embedding: token id ", tokens[static_cast<size_t>(row)], " of row ", row,
           " out of range, the vocabulary has ", spec.out_features());
   with_type("embedding", args.out.dtype, args.out.data, [&](auto* out) {

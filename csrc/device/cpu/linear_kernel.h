@@ -10,8 +10,10 @@ namespace rtp_llm::cpu {
 // Rows of a tile: kTileRows * kPanelVectors accumulators plus a panel's vectors fit the registers.
 #if defined(RTP_CPU_AVX512)
 inline constexpr int kTileRows = 6;
-#else
+#elif defined(RTP_CPU_AVX2)
 inline constexpr int kTileRows = 3;
+#else
+inline constexpr int kTileRows = 2;
 #endif
 
 // How one step multiplies: what a row of x looks like, and one multiply-accumulate.
@@ -21,9 +23,7 @@ struct F32Format {
   struct Weights {
     F32x16 value;
   };
-  static RTP_INLINE Weights load_weights(const uint32_t* at) {
-    return {bit_cast16<F32x16>(load_u32(at))};
-  }
+  static RTP_INLINE Weights load_weights(const uint32_t* at) { return {bit_cast16<F32x16>(load_u32(at))}; }
   static RTP_INLINE F32x16 accumulate(const F32x16& sum, const Weights& w, const Input* x) {
     return fma(w.value, splat(x[0]), sum);
   }
@@ -37,9 +37,7 @@ struct Bf16Format {
   struct Weights {
     __m512bh pairs;
   };
-  static RTP_INLINE Weights load_weights(const uint32_t* at) {
-    return {(__m512bh)_mm512_loadu_si512(at)};
-  }
+  static RTP_INLINE Weights load_weights(const uint32_t* at) { return {(__m512bh)_mm512_loadu_si512(at)}; }
   static RTP_INLINE F32x16 accumulate(const F32x16& sum, const Weights& w, const Input* x) {
     const auto pair = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[0]));
     return {{(PartF32)_mm512_dpbf16_ps((__m512)sum.part[0], w.pairs, pair)}};
@@ -55,8 +53,7 @@ struct Bf16Format {
   };
   static RTP_INLINE Weights load_weights(const uint32_t* at) {
     const U32x16 pairs = load_u32(at);
-    return {bit_cast16<F32x16>(shift_left<16>(pairs)),
-            bit_cast16<F32x16>(pairs & splat_u32(0xffff0000u))};
+    return {bit_cast16<F32x16>(shift_left<16>(pairs)), bit_cast16<F32x16>(pairs & splat_u32(0xffff0000u))};
   }
   static RTP_INLINE F32x16 accumulate(const F32x16& sum, const Weights& w, const Input* x) {
     return fma(w.odd, splat(x[1]), fma(w.even, splat(x[0]), sum));
@@ -67,8 +64,8 @@ struct Bf16Format {
 // sums[row][vector] = (accumulate ? sums : 0) + x[row] * panel over `steps`. Fetches kLines cache lines a
 // step into L2, from `prefetch` on.
 template <class Format, int kRows, int kLines>
-void multiply_tile(const typename Format::Input* x, int64_t x_stride, const uint32_t* panel,
-                   int64_t steps, const uint32_t* prefetch, bool accumulate, float* sums) {
+void multiply_tile(const typename Format::Input* x, int64_t x_stride, const uint32_t* panel, int64_t steps,
+                   const uint32_t* prefetch, bool accumulate, float* sums) {
   F32x16 total[kRows][kPanelVectors];
   for (int row = 0; row < kRows; ++row)
     for (int v = 0; v < kPanelVectors; ++v)
@@ -77,6 +74,8 @@ void multiply_tile(const typename Format::Input* x, int64_t x_stride, const uint
 #pragma GCC unroll 4
     for (int line = 0; line < kLines; ++line) __builtin_prefetch(prefetch + line * kLanes, 0, 2);
     prefetch += kLines * kLanes;
+#if defined(RTP_CPU_AVX512)
+    // 32 registers: the panel's vectors stay, each input is broadcast once.
     typename Format::Weights weights[kPanelVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) weights[v] = Format::load_weights(panel + v * kLanes);
@@ -84,13 +83,22 @@ void multiply_tile(const typename Format::Input* x, int64_t x_stride, const uint
     for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVectors; ++v)
-        total[row][v] = Format::accumulate(total[row][v], weights[v],
-                                           x + row * x_stride + step * Format::kInputsPerStep);
+        total[row][v] =
+            Format::accumulate(total[row][v], weights[v], x + row * x_stride + step * Format::kInputsPerStep);
+#else
+    // 16 registers: one of the panel's vectors at a time.
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v) {
+      const typename Format::Weights weights = Format::load_weights(panel + v * kLanes);
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row)
+        total[row][v] = Format::accumulate(total[row][v], weights, x + row * x_stride + step * Format::kInputsPerStep);
+    }
+#endif
     panel += kPanelWidth;
   }
   for (int row = 0; row < kRows; ++row)
-    for (int v = 0; v < kPanelVectors; ++v)
-      store(sums + row * kPanelWidth + v * kLanes, total[row][v]);
+    for (int v = 0; v < kPanelVectors; ++v) store(sums + row * kPanelWidth + v * kLanes, total[row][v]);
 }
 
 // What the tiles of one panel fetch: `lines` (0, or a power of two up to kPanelVectors) a step.
@@ -101,13 +109,11 @@ struct Prefetch {
 
 // multiply_tile for `rows` <= kRows.
 template <class Format, int kRows = kTileRows>
-RTP_INLINE void multiply_rows(int64_t rows, const typename Format::Input* x, int64_t x_stride,
-                              const uint32_t* panel, int64_t steps, const Prefetch& prefetch,
-                              bool accumulate, float* sums) {
+RTP_INLINE void multiply_rows(int64_t rows, const typename Format::Input* x, int64_t x_stride, const uint32_t* panel,
+                              int64_t steps, const Prefetch& prefetch, bool accumulate, float* sums) {
   if constexpr (kRows > 1)
     if (rows < kRows)
-      return multiply_rows<Format, kRows - 1>(rows, x, x_stride, panel, steps, prefetch, accumulate,
-                                              sums);
+      return multiply_rows<Format, kRows - 1>(rows, x, x_stride, panel, steps, prefetch, accumulate, sums);
   const auto multiply = [&]<int kLines>() {
     multiply_tile<Format, kRows, kLines>(x, x_stride, panel, steps, prefetch.at, accumulate, sums);
   };

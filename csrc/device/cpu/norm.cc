@@ -21,14 +21,12 @@ struct Vectors {
 };
 
 void check_norm(const char* op, const NormArgs& args) {
-  check(args.x.ndim == 2 || args.x.ndim == 3, op, ": x must have 2 or 3 dimensions, got ",
-        args.x.ndim);
+  check(args.x.ndim == 2 || args.x.ndim == 3, op, ": x must have 2 or 3 dimensions, got ", args.x.ndim);
   const int64_t features = args.x.shape[args.x.ndim - 1];
   check(args.x.stride[args.x.ndim - 1] == 1 || features <= 1, op, ": features must be contiguous");
-  check(args.out.ndim == args.x.ndim && args.out.shape == args.x.shape, op,
-        ": out must have x's shape");
-  check(args.weight.dtype == DType::kF32 && args.weight.numel() == features, op,
-        ": weight must be float32 [", features, "], got [", args.weight.numel(), "]");
+  check(args.out.ndim == args.x.ndim && args.out.shape == args.x.shape, op, ": out must have x's shape");
+  check(args.weight.dtype == DType::kF32 && args.weight.numel() == features, op, ": weight must be float32 [", features,
+        "], got [", args.weight.numel(), "]");
   check(args.bias.empty() || (args.bias.dtype == DType::kF32 && args.bias.numel() == features), op,
         ": bias must be float32 [", features, "]");
 }
@@ -42,14 +40,12 @@ void rms_norm_vector(const In* x, const float* weight, float epsilon, int64_t fe
   });
   const float mean = reduce_add(squares) / static_cast<float>(features);
   const F32x16 scale = splat(1.0f / __builtin_sqrtf(mean + epsilon));
-  for_lanes(features, [&](int64_t i, int64_t n) {
-    store_run(out + i, load_run(x + i, n) * scale * load_run(weight + i, n), n);
-  });
+  for_lanes(features,
+            [&](int64_t i, int64_t n) { store_run(out + i, load_run(x + i, n) * scale * load_run(weight + i, n), n); });
 }
 
 template <class In, class Out>
-void layer_norm_vector(const In* x, const float* weight, const float* bias, float epsilon,
-                       int64_t features, Out* out) {
+void layer_norm_vector(const In* x, const float* weight, const float* bias, float epsilon, int64_t features, Out* out) {
   F32x16 sum = zero();
   for_lanes(features, [&](int64_t i, int64_t n) { sum = sum + load_run(x + i, n); });
   const float mean = reduce_add(sum) / static_cast<float>(features);
@@ -79,8 +75,7 @@ void CpuOps::rms_norm(const NormArgs& args) {
     with_type("rms_norm", args.out.dtype, args.out.data, [&](auto* out) {
       for_rows(in.rows, in.heads * in.features, [&](int64_t row, int) {
         for (int64_t head = 0; head < in.heads; ++head)
-          rms_norm_vector(x + in.offset(row, head), weight, args.epsilon, in.features,
-                          out + to.offset(row, head));
+          rms_norm_vector(x + in.offset(row, head), weight, args.epsilon, in.features, out + to.offset(row, head));
       });
     });
   });

@@ -35,9 +35,7 @@ class Probe {
   Tensor floats(std::initializer_list<int64_t> shape, uint32_t stream) {
     Tensor x = empty(DType::kF32, shape);
     for (int64_t i = 0; i < x.numel(); ++i)
-      x.as<float>()[i] =
-          uniform_from_bits(philox4x32({static_cast<uint32_t>(i), stream, 0, 0}, 1, 0)[0]) * 2.0f -
-          1.0f;
+      x.as<float>()[i] = uniform_from_bits(philox4x32({static_cast<uint32_t>(i), stream, 0, 0}, 1, 0)[0]) * 2.0f - 1.0f;
     return x;
   }
   Tensor empty(DType dtype, std::initializer_list<int64_t> shape) {
@@ -51,8 +49,8 @@ class Probe {
   std::vector<std::vector<uint8_t>> storage_;
 };
 
-std::unique_ptr<PackedLinear> probe_weight(Ops& ops, Probe& probe, DType dtype, int64_t rows,
-                                           int64_t features, uint32_t stream) {
+std::unique_ptr<PackedLinear> probe_weight(Ops& ops, Probe& probe, DType dtype, int64_t rows, int64_t features,
+                                           uint32_t stream) {
   auto packer = ops.pack({.name = "numerics_probe",
                           .in_features = features,
                           .parts = {{"weight", rows}},
@@ -87,8 +85,7 @@ struct ProbeSequence {
           .dtype = kv_dtype};
   }
   Slots slots;
-  SamplingState sampling{.temperature = 0.7f, .top_p = 0.9f, .top_k = 50, .seed = 7,
-                         .num_logprobs = 0};
+  SamplingState sampling{.temperature = 0.7f, .top_p = 0.9f, .top_k = 50, .seed = 7, .num_logprobs = 0};
   KvView kv;
 };
 
@@ -107,9 +104,8 @@ void add_linear(Ops& ops, Probe& probe, DType dtype, Digest& digest) {
   digest.add(out);
   for (Activation activation : {Activation::kGelu, Activation::kGeluTanh}) {
     const Tensor activated = probe.empty(input, {kRows, kInter});
-    ops.gated_activation({.gate_up = probe.floats({kRows, 2 * kInter}, 16),
-                          .activation = activation,
-                          .out = activated});
+    ops.gated_activation(
+        {.gate_up = probe.floats({kRows, 2 * kInter}, 16), .activation = activation, .out = activated});
     digest.add(activated);
   }
 }
@@ -148,12 +144,8 @@ void add_attention(Ops& ops, Probe& probe, ProbeSequence& sequence, Digest& dige
   q.shape = {kPositions, kHeads, kHeadDim};
   q.stride = {qkv.stride[0], kHeadDim, 1};
   const Tensor out = probe.empty(DType::kF32, {kPositions, kHidden});
-  ops.paged_attention_prefill({.q = q,
-                               .kv = sequence.kv,
-                               .slots = &sequence.slots,
-                               .segments = all,
-                               .scale = 0.17f,
-                               .out = out});
+  ops.paged_attention_prefill(
+      {.q = q, .kv = sequence.kv, .slots = &sequence.slots, .segments = all, .scale = 0.17f, .out = out});
   digest.add(out);
   for (int block = 0; block < kBlocks; ++block)
     digest.add(ops.checksum({.kv = sequence.kv,

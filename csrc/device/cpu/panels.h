@@ -30,8 +30,7 @@ class PanelLinear final : public PackedLinear {
         steps_(spec_.dtype == DType::kBF16 ? (spec_.in_features + 1) / 2 : spec_.in_features),
         num_panels_((spec_.out_features() + kPanelWidth - 1) / kPanelWidth),
         weights_(device.allocate(num_panels_ * panel_bytes(), spec_.name)) {
-    if (spec_.bias)
-      bias_ = device.allocate(num_panels_ * kPanelWidth * 4, spec_.name + ".bias");
+    if (spec_.bias) bias_ = device.allocate(num_panels_ * kPanelWidth * 4, spec_.name + ".bias");
   }
 
   int64_t steps() const { return steps_; }  // K, or pairs of K

@@ -24,8 +24,7 @@ class RopeCache {
     if (page >= pages_.size()) pages_.resize(page + 1);
     if (pages_[page] != nullptr) return;
     pages_[page] = std::make_unique<float[]>(static_cast<size_t>(kPagePositions) * 2 * inv_freq_.size());
-    for (int64_t i = 0; i < kPagePositions; ++i)
-      fill(static_cast<int64_t>(page) * kPagePositions + i);
+    for (int64_t i = 0; i < kPagePositions; ++i) fill(static_cast<int64_t>(page) * kPagePositions + i);
   }
 
   // [dim / 2] each. REQUIRES: prepare(position).

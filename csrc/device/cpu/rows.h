@@ -9,8 +9,7 @@ namespace rtp_llm::cpu {
 template <class Body>
 void with_type(const char* op, DType dtype, void* data, Body body) {
   if (dtype == DType::kF32) return body(static_cast<float*>(data));
-  check(dtype == DType::kBF16, op, ": activations must be float32 or bfloat16, got ",
-        name_of(dtype));
+  check(dtype == DType::kBF16, op, ": activations must be float32 or bfloat16, got ", name_of(dtype));
   body(static_cast<BFloat16*>(data));
 }
 
@@ -19,12 +18,10 @@ T* row_of(const Tensor& x, int64_t row) {
   return static_cast<T*>(x.data) + row * x.stride[0];
 }
 
-inline void check_features(const char* op, const char* name, const Tensor& x, int64_t rows,
-                           int64_t features) {
-  check(x.ndim == 2 && x.shape[0] == rows && x.shape[1] == features &&
-            (features <= 1 || x.stride[1] == 1),
-        op, ": ", name, " must be [", rows, ", ", features, "] with contiguous features, got [",
-        x.shape[0], ", ", x.shape[1], "]");
+inline void check_features(const char* op, const char* name, const Tensor& x, int64_t rows, int64_t features) {
+  check(x.ndim == 2 && x.shape[0] == rows && x.shape[1] == features && (features <= 1 || x.stride[1] == 1), op, ": ",
+        name, " must be [", rows, ", ", features, "] with contiguous features, got [", x.shape[0], ", ", x.shape[1],
+        "]");
 }
 
 }  // namespace rtp_llm::cpu

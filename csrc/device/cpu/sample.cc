@@ -19,29 +19,26 @@ void check_sample(const SampleArgs& args, int num_threads) {
   const int64_t vocab = args.logits.shape[1];
   const auto rows = static_cast<int64_t>(args.rows.size());
   check_features("sample", "logits", args.logits, args.logits.shape[0], vocab);
-  check(args.logits.dtype == DType::kF32, "sample: logits must be float32, got ",
-        name_of(args.logits.dtype));
+  check(args.logits.dtype == DType::kF32, "sample: logits must be float32, got ", name_of(args.logits.dtype));
   check(args.slots != nullptr && args.slots->sampling != nullptr, "sample: slots missing");
-  check(args.tokens.numel() >= rows && args.logprobs.numel() >= rows, "sample: outputs have ",
-        args.tokens.numel(), " rows, need ", rows);
+  check(args.tokens.numel() >= rows && args.logprobs.numel() >= rows, "sample: outputs have ", args.tokens.numel(),
+        " rows, need ", rows);
   check(args.workspace.numel() >= bytes_per_thread(vocab) * num_threads, "sample: workspace has ",
         args.workspace.numel(), " bytes, need ", bytes_per_thread(vocab) * num_threads);
-  check(args.allowed.empty() || args.allowed.shape[1] >= (vocab + 31) / 32,
-        "sample: bitmask has ", args.allowed.shape[1], " words a row, need ", (vocab + 31) / 32);
+  check(args.allowed.empty() || args.allowed.shape[1] >= (vocab + 31) / 32, "sample: bitmask has ",
+        args.allowed.shape[1], " words a row, need ", (vocab + 31) / 32);
   const int64_t columns = args.top_tokens.empty() ? 0 : args.top_tokens.shape[1];
   for (const SampleRow& row : args.rows) {
-    check(row.row >= 0 && row.row < args.logits.shape[0], "sample: row ", row.row,
-          " out of range, logits has ", args.logits.shape[0]);
+    check(row.row >= 0 && row.row < args.logits.shape[0], "sample: row ", row.row, " out of range, logits has ",
+          args.logits.shape[0]);
     check(row.slot >= 0 && row.slot < args.slots->last_token.shape[0], "sample: slot ", row.slot,
           " out of range, there are ", args.slots->last_token.shape[0]);
     const SamplingState& state = args.slots->sampling[row.slot];
-    check(state.num_logprobs <= std::min<int64_t>(columns, kMaxLogprobs), "sample: slot ", row.slot,
-          " wants ", state.num_logprobs, " logprobs, there is room for ", columns);
-    check(state.temperature >= 0.0f, "sample: slot ", row.slot, " has temperature ",
-          state.temperature);
-    check(state.num_suppressed >= 0 && state.num_suppressed <= SamplingState::kMaxSuppressed,
-          "sample: slot ", row.slot, " suppresses ", state.num_suppressed, " tokens, at most ",
-          SamplingState::kMaxSuppressed);
+    check(state.num_logprobs <= std::min<int64_t>(columns, kMaxLogprobs), "sample: slot ", row.slot, " wants ",
+          state.num_logprobs, " logprobs, there is room for ", columns);
+    check(state.temperature >= 0.0f, "sample: slot ", row.slot, " has temperature ", state.temperature);
+    check(state.num_suppressed >= 0 && state.num_suppressed <= SamplingState::kMaxSuppressed, "sample: slot ", row.slot,
+          " suppresses ", state.num_suppressed, " tokens, at most ", SamplingState::kMaxSuppressed);
   }
 }
 
@@ -55,17 +52,15 @@ void sample_row(const SampleArgs& args, int64_t i, uint8_t* workspace) {
 
   auto* masked = reinterpret_cast<float*>(workspace);
   auto* candidates = reinterpret_cast<Candidate*>(masked + vocab);
-  const auto* allowed =
-      args.allowed.empty() ? nullptr : row_of<const int32_t>(args.allowed, row.row);
+  const auto* allowed = args.allowed.empty() ? nullptr : row_of<const int32_t>(args.allowed, row.row);
   const bool suppress = state.num_suppressed > 0 && position < state.suppress_until;
   const bool mask = allowed != nullptr || suppress;
   if (mask) mask_logits(logits, vocab, allowed, state, suppress, masked);
 
   std::optional<LogSoftmax> logprob;
   if (state.temperature != 0.0f || state.num_logprobs >= 0) logprob.emplace(logits, vocab);
-  const int32_t token =
-      choose_token(mask ? masked : logits, vocab, logprob ? &*logprob : nullptr, state,
-                   static_cast<uint32_t>(position), candidates);
+  const int32_t token = choose_token(mask ? masked : logits, vocab, logprob ? &*logprob : nullptr, state,
+                                     static_cast<uint32_t>(position), candidates);
   args.tokens.as<int32_t>()[i] = token;
   const bool report = state.num_logprobs >= 0;
   args.logprobs.as<float>()[i] = report && token >= 0 ? (*logprob)(logits[token]) : 0.0f;
@@ -84,9 +79,7 @@ void CpuOps::sample(const SampleArgs& args) {
   check_sample(args, pool_.num_threads());
   const int64_t bytes = bytes_per_thread(args.logits.shape[1]);
   const auto rows = static_cast<int64_t>(args.rows.size());
-  pool_.run(rows, [&](int64_t i, int thread) {
-    sample_row(args, i, args.workspace.as<uint8_t>() + thread * bytes);
-  });
+  pool_.run(rows, [&](int64_t i, int thread) { sample_row(args, i, args.workspace.as<uint8_t>() + thread * bytes); });
   for (int64_t i = 0; i < rows; ++i) {
     const int32_t slot = args.rows[static_cast<size_t>(i)].slot;
     const int32_t token = args.tokens.as<const int32_t>()[i];

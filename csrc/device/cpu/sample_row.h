@@ -74,8 +74,7 @@ inline int32_t first_id_of(const float* logits, int64_t vocab, float value) {
 }
 
 // Sum of e^((x - top) / temperature) over logits with (x - top) / temperature >= floor.
-inline double sum_of_exp(const float* logits, int64_t vocab, float top, float temperature,
-                         float floor) {
+inline double sum_of_exp(const float* logits, int64_t vocab, float top, float temperature, float floor) {
   constexpr int64_t kBlock = 1024;
   double total = 0.0;
   for (int64_t block = 0; block < vocab; block += kBlock) {
@@ -103,8 +102,8 @@ struct LogSoftmax {
 };
 
 // Writes the n highest, descending; -1 ids fill the rest of `columns`.
-inline void top_logprobs(const float* logits, int64_t vocab, const LogSoftmax& logprob, int n,
-                         int64_t columns, int32_t* ids, float* values) {
+inline void top_logprobs(const float* logits, int64_t vocab, const LogSoftmax& logprob, int n, int64_t columns,
+                         int32_t* ids, float* values) {
   Candidate best[32];
   int count = 0;
   for (int64_t i = 0; n > 0 && i < vocab; i += kLanes) {
@@ -126,16 +125,14 @@ inline void top_logprobs(const float* logits, int64_t vocab, const LogSoftmax& l
 }
 
 // Logits with the tokens that may not be sampled set to -inf.
-inline void mask_logits(const float* logits, int64_t vocab, const int32_t* allowed,
-                        const SamplingState& state, bool suppress, float* to) {
+inline void mask_logits(const float* logits, int64_t vocab, const int32_t* allowed, const SamplingState& state,
+                        bool suppress, float* to) {
   for (int64_t i = 0; i < vocab; ++i) {
-    const bool keep =
-        allowed == nullptr || (static_cast<uint32_t>(allowed[i / 32]) >> (i % 32) & 1u) != 0;
+    const bool keep = allowed == nullptr || (static_cast<uint32_t>(allowed[i / 32]) >> (i % 32) & 1u) != 0;
     to[i] = keep ? logits[i] : -kInfinity;
   }
   for (int32_t i = 0; suppress && i < state.num_suppressed; ++i)
-    if (state.suppressed[i] >= 0 && state.suppressed[i] < vocab)
-      to[state.suppressed[i]] = -kInfinity;
+    if (state.suppressed[i] >= 0 && state.suppressed[i] < vocab) to[state.suppressed[i]] = -kInfinity;
 }
 
 // ---- The kept set ------------------------------------------------------------------------------
@@ -148,9 +145,7 @@ struct Cut {
         floor(state.min_p > 0.0f ? log_scalar(state.min_p) : -kInfinity),
         top_k(state.top_k),
         top_p(state.top_p) {}
-  bool keeps_all(int64_t vocab) const {
-    return (top_k <= 0 || top_k >= vocab) && top_p >= 1.0f;
-  }
+  bool keeps_all(int64_t vocab) const { return (top_k <= 0 || top_k >= vocab) && top_p >= 1.0f; }
   float depth(float logit) const { return (logit - top) / temperature; }
   float top;
   float temperature;
@@ -160,8 +155,7 @@ struct Cut {
 };
 
 // Candidates with depth >= lowest, in id order; returns their number.
-inline int64_t gather(const float* logits, int64_t vocab, const Cut& cut, float lowest,
-                      Candidate* to) {
+inline int64_t gather(const float* logits, int64_t vocab, const Cut& cut, float lowest, Candidate* to) {
   int64_t count = 0;
   for (int64_t i = 0; i < vocab; i += kLanes) {
     const F32x16 x = load_logits(logits, i, vocab);
@@ -176,8 +170,7 @@ inline int64_t gather(const float* logits, int64_t vocab, const Cut& cut, float 
 
 // Length of the shortest prefix of sorted candidates with at least top_p of `total`; 0 if there is
 // none. A prefix of all candidates is always long enough if `complete`.
-inline int64_t nucleus(const Candidate* sorted, int64_t count, const Cut& cut, double total,
-                       bool complete) {
+inline int64_t nucleus(const Candidate* sorted, int64_t count, const Cut& cut, double total, bool complete) {
   double mass = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     mass += exp_scalar_of(cut.depth(sorted[i].logit));
@@ -190,8 +183,7 @@ inline int64_t nucleus(const Candidate* sorted, int64_t count, const Cut& cut, d
 // which changes the cost and not the set.
 inline int64_t kept_candidates(const float* logits, int64_t vocab, const Cut& cut, Candidate* to) {
   const bool by_k = cut.top_k > 0 && cut.top_k < vocab;
-  const double mass =
-      by_k ? 0.0 : sum_of_exp(logits, vocab, cut.top, cut.temperature, cut.floor);
+  const double mass = by_k ? 0.0 : sum_of_exp(logits, vocab, cut.top, cut.temperature, cut.floor);
   for (float depth = -2.0f;; depth *= 2.0f) {
     const bool complete = depth <= cut.floor || depth < -128.0f;
     int64_t count = gather(logits, vocab, cut, complete ? cut.floor : depth, to);
@@ -226,14 +218,12 @@ struct Best {
   int32_t id = -1;
 };
 
-RTP_INLINE F32x16 scaled_logprob(const F32x16& logits, const LogSoftmax& logprob,
-                                 float temperature) {
+RTP_INLINE F32x16 scaled_logprob(const F32x16& logits, const LogSoftmax& logprob, float temperature) {
   return ((logits - splat(logprob.top)) - splat(logprob.log_sum)) / splat(temperature);
 }
 
-inline int32_t draw_from_all(const float* logits, int64_t vocab, const Cut& cut,
-                             const LogSoftmax& logprob, const SamplingState& state,
-                             uint32_t position) {
+inline int32_t draw_from_all(const float* logits, int64_t vocab, const Cut& cut, const LogSoftmax& logprob,
+                             const SamplingState& state, uint32_t position) {
   Best best;
   for (int64_t i = 0; i < vocab; i += kLanes) {
     const F32x16 x = load_logits(logits, i, vocab);
@@ -242,8 +232,8 @@ inline int32_t draw_from_all(const float* logits, int64_t vocab, const Cut& cut,
     if (best.id >= 0 && !any(greater_equal(scaled + splat(kMaxNoise), splat(best.value)))) continue;
     const U32x16 ids = bit_cast16<U32x16>(lane_indices()) + splat_u32(static_cast<uint32_t>(i));
     const F32x16 depth = (x - splat(cut.top)) / splat(cut.temperature);
-    const F32x16 noisy = select(greater_equal(depth, splat(cut.floor)),
-                                scaled + gumbel_noise(ids, state, position), splat(-kInfinity));
+    const F32x16 noisy =
+        select(greater_equal(depth, splat(cut.floor)), scaled + gumbel_noise(ids, state, position), splat(-kInfinity));
     float values[kLanes];
     store(values, noisy);
     for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, vocab - i); ++lane)
@@ -252,9 +242,8 @@ inline int32_t draw_from_all(const float* logits, int64_t vocab, const Cut& cut,
   return best.id;
 }
 
-inline int32_t draw_from(const Candidate* kept, int64_t count, const Cut& cut,
-                         const LogSoftmax& logprob, const SamplingState& state,
-                         uint32_t position) {
+inline int32_t draw_from(const Candidate* kept, int64_t count, const Cut& cut, const LogSoftmax& logprob,
+                         const SamplingState& state, uint32_t position) {
   Best best;
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t n = std::min<int64_t>(kLanes, count - i);
@@ -265,25 +254,23 @@ inline int32_t draw_from(const Candidate* kept, int64_t count, const Cut& cut,
       ids[lane] = static_cast<uint32_t>(kept[i + lane].id);
     }
     float values[kLanes];
-    store(values, scaled_logprob(load(logits), logprob, cut.temperature) +
-                      gumbel_noise(load_u32(ids), state, position));
+    store(values,
+          scaled_logprob(load(logits), logprob, cut.temperature) + gumbel_noise(load_u32(ids), state, position));
     for (int64_t lane = 0; lane < n; ++lane) best.offer(values[lane], kept[i + lane].id);
   }
   return best.id;
 }
 
 // The token, or -1 if no allowed token has a logit that is a number above -inf.
-inline int32_t choose_token(const float* logits, int64_t vocab, const LogSoftmax* logprob,
-                            const SamplingState& state, uint32_t position, Candidate* workspace) {
+inline int32_t choose_token(const float* logits, int64_t vocab, const LogSoftmax* logprob, const SamplingState& state,
+                            uint32_t position, Candidate* workspace) {
   const float top = highest(logits, vocab);
   if (!(top > -kInfinity)) return -1;
   if (state.temperature == 0.0f) return first_id_of(logits, vocab, top);
   const Cut cut(state, top);
-  const int32_t token =
-      cut.keeps_all(vocab)
-          ? draw_from_all(logits, vocab, cut, *logprob, state, position)
-          : draw_from(workspace, kept_candidates(logits, vocab, cut, workspace), cut, *logprob,
-                      state, position);
+  const int32_t token = cut.keeps_all(vocab) ? draw_from_all(logits, vocab, cut, *logprob, state, position)
+                                             : draw_from(workspace, kept_candidates(logits, vocab, cut, workspace), cut,
+                                                         *logprob, state, position);
   // Arithmetic can leave nothing to compare (a temperature so low that everything is infinite).
   return token >= 0 ? token : first_id_of(logits, vocab, top);
 }

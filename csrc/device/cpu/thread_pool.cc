@@ -34,8 +34,7 @@ void futex_wake(std::atomic<uint32_t>& word, int threads) {
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
   check(num_threads >= 1 && num_threads <= 1024, "num_threads must be 1..1024, got ", num_threads);
-  for (int thread = 1; thread < num_threads; ++thread)
-    threads_.emplace_back([this, thread] { work(thread); });
+  for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -63,8 +62,7 @@ void ThreadPool::run_shared(int64_t num_chunks, Call call, void* context) {
     pause_once();
   }
   caller_waits_.store(true);
-  for (uint32_t left = pending_.load(); left != 0; left = pending_.load())
-    futex_wait(pending_, left);
+  for (uint32_t left = pending_.load(); left != 0; left = pending_.load()) futex_wait(pending_, left);
   caller_waits_.store(false, std::memory_order_relaxed);
 }
 

@@ -60,7 +60,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint64_t> ticket_{0};   // op number << 32 | chunks left to claim
   alignas(64) std::atomic<uint32_t> pending_{0};  // chunks not done; futex of the caller
   std::atomic<bool> caller_waits_{false};
-  alignas(64) std::atomic<uint32_t> op_{0};       // op number; futex of idle threads
+  alignas(64) std::atomic<uint32_t> op_{0};  // op number; futex of idle threads
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
 

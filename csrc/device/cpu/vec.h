@@ -51,6 +51,22 @@ struct U32x16 {
 
 #define RTP_INLINE inline __attribute__((always_inline))
 
+// The statement for each part i, written out: g++ keeps vectors of several parts in registers only if
+// there is no loop over the parts.
+#define RTP_PART(index, ...)   \
+  {                            \
+    constexpr int i = (index); \
+    __VA_ARGS__                \
+  }
+#if defined(RTP_CPU_AVX512)
+#define RTP_EACH_PART(...) RTP_PART(0, __VA_ARGS__)
+#elif defined(RTP_CPU_AVX2)
+#define RTP_EACH_PART(...) RTP_PART(0, __VA_ARGS__) RTP_PART(1, __VA_ARGS__)
+#else
+#define RTP_EACH_PART(...) \
+  RTP_PART(0, __VA_ARGS__) RTP_PART(1, __VA_ARGS__) RTP_PART(2, __VA_ARGS__) RTP_PART(3, __VA_ARGS__)
+#endif
+
 // ---- Parts -------------------------------------------------------------------------------------
 
 RTP_INLINE PartF32 fma_part(PartF32 a, PartF32 b, PartF32 c) {
@@ -78,19 +94,19 @@ RTP_INLINE PartF32 max_part(PartF32 a, PartF32 b) {
 
 RTP_INLINE F32x16 splat(float value) {
   F32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = PartF32{} + value;
+  RTP_EACH_PART(out.part[i] = PartF32{} + value;)
   return out;
 }
 
 RTP_INLINE I32x16 splat_i32(int32_t value) {
   I32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = PartI32{} + value;
+  RTP_EACH_PART(out.part[i] = PartI32{} + value;)
   return out;
 }
 
 RTP_INLINE U32x16 splat_u32(uint32_t value) {
   U32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = PartU32{} + value;
+  RTP_EACH_PART(out.part[i] = PartU32{} + value;)
   return out;
 }
 
@@ -98,54 +114,47 @@ RTP_INLINE F32x16 zero() { return splat(0.0f); }
 
 RTP_INLINE F32x16 load(const float* from) {
   F32x16 out;
-  std::memcpy(&out, from, sizeof(out));
+  RTP_EACH_PART(std::memcpy(&out.part[i], from + i * kPartLanes, sizeof(PartF32));)
   return out;
 }
 
 RTP_INLINE U32x16 load_u32(const uint32_t* from) {
   U32x16 out;
-  std::memcpy(&out, from, sizeof(out));
+  RTP_EACH_PART(std::memcpy(&out.part[i], from + i * kPartLanes, sizeof(PartU32));)
   return out;
 }
 
-RTP_INLINE void store(float* to, const F32x16& value) { std::memcpy(to, &value, sizeof(value)); }
-RTP_INLINE void store_u32(uint32_t* to, const U32x16& value) {
-  std::memcpy(to, &value, sizeof(value));
+RTP_INLINE void store(float* to, const F32x16& value) {
+  RTP_EACH_PART(std::memcpy(to + i * kPartLanes, &value.part[i], sizeof(PartF32));)
 }
 
 // The low 16 bits of 16 lanes.
 RTP_INLINE U32x16 load_u16(const uint16_t* from) {
   U32x16 out;
-  for (int i = 0; i < kParts; ++i) {
-    PartU16 narrow;
-    std::memcpy(&narrow, from + i * kPartLanes, sizeof(narrow));
-    out.part[i] = __builtin_convertvector(narrow, PartU32);
-  }
+  RTP_EACH_PART(PartU16 narrow; std::memcpy(&narrow, from + i * kPartLanes, sizeof(narrow));
+                out.part[i] = __builtin_convertvector(narrow, PartU32);)
   return out;
 }
 
 RTP_INLINE void store_u16(uint16_t* to, const U32x16& value) {
-  for (int i = 0; i < kParts; ++i) {
-    const PartU16 narrow = __builtin_convertvector(value.part[i], PartU16);
-    std::memcpy(to + i * kPartLanes, &narrow, sizeof(narrow));
-  }
+  RTP_EACH_PART(const PartU16 narrow = __builtin_convertvector(value.part[i], PartU16);
+                std::memcpy(to + i * kPartLanes, &narrow, sizeof(narrow));)
 }
 
 RTP_INLINE I32x16 lane_indices() {
-  alignas(64) static constexpr int32_t kIota[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                                        8, 9, 10, 11, 12, 13, 14, 15};
+  alignas(64) static constexpr int32_t kIota[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   I32x16 out;
-  std::memcpy(&out, kIota, sizeof(out));
+  RTP_EACH_PART(std::memcpy(&out.part[i], kIota + i * kPartLanes, sizeof(PartI32));)
   return out;
 }
 
 // ---- Lane-wise operators -----------------------------------------------------------------------
 
-#define RTP_VEC_OPERATOR(Type, symbol)                                           \
-  RTP_INLINE Type operator symbol(const Type& a, const Type& b) {                \
-    Type out;                                                                    \
-    for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] symbol b.part[i];   \
-    return out;                                                                  \
+#define RTP_VEC_OPERATOR(Type, symbol)                            \
+  RTP_INLINE Type operator symbol(const Type& a, const Type& b) { \
+    Type out;                                                     \
+    RTP_EACH_PART(out.part[i] = a.part[i] symbol b.part[i];)      \
+    return out;                                                   \
   }
 RTP_VEC_OPERATOR(F32x16, +)
 RTP_VEC_OPERATOR(F32x16, -)
@@ -161,11 +170,11 @@ RTP_VEC_OPERATOR(U32x16, &)
 RTP_VEC_OPERATOR(U32x16, |)
 #undef RTP_VEC_OPERATOR
 
-#define RTP_VEC_COMPARE(name, symbol)                                              \
-  RTP_INLINE I32x16 name(const F32x16& a, const F32x16& b) {                       \
-    I32x16 out;                                                                    \
-    for (int i = 0; i < kParts; ++i) out.part[i] = (PartI32)(a.part[i] symbol b.part[i]); \
-    return out;                                                                    \
+#define RTP_VEC_COMPARE(name, symbol)                                   \
+  RTP_INLINE I32x16 name(const F32x16& a, const F32x16& b) {            \
+    I32x16 out;                                                         \
+    RTP_EACH_PART(out.part[i] = (PartI32)(a.part[i] symbol b.part[i]);) \
+    return out;                                                         \
   }
 RTP_VEC_COMPARE(greater, >)
 RTP_VEC_COMPARE(greater_equal, >=)
@@ -174,13 +183,13 @@ RTP_VEC_COMPARE(less, <)
 
 RTP_INLINE I32x16 less(const I32x16& a, const I32x16& b) {
   I32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = (PartI32)(a.part[i] < b.part[i]);
+  RTP_EACH_PART(out.part[i] = (PartI32)(a.part[i] < b.part[i]);)
   return out;
 }
 
 RTP_INLINE F32x16 select(const I32x16& mask, const F32x16& yes, const F32x16& no) {
   F32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = mask.part[i] ? yes.part[i] : no.part[i];
+  RTP_EACH_PART(out.part[i] = mask.part[i] ? yes.part[i] : no.part[i];)
   return out;
 }
 
@@ -198,13 +207,13 @@ RTP_INLINE bool any(const I32x16& mask) {
 
 RTP_INLINE F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) {
   F32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = fma_part(a.part[i], b.part[i], c.part[i]);
+  RTP_EACH_PART(out.part[i] = fma_part(a.part[i], b.part[i], c.part[i]);)
   return out;
 }
 
 RTP_INLINE F32x16 max(const F32x16& a, const F32x16& b) {
   F32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = max_part(a.part[i], b.part[i]);
+  RTP_EACH_PART(out.part[i] = max_part(a.part[i], b.part[i]);)
   return out;
 }
 
@@ -213,26 +222,27 @@ RTP_INLINE F32x16 min(const F32x16& a, const F32x16& b) { return select(less(a, 
 template <int kBits>
 RTP_INLINE U32x16 shift_left(const U32x16& a) {
   U32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] << kBits;
+  RTP_EACH_PART(out.part[i] = a.part[i] << kBits;)
   return out;
 }
 
 template <int kBits>
 RTP_INLINE U32x16 shift_right(const U32x16& a) {
   U32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = a.part[i] >> kBits;
+  RTP_EACH_PART(out.part[i] = a.part[i] >> kBits;)
   return out;
 }
 
 template <class To, class From>
 RTP_INLINE To bit_cast16(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  return __builtin_bit_cast(To, from);
+  To out;
+  RTP_EACH_PART(out.part[i] = (decltype(out.part[i] + out.part[i]))from.part[i];)
+  return out;
 }
 
 RTP_INLINE F32x16 to_float(const I32x16& a) {
   F32x16 out;
-  for (int i = 0; i < kParts; ++i) out.part[i] = __builtin_convertvector(a.part[i], PartF32);
+  RTP_EACH_PART(out.part[i] = __builtin_convertvector(a.part[i], PartF32);)
   return out;
 }
 
@@ -301,13 +311,10 @@ RTP_INLINE U32x16 round_bf16(const F32x16& value) {
   const U32x16 rounded = shift_right<16>(bits + splat_u32(0x7fff) + odd);
   const U32x16 quiet = shift_right<16>(bits) | splat_u32(0x40);
   const I32x16 is_nan = less(splat_i32(0x7f800000), bit_cast16<I32x16>(bits & splat_u32(0x7fffffff)));
-  return bit_cast16<U32x16>(
-      select(is_nan, bit_cast16<F32x16>(quiet), bit_cast16<F32x16>(rounded)));
+  return bit_cast16<U32x16>(select(is_nan, bit_cast16<F32x16>(quiet), bit_cast16<F32x16>(rounded)));
 }
 
-RTP_INLINE F32x16 load(const BFloat16* from) {
-  return widen_bf16(load_u16(reinterpret_cast<const uint16_t*>(from)));
-}
+RTP_INLINE F32x16 load(const BFloat16* from) { return widen_bf16(load_u16(reinterpret_cast<const uint16_t*>(from))); }
 
 RTP_INLINE void store(BFloat16* to, const F32x16& value) {
   store_u16(reinterpret_cast<uint16_t*>(to), round_bf16(value));

@@ -73,13 +73,10 @@ RTP_INLINE F32x16 absolute(const F32x16& x) {
 }
 
 RTP_INLINE F32x16 with_sign_of(const F32x16& magnitude, const F32x16& sign) {
-  return bit_cast16<F32x16>(bit_cast16<U32x16>(magnitude) |
-                            (bit_cast16<U32x16>(sign) & splat_u32(0x80000000u)));
+  return bit_cast16<F32x16>(bit_cast16<U32x16>(magnitude) | (bit_cast16<U32x16>(sign) & splat_u32(0x80000000u)));
 }
 
-RTP_INLINE F32x16 sigmoid(const F32x16& x) {
-  return splat(1.0f) / (splat(1.0f) + exp(zero() - x));
-}
+RTP_INLINE F32x16 sigmoid(const F32x16& x) { return splat(1.0f) / (splat(1.0f) + exp(zero() - x)); }
 
 // 1 - 2 / (e^2x + 1); near 0 the odd polynomial of Cephes tanhf.
 RTP_INLINE F32x16 tanh(const F32x16& x) {

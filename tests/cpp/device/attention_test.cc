@@ -26,10 +26,16 @@ struct Problem {
     for (int first = 0; first < positions; first += chunk) {
       const int rows = std::min(chunk, positions - first);
       const Segment segments[] = {{.slot = 1, .first_row = 0, .rows = rows, .form = form}};
-      ops.store_kv({.k = k.view().rows(first, rows), .v = v.view().rows(first, rows),
-                    .kv = sequences.kv, .slots = &sequences.slots, .segments = segments});
-      const AttentionArgs args{.q = q.view().rows(first, rows), .kv = sequences.kv,
-                               .slots = &sequences.slots, .segments = segments, .scale = scale,
+      ops.store_kv({.k = k.view().rows(first, rows),
+                    .v = v.view().rows(first, rows),
+                    .kv = sequences.kv,
+                    .slots = &sequences.slots,
+                    .segments = segments});
+      const AttentionArgs args{.q = q.view().rows(first, rows),
+                               .kv = sequences.kv,
+                               .slots = &sequences.slots,
+                               .segments = segments,
+                               .scale = scale,
                                .out = out.view().rows(first, rows),
                                .workspace = workspace ? space.view() : Tensor{}};
       form == Form::kPrefill ? ops.paged_attention_prefill(args) : ops.paged_attention_decode(args);
@@ -117,8 +123,7 @@ TEST(attention_gives_the_same_bits_for_every_chunk_block_size_thread_count_and_f
       const Owned expected = problem.attend(device_of(isa).ops(), 600, 16, Form::kPrefill);
       for (int threads : {1, 2}) {
         Ops& ops = device_of(isa, threads).ops();
-        for (int chunk : {7, 64, 600})
-          CHECK(same_bits(expected, problem.attend(ops, chunk, 16, Form::kPrefill)));
+        for (int chunk : {7, 64, 600}) CHECK(same_bits(expected, problem.attend(ops, chunk, 16, Form::kPrefill)));
         for (int block_tokens : {8, 16, 64})
           CHECK(same_bits(expected, problem.attend(ops, 600, block_tokens, Form::kPrefill)));
         for (bool workspace : {false, true})
@@ -148,13 +153,17 @@ TEST(attention_of_a_row_ignores_its_batch_mates_and_what_lies_beyond_its_positio
       segments.push_back({.slot = slot, .first_row = slot, .rows = 1, .form = Form::kDecode});
     }
     const Owned together(DType::kF32, {kSequences, 2 * kDim}), alone(DType::kF32, {kSequences, 2 * kDim});
-    ops.paged_attention_decode({.q = q, .kv = sequences.kv, .slots = &sequences.slots, .segments = segments, .out = together});
+    ops.paged_attention_decode(
+        {.q = q, .kv = sequences.kv, .slots = &sequences.slots, .segments = segments, .out = together});
     const float nan = std::nanf("");
     for (int slot = 0; slot < kSequences; ++slot) {
       for (int64_t position = sequences.seq_len.as<int32_t>()[slot] + 1; position < 700; ++position)
         for (int plane : {0, 1}) std::memcpy(sequences.vector_at(slot, plane, 0, position), &nan, 4);
-      ops.paged_attention_decode({.q = q, .kv = sequences.kv, .slots = &sequences.slots,
-                                  .segments = std::span(&segments[static_cast<size_t>(slot)], 1), .out = alone});
+      ops.paged_attention_decode({.q = q,
+                                  .kv = sequences.kv,
+                                  .slots = &sequences.slots,
+                                  .segments = std::span(&segments[static_cast<size_t>(slot)], 1),
+                                  .out = alone});
     }
     CHECK(same_bits(together, alone));
   });
@@ -166,8 +175,8 @@ TEST(attention_refuses_what_does_not_fit) {
     PagedSequences sequences(2, 64, 16, 2, 16, DType::kF32);
     const Owned q = random_tensor(DType::kF32, {1, 4, 16}, 1), out(DType::kF32, {1, 64});
     const auto run = [&](Segment segment) {
-      ops.paged_attention_decode({.q = q, .kv = sequences.kv, .slots = &sequences.slots,
-                                  .segments = std::span(&segment, 1), .out = out});
+      ops.paged_attention_decode(
+          {.q = q, .kv = sequences.kv, .slots = &sequences.slots, .segments = std::span(&segment, 1), .out = out});
     };
     CHECK_THROWS_WITH(run({.slot = 2, .rows = 1, .form = Form::kDecode}), InvalidArgument, "slot 2 out of range");
     CHECK_THROWS_WITH(run({.slot = 0, .rows = 1}), InvalidArgument, "other form");
@@ -176,6 +185,7 @@ TEST(attention_refuses_what_does_not_fit) {
     CHECK_THROWS_WITH(run({.slot = 0, .rows = 1, .form = Form::kDecode}), InvalidArgument, "position 64 of slot 0");
     sequences.seq_len.as<int32_t>()[0] = 20;
     sequences.tables.as<int32_t>()[0] = 812;
-    CHECK_THROWS_WITH(run({.slot = 0, .rows = 1, .form = Form::kDecode}), InvalidArgument, "block 812 out of range, pool has 8");
+    CHECK_THROWS_WITH(run({.slot = 0, .rows = 1, .form = Form::kDecode}), InvalidArgument,
+                      "block 812 out of range, pool has 8");
   });
 }

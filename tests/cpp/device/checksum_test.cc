@@ -26,7 +26,10 @@ uint64_t checksum_of_all(Ops& ops, PagedSequences& sequences, int positions, boo
   uint64_t total = 0;
   for (int i = 0; i < blocks; ++i) {
     const int at = backwards ? blocks - 1 - i : i;
-    total += ops.checksum({.kv = sequences.kv, .group = 1, .layer = 3, .block = sequences.tables.as<int32_t>()[at],
+    total += ops.checksum({.kv = sequences.kv,
+                           .group = 1,
+                           .layer = 3,
+                           .block = sequences.tables.as<int32_t>()[at],
                            .first_position = int64_t{at} * block_tokens,
                            .tokens = std::min(block_tokens, positions - at * block_tokens)});
   }
@@ -48,7 +51,8 @@ TEST(the_checksum_of_a_small_vector_is_what_the_formula_says) {
 
 TEST(the_fast_checksum_is_the_reference) {
   on_each_isa([](const std::string& isa) {
-    for (auto [dim, dtype] : {std::pair{64, DType::kBF16}, {128, DType::kF32}, {32, DType::kBF16}, {20, DType::kF32}, {3, DType::kBF16}}) {
+    for (auto [dim, dtype] :
+         {std::pair{64, DType::kBF16}, {128, DType::kF32}, {32, DType::kBF16}, {20, DType::kF32}, {3, DType::kBF16}}) {
       PagedSequences sequences = filled(16, dim, dtype, 50);
       uint64_t expected = 0;
       for (int plane : {0, 1})
@@ -93,9 +97,10 @@ TEST(the_checksum_sees_flipped_bits_and_swapped_positions_heads_planes_and_layer
     CHECK(differs_after_swap(here, sequences.vector_at(0, 0, 1, 6), bytes));
     CHECK(differs_after_swap(here, sequences.vector_at(0, 0, 2, 5), bytes));
     CHECK(differs_after_swap(here, sequences.vector_at(0, 1, 1, 5), bytes));
-    CHECK(differs_after_swap(sequences.kv.base, sequences.kv.base + sequences.kv.block_stride, sequences.kv.block_stride));
-    CHECK(differs_after_swap(here, here + 4, 4));   // words of a pair, unless equal
-    CHECK(differs_after_swap(here, here + 8, 8));   // pairs
+    CHECK(differs_after_swap(sequences.kv.base, sequences.kv.base + sequences.kv.block_stride,
+                             sequences.kv.block_stride));
+    CHECK(differs_after_swap(here, here + 4, 4));  // words of a pair, unless equal
+    CHECK(differs_after_swap(here, here + 8, 8));  // pairs
     for (int bit = 0; bit < 8 * bytes; bit += 37) {
       here[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
       CHECK(checksum_of_all(ops, sequences, 48) != expected);

@@ -51,8 +51,7 @@ class Owned {
  public:
   Owned(DType dtype, std::initializer_list<int64_t> shape) {
     tensor_ = make_tensor(nullptr, dtype, shape);
-    bytes_ = std::make_shared<std::vector<uint8_t>>(
-        static_cast<size_t>(tensor_.numel() * size_of(dtype)) + 64);
+    bytes_ = std::make_shared<std::vector<uint8_t>>(static_cast<size_t>(tensor_.numel() * size_of(dtype)) + 64);
     tensor_.data = bytes_->data();
   }
   operator const Tensor&() const { return tensor_; }
@@ -93,8 +92,7 @@ inline Owned ints(const std::vector<int32_t>& values) {
   return x;
 }
 
-inline Owned random_tensor(DType dtype, std::initializer_list<int64_t> shape, uint32_t seed,
-                           float scale = 1.0f) {
+inline Owned random_tensor(DType dtype, std::initializer_list<int64_t> shape, uint32_t seed, float scale = 1.0f) {
   Owned x(dtype, shape);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0f, scale);
@@ -113,8 +111,7 @@ inline bool same_row(const Tensor& a, int64_t row_a, const Tensor& b, int64_t ro
                      b.as<uint8_t>() + row_b * b.stride[0] * size_of(b.dtype), bytes) == 0;
 }
 
-inline std::unique_ptr<PackedLinear> packed(Ops& ops, const Owned& weight, DType dtype,
-                                            const Owned* bias = nullptr) {
+inline std::unique_ptr<PackedLinear> packed(Ops& ops, const Owned& weight, DType dtype, const Owned* bias = nullptr) {
   auto packer = ops.pack({.name = "test",
                           .in_features = weight.view().shape[1],
                           .parts = {{"all", weight.view().shape[0]}},
@@ -128,8 +125,7 @@ inline std::unique_ptr<PackedLinear> packed(Ops& ops, const Owned& weight, DType
 
 // Slots and a pool of one layer. Blocks of a sequence are scattered over the pool.
 struct PagedSequences {
-  PagedSequences(int num_slots, int64_t max_positions, int block_tokens, int kv_heads, int head_dim,
-                 DType dtype)
+  PagedSequences(int num_slots, int64_t max_positions, int block_tokens, int kv_heads, int head_dim, DType dtype)
       : last_token(DType::kI32, {num_slots}),
         seq_len(DType::kI32, {num_slots}),
         output_position(DType::kI32, {num_slots}),
@@ -159,8 +155,7 @@ struct PagedSequences {
              .sampling = sampling.data()};
   }
   uint8_t* vector_at(int slot, int plane, int head, int64_t position) {
-    const int32_t block =
-        tables.as<int32_t>()[slot * tables.view().shape[1] + position / kv.block_tokens];
+    const int32_t block = tables.as<int32_t>()[slot * tables.view().shape[1] + position / kv.block_tokens];
     return kv.base + block * kv.block_stride + kv.plane_offset[plane] + head * kv.head_stride +
            position % kv.block_tokens * kv.token_stride;
   }

@@ -30,7 +30,8 @@ TEST(open_device_says_what_this_machine_has) {
   unsetenv("RTP_LLM_ISA");
   CHECK_THROWS_WITH(open_device("tpu", {}, library_dir()), Unavailable, "unknown backend 'tpu'");
   CHECK_THROWS_WITH(open_device("cpu", {}, "/nowhere"), Unavailable, "/nowhere");
-  CHECK_THROWS_WITH(open_device("cpu", {.num_threads = 0, .isa = "generic"}, library_dir()), InvalidArgument, "num_threads must be 1..1024, got 0");
+  CHECK_THROWS_WITH(open_device("cpu", {.num_threads = 0, .isa = "generic"}, library_dir()), InvalidArgument,
+                    "num_threads must be 1..1024, got 0");
 }
 
 TEST(allocations_are_listed_zeroed_and_forgotten_when_freed) {
@@ -46,7 +47,8 @@ TEST(allocations_are_listed_zeroed_and_forgotten_when_freed) {
     for (int64_t i = 0; i < large.bytes(); ++i) REQUIRE(static_cast<uint8_t*>(large.data())[i] == 0);
   }
   CHECK_EQ(device.allocations().size(), before);
-  CHECK_THROWS_WITH(device.allocate(int64_t{1} << 60, "kv_pool"), Unavailable, "1152921504606846976 bytes for 'kv_pool'");
+  CHECK_THROWS_WITH(device.allocate(int64_t{1} << 60, "kv_pool"), Unavailable,
+                    "1152921504606846976 bytes for 'kv_pool'");
   CHECK_THROWS_WITH(device.allocate(0, "kv_pool"), InvalidArgument, "must be positive");
 }
 

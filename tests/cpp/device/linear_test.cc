@@ -5,9 +5,7 @@ using namespace rtp_llm::testing;
 
 namespace {
 
-float rounded(float value, DType dtype) {
-  return dtype == DType::kBF16 ? to_f32(to_bf16(value)) : value;
-}
+float rounded(float value, DType dtype) { return dtype == DType::kBF16 ? to_f32(to_bf16(value)) : value; }
 
 double reference(const Owned& x, const Owned& weight, DType dtype, int64_t row, int64_t feature) {
   const int64_t k = weight.view().shape[1];
@@ -31,8 +29,7 @@ TEST(linear_multiplies_adds_bias_and_residual) {
       const auto w = packed(ops, weight, dtype, &bias);
       const Owned out(DType::kF32, {2, 2});
       ops.linear({.x = x, .weight = w.get(), .out = out});
-      CHECK_EQ(std::vector<float>(out.as<float>(), out.as<float>() + 4),
-               std::vector<float>{7.5f, 15.5f, 1.5f, 0.5f});
+      CHECK_EQ(std::vector<float>(out.as<float>(), out.as<float>() + 4), std::vector<float>{7.5f, 15.5f, 1.5f, 0.5f});
       ops.linear({.x = x, .weight = w.get(), .out = out, .residual = residual});
       CHECK_EQ(std::vector<float>(out.as<float>(), out.as<float>() + 4),
                std::vector<float>{17.5f, 35.5f, 31.5f, 40.5f});
@@ -55,8 +52,7 @@ TEST(linear_is_close_to_double_for_odd_and_ragged_shapes) {
             for (int64_t feature = 0; feature < n; ++feature) {
               CHECK_NEAR(out.at(row * n + feature), reference(x, weight, dtype, row, feature),
                          2e-6 * static_cast<double>(k) + 2e-6);
-              CHECK_EQ(out16.as<BFloat16>()[row * n + feature].bits,
-                       to_bf16(out.as<float>()[row * n + feature]).bits);
+              CHECK_EQ(out16.as<BFloat16>()[row * n + feature].bits, to_bf16(out.as<float>()[row * n + feature]).bits);
             }
         }
     }
@@ -126,10 +122,8 @@ TEST(packing_in_any_chunks_and_parts_lays_out_the_same_weight) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       const Owned whole(DType::kF32, {4, 150}), pieces(DType::kF32, {4, 150});
       const auto at_once = packed(ops, weight, dtype);
-      auto packer = ops.pack({.name = "qkv",
-                              .in_features = 33,
-                              .parts = {{"q", 70}, {"k", 40}, {"v", 40}},
-                              .dtype = dtype});
+      auto packer =
+          ops.pack({.name = "qkv", .in_features = 33, .parts = {{"q", 70}, {"k", 40}, {"v", 40}}, .dtype = dtype});
       packer->write_rows(2, 0, weight.view().rows(110, 40));
       packer->write_rows(0, 7, weight.view().rows(7, 63));
       packer->write_rows(0, 0, weight.view().rows(0, 7));
@@ -145,17 +139,15 @@ TEST(packing_in_any_chunks_and_parts_lays_out_the_same_weight) {
 TEST(packing_names_what_is_missing_doubled_or_out_of_range) {
   on_each_isa([](const std::string& isa) {
     Ops& ops = device_of(isa).ops();
-    const LinearSpec spec{.name = "layers.0.qkv",
-                          .in_features = 4,
-                          .parts = {{"q", 2}, {"k", 1}},
-                          .bias = true,
-                          .dtype = DType::kF32};
+    const LinearSpec spec{
+        .name = "layers.0.qkv", .in_features = 4, .parts = {{"q", 2}, {"k", 1}}, .bias = true, .dtype = DType::kF32};
     const Owned rows = random_tensor(DType::kF32, {2, 4}, 1), wrong = random_tensor(DType::kF32, {1, 5}, 1);
     const Owned bias = random_tensor(DType::kF32, {2}, 1);
     auto packer = ops.pack(spec);
     packer->write_rows(0, 0, rows);
     packer->write_bias(0, bias);
-    CHECK_THROWS_WITH(packer->write_rows(0, 1, rows.view().rows(0, 1)), InvalidArgument, "row 1 of part 'q' written twice");
+    CHECK_THROWS_WITH(packer->write_rows(0, 1, rows.view().rows(0, 1)), InvalidArgument,
+                      "row 1 of part 'q' written twice");
     CHECK_THROWS_WITH(packer->write_rows(1, 0, rows), InvalidArgument, "part 'k' has 1");
     CHECK_THROWS_WITH(packer->write_rows(1, 0, wrong), InvalidArgument, "needs rows of 4");
     CHECK_THROWS_WITH(packer->write_bias(1, bias), InvalidArgument, "must be [1], got 2");
@@ -179,14 +171,16 @@ TEST(embedding_gathers_rows_of_the_packed_table_and_of_the_slot) {
         const auto w = packed(ops, table, dtype);
         for (DType out_type : {DType::kF32, DType::kBF16}) {
           const Owned out(out_type, {4, 33});
-          ops.embedding({.tokens = tokens, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out});
+          ops.embedding(
+              {.tokens = tokens, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out});
           const int ids[] = {5, 99, 0, 42};
           for (int row = 0; row < 4; ++row)
             for (int i = 0; i < 33; ++i) CHECK_EQ(out.at(row * 33 + i), table.at(ids[row] * 33 + i));
         }
         const Owned bad = ints({1, 100, 1, 1}), out(DType::kF32, {4, 33});
         CHECK_THROWS_WITH(
-            ops.embedding({.tokens = bad, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out}),
+            ops.embedding(
+                {.tokens = bad, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out}),
             InvalidArgument, "token id 100 of row 1");
       }
     }

@@ -27,7 +27,12 @@ TEST(rope_tables_are_those_of_hugging_face) {
   CHECK_EQ(plain[0], 1.0f);
   CHECK_EQ(plain[1], 0.749894202f);
   CHECK_EQ(plain[31], 0.00013335215f);
-  const std::vector<float> scaled = rope_table(64, 500000.0, {.type = RopeScaling::kLlama3, .factor = 32.0f, .low_freq_factor = 1.0f, .high_freq_factor = 4.0f, .original_max_position_embeddings = 8192.0f});
+  const std::vector<float> scaled = rope_table(64, 500000.0,
+                                               {.type = RopeScaling::kLlama3,
+                                                .factor = 32.0f,
+                                                .low_freq_factor = 1.0f,
+                                                .high_freq_factor = 4.0f,
+                                                .original_max_position_embeddings = 8192.0f});
   const std::vector<float> unscaled = rope_table(64, 500000.0);
   CHECK_EQ(scaled[0], 1.0f);
   CHECK_EQ(scaled[31], unscaled[31] / 32.0f);

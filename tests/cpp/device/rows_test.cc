@@ -28,8 +28,10 @@ TEST(layer_norm_subtracts_the_mean_and_adds_the_bias) {
 TEST(norms_are_close_to_double_and_independent_of_other_rows_and_threads) {
   on_each_isa([](const std::string& isa) {
     for (int64_t features : {1, 15, 16, 100, 896}) {
-      const Owned x = random_tensor(DType::kF32, {37, features}, 1, 3.0f), weight = random_tensor(DType::kF32, {features}, 2);
-      const Owned all(DType::kF32, {37, features}), one(DType::kF32, {37, features}), half(DType::kBF16, {37, features});
+      const Owned x = random_tensor(DType::kF32, {37, features}, 1, 3.0f),
+                  weight = random_tensor(DType::kF32, {features}, 2);
+      const Owned all(DType::kF32, {37, features}), one(DType::kF32, {37, features}),
+          half(DType::kBF16, {37, features});
       const auto args = [&](const Tensor& in, const Tensor& out) {
         return NormArgs{.x = in, .weight = weight, .epsilon = 1e-6f, .out = out};
       };
@@ -102,7 +104,8 @@ TEST(gather_rows_add_and_advance_do_what_they_say) {
 TEST(add_rms_norm_adds_to_the_stream_first) {
   on_each_isa([](const std::string& isa) {
     Ops& ops = device_of(isa).ops();
-    const Owned x = floats({1, 2}, {1, 2}), delta = floats({1, 2}, {2, 2}), weight = floats({2}, {1, 1}), out(DType::kF32, {1, 2});
+    const Owned x = floats({1, 2}, {1, 2}), delta = floats({1, 2}, {2, 2}), weight = floats({2}, {1, 1}),
+                out(DType::kF32, {1, 2});
     ops.add_rms_norm({.x = x, .delta = delta, .weight = weight, .epsilon = 0.0f, .out = out.view()});
     CHECK_EQ(x.at(0), 3.0);
     CHECK_NEAR(out.at(1), 4 / std::sqrt(12.5), 1e-6);
@@ -126,15 +129,23 @@ TEST(qkv_rope_store_gives_the_same_bits_for_every_chunking) {
         for (int first = 0; first < kRows; first += chunk) {
           const Segment segments[] = {{.slot = 0, .rows = std::min(chunk, kRows - first)}};
           Ops& ops = device_of(isa, threads).ops();
-          ops.qkv_rope_store({.qkv = qkv.view().rows(first, segments[0].rows), .num_heads = kHeads, .num_kv_heads = kKvHeads,
-                              .head_dim = kDim, .q_norm = norm, .k_norm = norm, .inv_freq = inv_freq, .kv = sequences.kv,
-                              .slots = &sequences.slots, .segments = segments});
+          ops.qkv_rope_store({.qkv = qkv.view().rows(first, segments[0].rows),
+                              .num_heads = kHeads,
+                              .num_kv_heads = kKvHeads,
+                              .head_dim = kDim,
+                              .q_norm = norm,
+                              .k_norm = norm,
+                              .inv_freq = inv_freq,
+                              .kv = sequences.kv,
+                              .slots = &sequences.slots,
+                              .segments = segments});
           ops.advance({.slots = &sequences.slots, .segments = segments});
         }
         pools.push_back(sequences.pool);
         outputs.push_back(qkv);
         CHECK(pools.back() == pools.front());
-        CHECK(same_bits(outputs.back().view().columns(0, kHeads * kDim), outputs.front().view().columns(0, kHeads * kDim)));
+        CHECK(same_bits(outputs.back().view().columns(0, kHeads * kDim),
+                        outputs.front().view().columns(0, kHeads * kDim)));
       }
   });
 }

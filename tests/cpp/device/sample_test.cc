@@ -22,8 +22,7 @@ struct Drawn {
 
 // Samples each row of logits with its state, at output positions `positions`.
 Drawn draw(Ops& ops, const Owned& logits, const std::vector<SamplingState>& states,
-           const std::vector<int32_t>& positions, const Owned* allowed = nullptr,
-           PagedSequences* sequences = nullptr) {
+           const std::vector<int32_t>& positions, const Owned* allowed = nullptr, PagedSequences* sequences = nullptr) {
   const auto rows = static_cast<int64_t>(states.size());
   PagedSequences own(static_cast<int>(rows), 16, 16, 1, 16, DType::kF32);
   PagedSequences& all = sequences != nullptr ? *sequences : own;
@@ -36,9 +35,14 @@ Drawn draw(Ops& ops, const Owned& logits, const std::vector<SamplingState>& stat
   const Owned tokens(DType::kI32, {rows}), logprobs(DType::kF32, {rows});
   const Owned top_tokens(DType::kI32, {rows, kTop}), top_logprobs(DType::kF32, {rows, kTop});
   const Owned workspace(DType::kU8, {ops.sample_workspace_bytes(rows, logits.view().shape[1])});
-  ops.sample({.logits = logits, .rows = sample_rows, .slots = &all.slots,
-              .allowed = allowed != nullptr ? allowed->view() : Tensor{}, .tokens = tokens,
-              .logprobs = logprobs, .top_tokens = top_tokens, .top_logprobs = top_logprobs,
+  ops.sample({.logits = logits,
+              .rows = sample_rows,
+              .slots = &all.slots,
+              .allowed = allowed != nullptr ? allowed->view() : Tensor{},
+              .tokens = tokens,
+              .logprobs = logprobs,
+              .top_tokens = top_tokens,
+              .top_logprobs = top_logprobs,
               .workspace = workspace});
   Drawn drawn;
   drawn.tokens.assign(tokens.as<int32_t>(), tokens.as<int32_t>() + rows);
@@ -70,8 +74,8 @@ std::map<int32_t, int> histogram(Ops& ops, const std::vector<float>& logits, con
 }
 
 // Sum over tokens of (count - expected)^2 / expected for softmax(logits / temperature) over `kept`.
-double chi_square(const std::map<int32_t, int>& counts, const std::vector<float>& logits,
-                  const std::set<int32_t>& kept, double temperature, int n) {
+double chi_square(const std::map<int32_t, int>& counts, const std::vector<float>& logits, const std::set<int32_t>& kept,
+                  double temperature, int n) {
   double total = 0, result = 0;
   for (int32_t id : kept) total += std::exp(logits[static_cast<size_t>(id)] / temperature);
   for (int32_t id : kept) {
@@ -132,8 +136,9 @@ TEST(sampling_stores_token_and_position_in_the_slot) {
 TEST(logprobs_are_the_raw_log_softmax_and_the_top_ones_are_sorted) {
   on_each_isa([](const std::string& isa) {
     const std::vector<float> logits = {1, 3, 2, 3, 0};
-    const Drawn drawn = draw_one(device_of(isa).ops(), logits,
-                                 {.temperature = 0, .num_logprobs = 3, .suppress_until = 1, .num_suppressed = 1, .suppressed = {1}});
+    const Drawn drawn =
+        draw_one(device_of(isa).ops(), logits,
+                 {.temperature = 0, .num_logprobs = 3, .suppress_until = 1, .num_suppressed = 1, .suppressed = {1}});
     const double total = std::log(std::exp(1.0) + 2 * std::exp(3.0) + std::exp(2.0) + 1);
     CHECK_EQ(drawn.tokens[0], 3);  // 1 is suppressed, but reported
     CHECK_NEAR(drawn.logprobs[0], 3 - total, 1e-6);
@@ -224,7 +229,8 @@ TEST(a_draw_depends_on_its_own_row_only) {
     std::vector<SamplingState> states;
     std::vector<int32_t> positions;
     for (int i = 0; i < kRows; ++i) {
-      SamplingState state{.temperature = i % 4 * 0.5f, .seed = static_cast<uint64_t>(i) << 33 | 5, .num_logprobs = i % kTop};
+      SamplingState state{
+          .temperature = i % 4 * 0.5f, .seed = static_cast<uint64_t>(i) << 33 | 5, .num_logprobs = i % kTop};
       if (i % 3 == 0) state.top_p = 0.9f;
       if (i % 5 == 0) state.top_k = 40;
       states.push_back(state);
