@@ -247,7 +247,8 @@ void bind_actions(py::module_& m) {
   bind_struct<EnqueueSequence>(m, "EnqueueSequence", Field{"spec", &EnqueueSequence::spec},
                                Field{"role", &EnqueueSequence::role});
   bind_struct<JoinSequence>(m, "JoinSequence", Field{"spec", &JoinSequence::spec},
-                            Field{"blocks", &JoinSequence::blocks});
+                            Field{"blocks", &JoinSequence::blocks},
+                            Field{"prefix_tokens", &JoinSequence::prefix_tokens});
   bind_struct<CancelSequence>(m, "CancelSequence", Field{"key", &CancelSequence::key});
   bind_struct<ReleaseBlocks>(m, "ReleaseBlocks", Field{"key", &ReleaseBlocks::key});
   bind_struct<PushLayers>(m, "PushLayers", Field{"receiver", &PushLayers::receiver}, Field{"key", &PushLayers::key},

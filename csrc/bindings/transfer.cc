@@ -79,6 +79,7 @@ py::dict as_dict(const KvTransferCounts& counts) {
   result["receive_seconds"] = counts.receive_seconds;
   result["committed_sent"] = counts.committed_sent;
   result["committed_received"] = counts.committed_received;
+  result["prefix_hit_tokens"] = counts.prefix_hit_tokens;
   result["no_room"] = counts.no_room;
   result["expired"] = counts.expired;
   result["bad_checksum"] = counts.bad_checksum;

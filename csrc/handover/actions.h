@@ -40,6 +40,7 @@ struct EnqueueSequence {  // Engine::add
 struct JoinSequence {  // Engine::join; spec->output ends with the sender's token; blocks: one reference each
   message::SpecPtr spec;
   std::vector<int32_t> blocks;
+  int32_t prefix_tokens = 0;  // the first ones were in this worker's cache: they were not sent
 };
 struct CancelSequence {  // Engine::cancel
   RequestKey key;

@@ -376,6 +376,7 @@ void KvTransfer::perform(const action::JoinSequence& action) {
   const RequestKey& key = action.spec->key;
   trace_.add({.time = now(), .key = key, .point = TracePoint::kCommitted});
   ++counts_.committed_received;
+  counts_.prefix_hit_tokens += static_cast<uint64_t>(action.prefix_tokens);
   if (const auto first = first_accepted_.find(key); first != first_accepted_.end())
     counts_.receive_seconds += now() - first->second;
   std::erase_if(first_accepted_, [&](const auto& entry) {

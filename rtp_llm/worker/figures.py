@@ -37,7 +37,7 @@ class Figures:
 
     def text(self, load: Any, transfer: dict[str, Any], allocations: list[tuple[int, int, str]]) -> bytes:
         """Prometheus' text of the native EngineLoad, KvTransfer.counts() and the device's allocations."""
-        self._engine(load)
+        self._engine(load, hits_of_received=transfer["prefix_hit_tokens"])
         self._transfer(transfer)
         memory: dict[str, int] = {}
         for _, size, tag in allocations:
@@ -46,11 +46,11 @@ class Figures:
             self.metrics.device_memory_bytes.labels(tag=tag).set(size)
         return exposition(self._registry)
 
-    def _engine(self, load: Any) -> None:
+    def _engine(self, load: Any, hits_of_received: int) -> None:
         metrics, totals, blocks = self.metrics, self._totals, load.blocks
         totals.raise_to(metrics.prompt_tokens_computed, load.prompt_tokens_computed)
         totals.raise_to(metrics.decode_tokens_computed, load.decode_tokens_computed)
-        totals.raise_to(metrics.prefix_hit_tokens, load.prefix_hit_tokens)
+        totals.raise_to(metrics.prefix_hit_tokens, load.prefix_hit_tokens + hits_of_received)
         totals.raise_to(metrics.preemptions, load.preemptions)
         totals.raise_to(metrics.engine_steps, load.steps)
         for state in BLOCK_STATES:

@@ -1,0 +1,210 @@
+"""Cluster: worker processes, a router in this process, HTTP on a port that the system draws. No Ray.
+
+    client (httpx) ──HTTP──▶ router (this process) ──[proxy]──▶ workers (processes of their own)
+                                                                prefill-0 ──[proxy]──▶ decode-0, …
+
+    async with Cluster.running(prefill=2, decode=2, log_dir=tmp_path) as cluster:
+        streams = [cluster.stream(body) for body in bodies]
+        await cluster.until(lambda: any(s.tokens for s in streams))
+        await cluster["decode-0"].kill()
+        …
+        await cluster.at_rest()
+
+`proxied=True` puts a proxy before each worker's session server, for the router and for peers, so that tests can break
+connections. Leaving the block ends every process, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from rtp_llm.config import Config, load_config
+from rtp_llm.directory import StaticMembership
+from rtp_llm.router.ingress import build_ingress
+from rtp_llm.router.service import Service
+from tests.cluster.figures import Figures
+from tests.cluster.streams import AnswerStream
+from tests.cluster.worker_process import WorkerProcess
+from tests.wire.proxy import Proxy
+
+# Small enough to start fast; a prompt takes many steps, so that it can be hit in the middle.
+SETTINGS: dict[str, Any] = {
+    "engine.num_threads": 1,
+    "engine.kv_cache_bytes": 64 << 20,
+    "engine.max_num_batched_tokens": 64,
+    "engine.layers_per_group": 2,
+    "transfer.mode": "shm",
+    "handover.router_expiry_s": 4.0,
+}
+WAIT_S = 60.0
+LOOK_AGAIN_S = 0.25
+
+
+class Cluster:
+    """Made by `running`. Workers are `cluster["prefill-0"]`, …; `cluster.service` is the router."""
+
+    def __init__(self, config: Config, workers: list[WorkerProcess], proxies: list[Proxy]) -> None:
+        self.config = config
+        self.workers = workers
+        self._proxies = {worker.id: proxy for worker, proxy in zip(workers, proxies, strict=False)}
+        members = [w.member(self._proxies[w.id].address if proxies else None) for w in workers]
+        self.service = Service(config, StaticMembership(members))
+        self._waiters: set[asyncio.Event] = set()
+        self.url = ""
+        self.client: httpx.AsyncClient
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(
+        cls,
+        *,
+        prefill: int = 1,
+        decode: int = 1,
+        log_dir: Path,
+        settings: Mapping[str, Any] | None = None,
+        proxied: bool = False,
+    ) -> AsyncIterator[Cluster]:
+        overrides = {**SETTINGS, **(settings or {})}
+        config = load_config(overrides=overrides, environ={})
+        names = [("prefill", i) for i in range(prefill)] + [("decode", i) for i in range(decode)]
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def start(pool: str, number: int) -> WorkerProcess:
+                log = stack.enter_context(open(log_dir / f"{pool}-{number}.log", "ab"))  # noqa: ASYNC230 - once
+                worker = await WorkerProcess.start(pool, f"{pool}-{number}", overrides, log)
+                stack.push_async_callback(worker.close)
+                return worker
+
+            started = await asyncio.gather(*(start(*name) for name in names), return_exceptions=True)
+            workers = [_or_raise(each) for each in started]
+            proxies = [Proxy(worker.address) for worker in workers] if proxied else []
+            for proxy in proxies:
+                await proxy.start()
+                stack.push_async_callback(proxy.close)
+            cluster = cls(config, workers, proxies)
+            await stack.enter_async_context(cluster._routing())
+            yield cluster
+
+    @contextlib.asynccontextmanager
+    async def _routing(self) -> AsyncIterator[None]:
+        """The router and its HTTP endpoint, with a client of it."""
+        self.service.start()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = _Server(
+            uvicorn.Config(build_ingress(lambda: self.service), lifespan="off", log_level="warning", access_log=False)
+        )
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        try:
+            async with httpx.AsyncClient(
+                base_url=self.url, timeout=WAIT_S, limits=limits, trust_env=False
+            ) as self.client:
+                assert await self.service.fleet.wait_ready(WAIT_S, len(self.workers)), "a worker didn't connect"
+                for remote in self.service.fleet.live():
+                    if proxy := self._proxies.get(remote.key.id):
+                        remote.hello.peer_address = proxy.address
+                yield
+        finally:
+            await self.service.close()
+            server.force_exit = server.should_exit = True
+            await serving
+
+    def __getitem__(self, worker_id: str) -> WorkerProcess:
+        return next(worker for worker in self.workers if worker.id == worker_id)
+
+    # --- What tests do.
+
+    def stream(self, body: dict[str, Any]) -> AnswerStream:
+        """A streamed completion; wakes `until` at each event."""
+        return AnswerStream(body, self._wake).start(self.client)
+
+    def break_connections(self, worker_id: str) -> None:
+        """All TCP connections through the worker's proxy end now; new ones are taken."""
+        self._proxies[worker_id].break_connections()
+
+    # --- What tests wait for.
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+        """Until `condition` holds, asked after each event of a stream."""
+        event = asyncio.Event()
+        self._waiters.add(event)
+
+        async def wait() -> None:
+            while not condition():
+                event.clear()
+                await event.wait()
+
+        try:
+            await asyncio.wait_for(wait(), timeout_s)
+        finally:
+            self._waiters.discard(event)
+
+    async def until_figures(
+        self, worker: WorkerProcess, condition: Callable[[Figures], bool], timeout_s: float = WAIT_S
+    ) -> Figures:
+        """Until the worker's own figures meet `condition`: asked again as soon as it has answered."""
+
+        async def wait() -> Figures:
+            while not condition(figures := await worker.figures()):
+                pass
+            return figures
+
+        return await asyncio.wait_for(wait(), timeout_s)
+
+    async def at_rest(self, timeout_s: float = 15.0) -> None:
+        """Until router and living workers have nothing running, in flight or held."""
+        await self._until_empty(self._left_over, timeout_s)
+
+    async def left_over(self) -> dict[str, dict[str, float]]:
+        """What is not at rest, by who holds it."""
+        return await self._left_over()
+
+    async def figures(self) -> Figures:
+        """The router's /metrics: its own and its workers'."""
+        response = await self.client.get("/metrics")
+        assert response.status_code == 200, response.text
+        return Figures.parse(response.text)
+
+    async def _left_over(self) -> dict[str, dict[str, float]]:
+        running = [worker for worker in self.workers if worker.is_running]
+        found = {worker.id: (await worker.figures()).not_at_rest() for worker in running}
+        found["router"] = (await self.figures()).router_not_at_rest()
+        if self.service.dispatcher.num_live:
+            found["router"]["live answers"] = self.service.dispatcher.num_live
+        return {name: left for name, left in found.items() if left}
+
+    async def _until_empty(self, ask: Callable[[], Awaitable[dict[str, Any]]], timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while left := await ask():
+            assert loop.time() < deadline, f"not at rest after {timeout_s:g} s: {left}"
+            # Leases, quarantine and expiry end by the workers' clocks, and nobody tells.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await self.until(lambda: False, LOOK_AGAIN_S)
+
+    def _wake(self) -> None:
+        for event in self._waiters:
+            event.set()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the test's signal handlers alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def _or_raise(started: WorkerProcess | BaseException) -> WorkerProcess:
+    if isinstance(started, BaseException):
+        raise started
+    return started
