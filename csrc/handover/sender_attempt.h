@@ -41,6 +41,7 @@ struct SenderAttempt {
 
   const RequestKey& key() const { return spec->key; }
   bool is_local() const { return state == SenderState::kLocal; }
+  bool has_grant() const { return state == SenderState::kPush || state == SenderState::kCommit; }
   std::optional<Seconds> deadline(const HandoverTimes& times) const;
   std::optional<Seconds> push_limit(const HandoverTimes& times) const;  // REQUIRES: PUSH
   // Notes a token unless it is known already.

@@ -1,0 +1,249 @@
+#include "handover/receiver_state.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace rtp_llm {
+
+// --- QUEUED, GRANTED ---------------------------------------------------------------------------
+
+void Receiver::State::reserve(const WorkerKey& sender, const message::Reserve& body, Seconds now, Actions& out) {
+  const RequestKey& key = body.spec->key;
+  if (const auto known = over.find(key); known != over.end()) {
+    return say_over(sender, known->second, 0, out);
+  }
+  Attempt* attempt = find(key);
+  if (!attempt) return reserve_new(sender, body, now, out);
+  if (attempt->sender != sender) {
+    out.push_back(action::ToSender{sender, message::PeerFenced{key}});
+    return;
+  }
+  if (attempt->state == ReceiverState::kRunning) return to_sender(*attempt, message::PeerCommitted{key}, out);
+  if (attempt->state != ReceiverState::kGranted) return;  // QUEUED: its answer comes; VERIFY: the bytes decide
+  if (attempt->grant != body.given_up) return say_granted(*attempt, grants.at(attempt->grant), out);
+  void_grant(attempt->grant, now);
+  forget(key);
+  reserve_new(sender, body, now, out);
+}
+
+void Receiver::State::reserve_new(const WorkerKey& sender, const message::Reserve& body, Seconds now, Actions& out) {
+  const RequestKey key = body.spec->key;
+  const auto answer = [&](message::FromReceiver message) {
+    out.push_back(action::ToSender{sender, std::move(message)});
+  };
+  if (ledger.is_stale(key) || !routers.admits(key.router_epoch, now)) return answer(message::PeerFenced{key});
+  if (routers.draining(key.router_epoch)) return answer(message::NoRoom{key, "draining"});
+  serve_queue(now, out);  // nobody overtakes
+  if (static_cast<int>(queue.size()) >= config.max_waiting_reserves) {
+    return answer(message::NoRoom{key, std::to_string(queue.size()) + " wait already"});
+  }
+  Attempt& attempt = live[key];
+  attempt.key = key;
+  attempt.spec = body.spec;
+  attempt.sender = sender;
+  if (queue.empty() && try_grant(attempt, now, out)) return;
+  queue.push_back(key);
+  set_deadline(attempt, now + config.times.reserve_wait);
+}
+
+bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
+  std::optional<GrantPool::Room> room = pool.grant(*attempt.spec);
+  if (!room) return false;
+  Grant& grant = grants[++last_grant];
+  grant.id = last_grant;
+  grant.key = attempt.key;
+  grant.sender = *attempt.sender;
+  grant.room = std::move(*room);
+  grant.prefix_tokens = grant.room.prefix_blocks * config.block_tokens;
+  grant.tokens = static_cast<int32_t>(attempt.spec->prompt.size() + attempt.spec->output.size());
+  attempt.state = ReceiverState::kGranted;
+  attempt.grant = grant.id;
+  set_deadline(attempt, now + config.times.lease);
+  say_granted(attempt, grant, out);
+  return true;
+}
+
+void Receiver::State::say_granted(const Attempt& attempt, const Grant& grant, Actions& out) const {
+  to_sender(attempt, message::Granted{grant.key, grant.id, grant.room.blocks, grant.prefix_tokens, config.times.lease},
+            out);
+}
+
+void Receiver::State::say_over(const WorkerKey& sender, const Attempt& attempt, GrantId grant, Actions& out) const {
+  message::FromReceiver body = message::PeerFenced{attempt.key};
+  if (attempt.finished) body = message::PeerCommitted{attempt.key, grant};
+  out.push_back(action::ToSender{sender, std::move(body)});
+}
+
+// First come, first served; the first that doesn't fit holds the rest up, for reserve_wait at most.
+void Receiver::State::serve_queue(Seconds now, Actions& out) {
+  while (!queue.empty()) {
+    Attempt* attempt = find(queue.front());
+    const bool waits = attempt && attempt->state == ReceiverState::kQueued;
+    if (waits && !try_grant(*attempt, now, out)) return;
+    queue.pop_front();
+  }
+}
+
+void Receiver::State::renew_leases(const WorkerKey& sender, const std::vector<GrantId>& listed, Seconds now) {
+  for (GrantId id : listed) {
+    const auto grant = grants.find(id);
+    if (grant == grants.end() || !grant->second.live || grant->second.sender != sender) continue;
+    Attempt& attempt = live.at(grant->second.key);
+    if (attempt.state == ReceiverState::kGranted) set_deadline(attempt, now + config.times.lease);
+  }
+}
+
+// --- VERIFY, RUNNING ---------------------------------------------------------------------------
+
+void Receiver::State::commit(const WorkerKey& sender, const message::Commit& body, Seconds now, Actions& out) {
+  const auto answer = [&](message::FromReceiver message) {
+    out.push_back(action::ToSender{sender, std::move(message)});
+  };
+  if (const auto known = over.find(body.key); known != over.end()) {
+    return say_over(sender, known->second, body.grant, out);
+  }
+  Attempt* attempt = find(body.key);
+  if (attempt && attempt->sender == sender) {
+    if (attempt->state == ReceiverState::kRunning) return answer(message::PeerCommitted{body.key, body.grant});
+    const bool current =
+        attempt->grant == body.grant && static_cast<size_t>(body.first.position) == attempt->spec->output.size();
+    if (attempt->state == ReceiverState::kVerify && current) return;  // again
+    if (attempt->state == ReceiverState::kGranted && current) {
+      attempt->state = ReceiverState::kVerify;
+      attempt->commit = body;
+      set_deadline(*attempt, now + config.times.verify_stall);
+      return verify(*attempt, now, out);
+    }
+  }
+  answer(message::Expired{body.key, body.grant});
+}
+
+void Receiver::State::verify(Attempt& attempt, Seconds now, Actions& out) {
+  const Grant& grant = grants.at(attempt.grant);
+  const message::Commit& commit = *attempt.commit;
+  if (grant.bytes_accepted > commit.bytes) return bad_checksum(attempt, now, out);
+  if (!grant.holds_exactly(commit.bytes)) return;
+  if (grant.checksum != commit.checksum) return bad_checksum(attempt, now, out);
+  run(attempt, now, out);
+}
+
+void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
+  const message::Commit commit = std::move(*attempt.commit);
+  const Grant grant = std::move(grants.extract(attempt.grant).mapped());
+  pool.join(grant.room);
+  attempt.state = ReceiverState::kRunning;
+  attempt.commit.reset();
+  set_deadline(attempt, std::nullopt);
+  attempt.remember(commit.first);
+  auto spec = std::make_shared<SequenceSpec>(*attempt.spec);
+  spec->output.push_back(commit.first.token);
+  out.push_back(action::JoinSequence{std::move(spec), grant.room.blocks, grant.prefix_tokens});
+  to_sender(attempt, message::PeerCommitted{attempt.key, grant.id}, out);
+  answer_again(attempt, out);
+}
+
+void Receiver::State::bad_checksum(Attempt& attempt, Seconds now, Actions& out) {
+  const Grant& grant = grants.at(attempt.grant);
+  to_sender(attempt, message::BadChecksum{attempt.key, grant.id, attempt.commit->checksum, grant.checksum}, out);
+  void_grant(grant.id, now);
+  forget(attempt.key);
+}
+
+// Committed, and the tokens from p0 on.
+void Receiver::State::answer_again(const Attempt& attempt, Actions& out) const {
+  to_router(attempt.key, message::Committed{attempt.key}, out);
+  if (!attempt.outputs.empty()) to_router(attempt.key, message::Outputs{attempt.key, attempt.outputs}, out);
+}
+
+// --- the end -----------------------------------------------------------------------------------
+
+void Receiver::State::end(const RequestKey& key, Seconds now, Actions& out) {
+  if (over.contains(key)) return;
+  Attempt& attempt = live[key];  // NONE: made, only to be remembered
+  attempt.key = key;
+  if (attempt.state == ReceiverState::kQueued) blocks_freed = true;  // it may have held others up
+  if (attempt.state == ReceiverState::kRunning) {
+    out.push_back(action::CancelSequence{key});
+  } else if (attempt.sender) {
+    to_sender(attempt, message::PeerFenced{key}, out);
+  }
+  if (attempt.state == ReceiverState::kGranted || attempt.state == ReceiverState::kVerify) {
+    void_grant(attempt.grant, now);
+  }
+  bury(attempt, false, now);
+}
+
+void Receiver::State::forget(const RequestKey& key) {
+  deadlines.set(key, std::nullopt);
+  live.erase(key);
+}
+
+void Receiver::State::bury(Attempt& attempt, bool finished, Seconds now) {
+  const RequestKey key = attempt.key;
+  attempt.state = ReceiverState::kOver;
+  attempt.finished = finished;
+  if (!finished) attempt.outputs.clear();
+  deadlines.set(key, std::nullopt);
+  over.emplace(key, std::move(attempt));
+  over_order.emplace_back(now, key);
+  live.erase(key);
+}
+
+void Receiver::State::set_deadline(Attempt& attempt, std::optional<Seconds> deadline) {
+  attempt.deadline = deadline;
+  deadlines.set(attempt.key, deadline);
+}
+
+void Receiver::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
+  switch (attempt.state) {
+    case ReceiverState::kQueued:
+      to_sender(attempt, message::NoRoom{attempt.key, "no blocks became free in time"}, out);
+      blocks_freed = true;  // it may have held others up
+      return forget(attempt.key);
+    case ReceiverState::kGranted: void_grant(attempt.grant, now); return forget(attempt.key);
+    case ReceiverState::kVerify: return bad_checksum(attempt, now, out);
+    case ReceiverState::kRunning:
+    case ReceiverState::kOver: return;
+  }
+}
+
+// --- grants ------------------------------------------------------------------------------------
+
+void Receiver::State::void_grant(GrantId id, Seconds now) {
+  Grant& grant = grants.at(id);
+  grant.live = false;
+  pool.quarantine(grant.room);
+  if (grant.receives_in_flight == 0) return free_quarantined(id);
+  grant.close_at = now + config.times.quarantine;
+  quarantines.set(id, grant.close_at);
+}
+
+void Receiver::State::free_quarantined(GrantId id) {
+  pool.free_quarantined(grants.at(id).room);
+  quarantines.set(id, std::nullopt);
+  grants.erase(id);
+  blocks_freed = true;
+}
+
+// A late write is still possible: the endpoint of the grant's sender ends, and with it everything
+// that the sender has under way here.
+void Receiver::State::close_endpoint(GrantId id, Seconds now, Actions& out) {
+  const WorkerKey sender = grants.at(id).sender;
+  if (!closing.insert(sender).second) {
+    quarantines.set(id, now + config.times.quarantine);
+    return;
+  }
+  out.push_back(action::CloseEndpoint{sender, Direction::kReceive});
+  for (const RequestKey& key : keys_where([&](const Attempt& attempt) {
+         return attempt.sender == sender &&
+                (attempt.state == ReceiverState::kGranted || attempt.state == ReceiverState::kVerify);
+       })) {
+    const Attempt& attempt = live.at(key);
+    to_sender(attempt, message::Expired{key, attempt.grant}, out);
+    void_grant(attempt.grant, now);
+    forget(key);
+  }
+}
+
+}  // namespace rtp_llm
