@@ -128,7 +128,7 @@ class DataPlane:
         answer = receiver.accept(endpoint.sender.key, header, len(push.pieces) * TOKEN_LAYER_BYTES)
         if isinstance(answer, engine.Refusal):
             self.num_refused += 1
-            self.world.log(f"{receiver.key} refuses {push.action.key} grant {header.grant}: {answer}")
+            self.world.log(receiver.key, "refuses", push.action.key, "grant", header.grant, answer)
             self._finish_push(endpoint, push, ok=True)
             return
         blocks = [(number, receiver.pool.blocks[number].generation) for number in answer.blocks]

@@ -85,7 +85,7 @@ class Router:
         machine = self.machines[request]
         before = machine.state
         actions = machine.handle(happened)
-        self.world.log(f"router {self.epoch} {before.name}->{machine.state.name} {happened}: {actions}")
+        self.world.log(self.process.name, before.name, "->", machine.state.name, happened, actions)
         self._perform(request, actions)
 
     def _perform(self, request: int, actions: list[rm.Action]) -> None:

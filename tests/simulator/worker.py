@@ -114,7 +114,7 @@ class Worker:
         self.world.at(deadline, self.process, tick)
 
     def _perform(self, wanted: Any) -> None:
-        self.world.log(f"{self.key} does {wanted}")
+        self.world.log(self.key, "does", wanted)
         self.cluster.did(self, type(getattr(wanted, "body", wanted)).__name__)
         if isinstance(wanted, action.ToRouter):
             self.send_router(wanted.router_epoch, wanted.body)
@@ -190,7 +190,7 @@ class Worker:
             else:
                 self.senders[body.name] = session
             return
-        self.world.log(f"{self.key} hears {body}")
+        self.world.log(self.key, "hears", body)
         for epoch, known in self.routers.items():
             if known is session:
                 self._from_router(epoch, body)

@@ -46,9 +46,9 @@ class World:
         self._order = itertools.count()
         self.num_events = 0
 
-    def log(self, text: str) -> None:
+    def log(self, *parts: object) -> None:
         if self.trace is not None:
-            self.trace.append(f"{self.now:9.3f} {text}")
+            self.trace.append(" ".join([f"{self.now:9.3f}", *map(str, parts)]))
 
     def at(self, time: float, process: Process | None, work: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (max(time, self.now), next(self._order), process, work))
