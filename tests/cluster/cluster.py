@@ -1,7 +1,7 @@
 """Cluster: worker processes, a router in this process, HTTP on a port that the system draws. No Ray.
 
     client (httpx) ──HTTP──▶ router (this process) ──[proxy]──▶ workers (processes of their own)
-                                                                prefill-0 ──[proxy]──▶ decode-0, …
+                                                   prefill-0, … ──[proxy]──▶ decode-0, …
 
     async with Cluster.running(prefill=2, decode=2, log_dir=tmp_path) as cluster:
         streams = [cluster.stream(body) for body in bodies]
@@ -10,8 +10,8 @@
         …
         await cluster.at_rest()
 
-`proxied=True` puts a proxy before each worker's session server, for the router and for peers, so that tests can break
-connections. Leaving the block ends every process, whatever happened.
+`proxied=True` puts two proxies before each worker's session server, one for the router and one for peers, so that tests can
+break connections. Leaving the block ends every process, whatever happened.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ LOOK_AGAIN_S = 0.25
 class Cluster:
     """Made by `running`. Workers are `cluster["prefill-0"]`, …; `cluster.service` is the router."""
 
-    def __init__(self, config: Config, workers: list[WorkerProcess], proxies: list[Proxy]) -> None:
+    def __init__(self, config: Config, workers: list[WorkerProcess], proxies: Mapping[str, Proxies]) -> None:
         self.config = config
         self.workers = workers
-        self._proxies = {worker.id: proxy for worker, proxy in zip(workers, proxies, strict=False)}
-        members = [w.member(self._proxies[w.id].address if proxies else None) for w in workers]
+        self._proxies = proxies  # by worker
+        members = [w.member(proxies[w.id].for_router.address if proxies else None) for w in workers]
         self.service = Service(config, StaticMembership(members))
         self._waiters: set[asyncio.Event] = set()
         self.url = ""
@@ -78,17 +79,14 @@ class Cluster:
         async with contextlib.AsyncExitStack() as stack:
 
             async def start(pool: str, number: int) -> WorkerProcess:
-                log = stack.enter_context(open(log_dir / f"{pool}-{number}.log", "ab"))  # noqa: ASYNC230 - once
+                log = stack.enter_context((log_dir / f"{pool}-{number}.log").open("ab"))
                 worker = await WorkerProcess.start(pool, f"{pool}-{number}", overrides, log)
                 stack.push_async_callback(worker.close)
                 return worker
 
             started = await asyncio.gather(*(start(*name) for name in names), return_exceptions=True)
             workers = [_or_raise(each) for each in started]
-            proxies = [Proxy(worker.address) for worker in workers] if proxied else []
-            for proxy in proxies:
-                await proxy.start()
-                stack.push_async_callback(proxy.close)
+            proxies = {worker.id: await Proxies.before(worker, stack) for worker in workers if proxied}
             cluster = cls(config, workers, proxies)
             await stack.enter_async_context(cluster._routing())
             yield cluster
@@ -110,8 +108,8 @@ class Cluster:
             ) as self.client:
                 assert await self.service.fleet.wait_ready(WAIT_S, len(self.workers)), "a worker didn't connect"
                 for remote in self.service.fleet.live():
-                    if proxy := self._proxies.get(remote.key.id):
-                        remote.hello.peer_address = proxy.address
+                    if remote.key.id in self._proxies:  # the router passes it on to senders
+                        remote.hello.peer_address = self._proxies[remote.key.id].for_peers.address
                 yield
         finally:
             await self.service.close()
@@ -127,9 +125,13 @@ class Cluster:
         """A streamed completion; wakes `until` at each event."""
         return AnswerStream(body, self._wake).start(self.client)
 
-    def break_connections(self, worker_id: str) -> None:
-        """All TCP connections through the worker's proxy end now; new ones are taken."""
-        self._proxies[worker_id].break_connections()
+    def break_router_session(self, worker_id: str) -> None:
+        """The TCP connection between router and worker ends now; new ones are taken."""
+        self._proxies[worker_id].for_router.break_connections()
+
+    def break_peer_sessions(self, worker_id: str) -> None:
+        """The TCP connections of senders to this receiver end now; new ones are taken."""
+        self._proxies[worker_id].for_peers.break_connections()
 
     # --- What tests wait for.
 
@@ -194,6 +196,22 @@ class Cluster:
     def _wake(self) -> None:
         for event in self._waiters:
             event.set()
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """What stands before one worker."""
+
+    for_router: Proxy
+    for_peers: Proxy
+
+    @classmethod
+    async def before(cls, worker: WorkerProcess, stack: contextlib.AsyncExitStack) -> Proxies:
+        proxies = cls(Proxy(worker.address), Proxy(worker.address))
+        for proxy in (proxies.for_router, proxies.for_peers):
+            await proxy.start()
+            stack.push_async_callback(proxy.close)
+        return proxies
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,30 @@
+"""kill -9 of a worker in every phase: each stream ends with the tokens of the undisturbed run, and nothing is left over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.workload import Answer
+from tests.faults.rig import EightStreams
+
+PHASES = [("prefill-0", "computing"), ("prefill-0", "pushing"), ("decode-0", "receiving"), ("decode-0", "decoding")]
+
+
+@pytest.mark.parametrize("each", [2, 1], ids=["two-of-each", "one-of-each"])
+@pytest.mark.parametrize(("victim", "phase"), PHASES, ids=[f"{v.split('-')[0]}-{p}" for v, p in PHASES])
+async def test_streams_outlive_a_worker_that_is_killed(
+    victim: str, phase: str, each: int, undisturbed: list[Answer], tmp_path: Path
+) -> None:
+    async with Cluster.running(prefill=each, decode=each, log_dir=tmp_path) as cluster:
+        eight = EightStreams(cluster)
+        await getattr(eight, phase)(cluster[victim])
+        await cluster[victim].kill()
+        assert eight.num_running > 0
+        assert await eight.answers() == undisturbed
+        await cluster.at_rest()
+        figures = await cluster.figures()
+        assert figures.value("worker_losses_total") == 1
+        assert figures.value("retries_total") > 0
