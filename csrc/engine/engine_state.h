@@ -1,0 +1,105 @@
+// Engine's inside: what its thread owns and what it shares with other threads. Included by engine.cc (other
+// threads) and step.cc (the engine thread) only.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "engine/executor.h"
+#include "engine/output_queue.h"
+#include "engine/scheduler.h"
+#include "engine/step_cost.h"
+
+namespace rtp_llm {
+
+// What another thread asks of the engine thread.
+struct Command {
+  enum class Kind : uint8_t { kAdd, kJoin, kCancel, kRelease };
+  Kind kind;
+  RequestKey key;
+  std::unique_ptr<Sequence> sequence;  // kAdd, kJoin
+};
+
+// What the listener is told after a step.
+struct Notice {
+  RequestKey key;
+  FinishReason finish = FinishReason::kNone;
+  bool prefilled = false;  // on_prefilled, else on_finished
+  int32_t token = 0;
+  float logprob = 0;
+  std::vector<std::pair<int32_t, float>> top_logprobs{};
+};
+
+struct Engine::State {
+  State(Device& device, Decoder& decoder, EngineConfig given);
+
+  // Any thread.
+  void post(Command command);
+  std::unique_ptr<Sequence> make_sequence(SequenceSpec spec, Role role) const;
+  void wake();  // other threads only; blocks became free
+  void stop();
+
+  // Engine thread, in the order of a step.
+  void run();
+  bool wait(bool idle);
+  bool step();
+  void admit();
+  void end(const RequestKey& key, bool release_held);
+  void announce(const Schedule& schedule);
+  void forward(Batch& batch);
+  void tell_layers(const Batch& batch, int first_layer, int num_layers);
+  void publish(Batch& batch);
+  void offer_full_blocks(Sequence& sequence);
+  void accept_token(Sequence& sequence, const Batch& batch, int64_t sample);
+  void forget(const RequestKey& key);
+  void refresh();
+  void tell_notices();
+  void fail(const std::string& message);
+
+  Device& device;
+  Decoder& decoder;
+  const EngineConfig config;
+  Executor executor;
+  BlockPool pool;
+  Scheduler scheduler;
+  StepCost cost;
+  OutputQueue outputs;
+  EngineListener* listener = nullptr;
+  std::string numerics_id;
+
+  // Engine thread only.
+  std::unordered_map<RequestKey, std::unique_ptr<Sequence>> sequences;
+  std::vector<Command> commands;  // taken from the inbox
+  std::vector<Notice> notices;
+  std::vector<RequestKey> gone;  // since the last refresh
+  TokenColumns columns;          // of this step
+  uint64_t step_number = 0;
+  std::chrono::steady_clock::time_point step_begin;
+  EngineLoad counted;  // its counters
+
+  mutable std::mutex mutex;  // guards what follows
+  std::condition_variable wakeup;
+  std::vector<Command> inbox;
+  int64_t inbox_tokens = 0;  // of sequences that `load` doesn't include yet
+  int32_t inbox_sequences = 0;
+  std::unordered_set<RequestKey> live;
+  EngineLoad load;
+  std::optional<std::string> failure;
+  bool woken = false;
+  bool stopping = false;
+
+  std::thread thread;
+  std::atomic<std::thread::id> engine_thread{};
+};
+
+}  // namespace rtp_llm
