@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from rtp_llm.router.request_machine import RequestMachine
+from rtp_llm.router.request_machine import Action, Emit, Finish, Output, RequestMachine
 from tests.simulator.walk import walk
 from tests.simulator.world import Violation
 
@@ -45,21 +45,21 @@ def seeds_until_violation(limit: int) -> int | None:
     for seed in range(limit):
         try:
             walk(seed)
-        except (Violation, RuntimeError):
+        except Violation:
             return seed
     return None
 
 
 def test_a_router_that_emits_whatever_comes_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = RequestMachine._output
-
-    def careless(machine: RequestMachine, event):  # type: ignore[no-untyped-def]
-        machine._held.clear()
-        actions = honest(machine, event)
-        if event.output.position > len(machine.tokens):
-            machine.tokens += [0] * (event.output.position - len(machine.tokens))
-            actions = honest(machine, event)
-        return actions
+    def careless(machine: RequestMachine, event: Output) -> list[Action]:
+        machine.tokens.append(event.output.token)
+        last = machine._done(Finish()) if event.output.finish_reason else []
+        return [Emit(event.output), *last]
 
     monkeypatch.setattr(RequestMachine, "_output", careless)
-    assert seeds_until_violation(300) is not None
+    assert seeds_until_violation(50) is not None
+
+
+def test_a_router_that_does_not_repeat_its_attach_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestMachine, "attach_entry", lambda machine, worker: None)
+    assert seeds_until_violation(200) is not None
