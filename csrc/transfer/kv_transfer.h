@@ -67,7 +67,7 @@ struct KvTransferCounts {
   double send_seconds = 0;     // of committed handovers, from the first message posted to Committed
   double receive_seconds = 0;  // from the first message accepted to the join
   uint64_t committed_sent = 0, committed_received = 0;
-  uint64_t prefix_hit_tokens = 0;  // of committed handovers: in this receiver's cache, so not sent
+  uint64_t prefix_hit_tokens = 0;                       // of committed handovers: in this receiver's cache, so not sent
   uint64_t no_room = 0, expired = 0, bad_checksum = 0;  // said here as receiver
 };
 

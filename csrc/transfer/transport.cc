@@ -1,19 +1,17 @@
 #include "transfer/transport.h"
 
-#include <sys/random.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <list>
-#include <mutex>
-#include <sstream>
 #include <unordered_map>
 #include <utility>
 
+#include "transfer/link.h"
+#include "transfer/nonces.h"
+#include "transfer/transport_address.h"
 #include "transfer/ucx.h"
 
 namespace rtp_llm {
@@ -31,93 +29,6 @@ struct [[gnu::packed]] HelloHeader {
   uint64_t nonce = 0;
 };
 static_assert(sizeof(HelloHeader) == 16);
-
-// "host port host-identity posix|tcp"
-struct Address {
-  std::string host;
-  int port = 0;
-  std::string host_identity;
-  std::string memory;
-
-  std::string text() const { return concat(host, ' ', port, ' ', host_identity, ' ', memory); }
-  static Address parse(const std::string& text) {
-    Address address;
-    std::istringstream in(text);
-    in >> address.host >> address.port >> address.host_identity >> address.memory;
-    check(!in.fail() && address.port > 0 && address.port < 65536, "'", text, "' is not a transport address");
-    return address;
-  }
-};
-
-double monotonic_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-uint64_t random_nonce() {
-  uint64_t nonce = 0;
-  while (nonce == 0)
-    check(getrandom(&nonce, sizeof nonce, 0) == ssize_t{sizeof nonce}, "getrandom: ", std::strerror(errno));
-  return nonce;
-}
-
-// One endpoint and what is outstanding on it.
-struct Link {
-  Link(Direction direction, WorkerKey peer) : direction(direction), peer(std::move(peer)), opened_at(monotonic_now()) {}
-
-  Direction direction;
-  WorkerKey peer;      // inbound: empty id until the nonce came
-  bool named = false;  // outbound: always
-  bool shared_memory_expected = false;
-  double opened_at;
-  int sends = 0;
-  int receives = 0;
-  bool closing = false;
-  bool failed = false;
-  std::string reason;
-  std::string carrier;  // what carries the data; empty until asked
-  std::optional<ucx::Endpoint> endpoint;
-};
-
-// A message on its way; UCX reads header and list until the callback.
-struct Operation {
-  void* owner;  // Transport::State
-  Link* link;
-  KvMessageHeader header{};
-  uint64_t tag = 0;
-  uint64_t bytes = 0;
-  std::vector<ucp_dt_iov_t> iov;
-};
-
-std::vector<ucp_dt_iov_t> to_iov(const std::vector<Piece>& pieces) {
-  std::vector<ucp_dt_iov_t> iov;
-  iov.reserve(pieces.size());
-  for (const Piece& piece : pieces) {
-    if (!iov.empty() && static_cast<char*>(iov.back().buffer) + iov.back().length == piece.data)
-      iov.back().length += piece.bytes;
-    else
-      iov.push_back({piece.data, piece.bytes});
-  }
-  return iov;
-}
-
-uint64_t total_bytes(const std::vector<Piece>& pieces) {
-  uint64_t bytes = 0;
-  for (const Piece& piece : pieces) bytes += piece.bytes;
-  return bytes;
-}
-
-// One buffer for a single run, an IOV list otherwise.
-const void* describe(const std::vector<ucp_dt_iov_t>& iov, ucp_request_param_t& params, size_t& count) {
-  params.op_attr_mask |= UCP_OP_ATTR_FIELD_DATATYPE;
-  if (iov.size() == 1) {
-    params.datatype = ucp_dt_make_contig(1);
-    count = iov[0].length;
-    return iov[0].buffer;
-  }
-  params.datatype = UCP_DATATYPE_IOV;
-  count = iov.size();
-  return iov.data();
-}
 
 }  // namespace
 
@@ -186,21 +97,17 @@ struct Transport::State {
     Link* link = inbound_of(param);
     if (link == nullptr || link->closing || link->failed) return;
     HelloHeader hello;
-    const bool whole = num_bytes == sizeof hello;
-    if (whole) std::memcpy(&hello, bytes, sizeof hello);
-    std::lock_guard lock(nonces_mutex);
-    auto expected = whole && hello.magic == HelloHeader{}.magic && hello.version == HelloHeader{}.version
-                        ? nonces.find(hello.nonce)
-                        : nonces.end();
-    if (link->named || expected == nonces.end()) {
+    if (num_bytes == sizeof hello) std::memcpy(&hello, bytes, sizeof hello);
+    const bool known = hello.magic == HelloHeader{}.magic && hello.version == HelloHeader{}.version;
+    const std::optional<WorkerKey> admitted = known && !link->named ? nonces.redeem(hello.nonce) : std::nullopt;
+    if (!admitted) {
       link->failed = true;
       link->reason = link->named ? "a second nonce on one endpoint" : "unknown nonce";
       ++rejected;
       return;
     }
     link->named = true;
-    link->peer = expected->second;
-    nonces.erase(expected);
+    link->peer = *admitted;
     // The peer has come back on a new endpoint: the old one says nothing any more.
     for (Link& old : links)
       if (&old != link && old.direction == Direction::kReceive && old.named && old.peer == link->peer && !old.closing &&
@@ -289,7 +196,7 @@ struct Transport::State {
   }
 
   void connect(const WorkerKey& peer, const std::string& text, uint64_t nonce) {
-    const Address remote = Address::parse(text);
+    const TransportAddress remote = TransportAddress::parse(text);
     if (Link* old = open_link(Direction::kSend, peer)) start_close(*old);
     Link& link = links.emplace_back(Direction::kSend, peer);
     link.named = true;
@@ -468,8 +375,7 @@ struct Transport::State {
   ucx::Worker worker;
   std::list<Link> links;  // stable addresses: UCX holds Link*
   std::unordered_map<ucp_ep_h, Link*> inbound;
-  std::mutex nonces_mutex;
-  std::unordered_map<uint64_t, WorkerKey> nonces;  // drawn, not said yet
+  Nonces nonces;
   std::deque<ucp_conn_request_h> connection_requests;
   std::deque<std::function<void()>> told;  // calls of the listener that wait for progress()
   std::map<std::string, LaneCounts> lane_counts;
@@ -477,7 +383,7 @@ struct Transport::State {
   uint64_t refused = 0;
   uint64_t rejected = 0;
   ucx::Listener server;
-  Address own;
+  TransportAddress own;
   std::string address;
 };
 
@@ -498,13 +404,7 @@ Transport::~Transport() {
 
 const std::string& Transport::address() const { return state_->address; }
 
-uint64_t Transport::expect(const WorkerKey& peer) {
-  std::lock_guard lock(state_->nonces_mutex);
-  std::erase_if(state_->nonces, [&](const auto& entry) { return entry.second == peer; });
-  const uint64_t nonce = random_nonce();
-  state_->nonces[nonce] = peer;
-  return nonce;
-}
+uint64_t Transport::expect(const WorkerKey& peer) { return state_->nonces.draw(peer); }
 
 void Transport::connect(const WorkerKey& peer, const std::string& address, uint64_t nonce) {
   state_->connect(peer, address, nonce);

@@ -1,0 +1,51 @@
+// Link: an endpoint as the transport keeps it, and the messages on it. Plain data; transport.cc acts.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "transfer/transport.h"
+#include "transfer/ucx.h"
+
+namespace rtp_llm {
+
+double monotonic_now();  // seconds
+
+// One endpoint and what is outstanding on it.
+struct Link {
+  Link(Direction direction, WorkerKey peer) : direction(direction), peer(std::move(peer)), opened_at(monotonic_now()) {}
+
+  Direction direction;
+  WorkerKey peer;      // inbound: empty id until the nonce came
+  bool named = false;  // outbound: always
+  bool shared_memory_expected = false;
+  double opened_at;
+  int sends = 0;
+  int receives = 0;
+  bool closing = false;
+  bool failed = false;
+  std::string reason;
+  std::string carrier;  // what carries the data; empty until asked
+  std::optional<ucx::Endpoint> endpoint;
+};
+
+// A message on its way; UCX reads header and list until the callback.
+struct Operation {
+  void* owner;  // Transport::State
+  Link* link;
+  KvMessageHeader header{};
+  uint64_t tag = 0;
+  uint64_t bytes = 0;
+  std::vector<ucp_dt_iov_t> iov;
+};
+
+// Neighbours become one run.
+std::vector<ucp_dt_iov_t> to_iov(const std::vector<Piece>& pieces);
+uint64_t total_bytes(const std::vector<Piece>& pieces);
+// Sets params' datatype: one buffer for a single run, an IOV list otherwise. Returns what UCX calls buffer and sets its
+// count. REQUIRES: iov outlives the operation.
+const void* describe(const std::vector<ucp_dt_iov_t>& iov, ucp_request_param_t& params, size_t& count);
+
+}  // namespace rtp_llm
