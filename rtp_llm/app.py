@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 APPLICATION = "rtp-llm"
 OBJECT_STORE_BYTES = 128 << 20  # no token and no KV passes through Ray's objects; its default is 30% of the memory
 READY_TIMEOUT_S = 60
+SHUTDOWN_TIMEOUT_S = 30
 
 Progress = Callable[[str], None]
 
@@ -47,9 +47,8 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
     from rtp_llm.router.deployment import router_ingress
 
     config = load_config(overrides=_paths(args or {}))
+    _check_pools(config)
     pools = [(prefill_pool, config.prefill), (decode_pool, config.decode)]
-    if not any(settings.replicas for _, settings in pools):
-        raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
     return router_ingress(config, [pool(config) for pool, settings in pools if settings.replicas])
 
 
@@ -58,11 +57,13 @@ def running(config: Config, progress: Progress = lambda _: None) -> Iterator[str
     """Serves `config` on a Ray of its own (or on RAY_ADDRESS's) while the block runs; yields the base URL.
 
     Leaving the block drains: running answers finish first, then the application goes, and with it all that was started here.
-    On the main thread, the caller's SIGTERM handler stays in force.
+    REQUIRES: the main thread. The caller's signal handlers stay in force.
 
     Raises:
+        ConfigError: no worker is configured.
         UnavailableError: the HTTP port is taken, or the deployment didn't become healthy.
     """
+    _check_pools(config)
     http = _listenable(config.http)
     with _ray(http, progress):
         try:
@@ -103,6 +104,11 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
     }
 
 
+def _check_pools(config: Config) -> None:
+    if config.prefill.replicas + config.decode.replicas == 0:
+        raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
+
+
 def _paths(args: Mapping[str, Any]) -> dict[str, Any]:
     """{section: {setting: value}} → {section.setting: value}"""
     for section, values in args.items():
@@ -131,7 +137,7 @@ def _ray(http: HttpSettings, progress: Progress) -> Iterator[None]:
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         stack.callback(ray.shutdown)
-        with _keeping_signal_handler():
+        with _signals_deferred():
             ray.init(logging_level=logging.WARNING, **options)
         session = Path(ray.nodes()[0]["RayletSocketName"]).parent.parent
         progress(f"Ray is at {ray.get_runtime_context().gcs_address}, its logs in {session / 'logs'}")
@@ -139,14 +145,25 @@ def _ray(http: HttpSettings, progress: Progress) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _keeping_signal_handler() -> Iterator[None]:
-    """ray.init() puts a SIGTERM handler of its own in place."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _signals_deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM that come in the block take effect at its end: Ray, interrupted while it starts, would leave processes
+    behind, and it puts a SIGTERM handler of its own in place. REQUIRES: the main thread."""
+    from ray._private import utils
+
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    set_sigterm_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        utils.set_sigterm_handler = set_sigterm_handler
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _deploy(config: Config, http: HttpSettings, progress: Progress) -> str:
@@ -179,18 +196,21 @@ def _wait_ready(url: str, num_workers: int) -> None:
 
 
 def _causes(error: RuntimeError) -> str:
-    """What Serve's status says of each deployment that isn't healthy."""
+    """Why, of each deployment that didn't start: our error's own words, else the last line of what Serve quotes."""
     from ray import serve
 
     status = serve.status().applications.get(APPLICATION)
-    if status is None:
+    messages = {name: d.message.strip() for name, d in status.deployments.items() if d.message.strip()} if status else {}
+    if not messages:
         return str(error)
-    return "\n".join(f"{name}: {d.message}" for name, d in status.deployments.items() if d.message) or str(error)
+    return "; ".join(f"{name}: {message.rpartition('rtp_llm.errors.')[2].splitlines()[-1]}" for name, message in messages.items())
 
 
 def _undeploy(config: Config) -> None:
     """serve.shutdown() stops the proxy first and cuts streams, so the application is deleted, and gone, before it."""
+    import ray
     from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
     from ray.serve.exceptions import RayServeException
 
     from rtp_llm.directory import remove_directory
@@ -205,7 +225,10 @@ def _undeploy(config: Config) -> None:
             return
     remove_directory(config.directory_name)
     if "RAY_ADDRESS" not in os.environ:
-        serve.shutdown()
+        # serve.shutdown(), but for the retry of a call that ends with its callee, which Ray would report as an error.
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=SHUTDOWN_TIMEOUT_S)
 
 
 def _listenable(http: HttpSettings) -> HttpSettings:

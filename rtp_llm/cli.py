@@ -13,24 +13,27 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
-from rtp_llm.config import Config, load_config, settings
+from rtp_llm import __version__
+from rtp_llm.config import DEMO_MODEL, Config, load_config, settings
 from rtp_llm.errors import RtpLlmError
 
+# flag: (setting, metavar)
 SHORT_FLAGS = {
-    "--host": "http.host",
-    "--port": "http.port",
-    "--prefill": "prefill.replicas",
-    "--decode": "decode.replicas",
-    "--served-model-name": "model.served_name",
-    "--max-model-len": "model.max_model_len",
-    "--dtype": "model.dtype",
+    "--host": ("http.host", "ADDRESS"),
+    "--port": ("http.port", "PORT"),
+    "--prefill": ("prefill.replicas", "N"),
+    "--decode": ("decode.replicas", "N"),
+    "--served-model-name": ("model.served_name", "NAME"),
+    "--max-model-len": ("model.max_model_len", "N"),
+    "--dtype": ("model.dtype", "TYPE"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status. An error of ours is one line on stderr and status 1."""
+    """Runs one command; returns the exit status. A wrong flag is one line on stderr and status 2, an error of ours 1."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
@@ -41,27 +44,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rtp-llm", description="A prefill/decode-disaggregated LLM server on Ray.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong flag, no abbreviations."""
 
-    serve = commands.add_parser("serve", help="serve a model over HTTP on a local Ray (or on RAY_ADDRESS's)")
-    _add_config_flags(serve)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rtp-llm", description="A prefill/decode-disaggregated LLM server on Ray.")
+    parser.add_argument("--version", action="version", version=f"rtp-llm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    serve = commands.add_parser(
+        "serve", help="serve a model over HTTP on a local Ray (or on RAY_ADDRESS's)", usage="rtp-llm serve [MODEL] [options]"
+    )
+    serve.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
+    serve.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
+    _add_settings(serve)
     serve.set_defaults(command=_serve)
 
     generate = commands.add_parser("generate", help="complete a prompt in this process, without a server")
     generate.add_argument("prompt", help="text to go on from; - reads it from standard input")
-    generate.add_argument("--max-tokens", type=int, default=128)
-    generate.add_argument("--temperature", type=float, default=0.0)
-    generate.add_argument("--seed", type=int)
-    _add_config_flags(generate, positional=False)
+    generate.add_argument("--model", metavar="DIR", default=DEMO_MODEL, help="model directory (default: the demo model)")
+    generate.add_argument("--chat", action="store_true", help="the prompt is a user's message to a chat model")
+    generate.add_argument("--max-tokens", type=int, default=128, metavar="N", help="(default: 128)")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling noise")
+    generate.add_argument("--dtype", default="auto", metavar="TYPE", help="auto (default), float32, bfloat16")
     generate.set_defaults(command=_generate)
 
     chat = commands.add_parser("chat", help="talk to a server in the terminal")
-    chat.add_argument("--url", default="http://127.0.0.1:8000", help="base URL of the server")
-    chat.add_argument("--system", help="system message")
-    chat.add_argument("--temperature", type=float, default=0.0)
-    chat.add_argument("--max-tokens", type=int)
+    chat.add_argument("--url", default="http://127.0.0.1:8000", help="base URL of the server (default: %(default)s)")
+    chat.add_argument("--system", metavar="TEXT", help="system message")
+    chat.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     chat.set_defaults(command=_chat)
 
     env = commands.add_parser("env", help="print what a bug report needs")
@@ -69,17 +89,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config_flags(parser: argparse.ArgumentParser, positional: bool = True) -> None:
-    flag = "model" if positional else "--model"
-    kwargs: dict[str, Any] = {"nargs": "?"} if positional else {}
-    parser.add_argument(flag, metavar="MODEL", help="model directory; default: the demo model", **kwargs)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
-    for name, path in SHORT_FLAGS.items():
-        parser.add_argument(name, dest=path, metavar="VALUE", help=settings()[path].description)
-    group = parser.add_argument_group("all settings")
-    for path, field in settings().items():
-        text = f"{field.description} (default: {field.get_default(call_default_factory=True)!r})".replace("%", "%%")
-        group.add_argument(f"--{path.replace('_', '-')}", dest=path, metavar="VALUE", help=text)
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Short flags, then every setting of the config tree by its path, a group a section."""
+    for flag, (path, metavar) in SHORT_FLAGS.items():
+        parser.add_argument(flag, dest=path, metavar=metavar, help=_setting_help(path))
+    section, group = "", None
+    for path in settings():
+        if not path.startswith(f"{section}."):
+            section = path.partition(".")[0]
+            group = parser.add_argument_group(f"settings: {section}")
+        assert group is not None
+        group.add_argument(f"--{path.replace('_', '-')}", dest=path, metavar="VALUE", help=_setting_help(path))
+
+
+def _setting_help(path: str) -> str:
+    field = settings()[path]
+    default = field.get_default(call_default_factory=True)
+    said = "default:" in field.description or default in (None, "", {})
+    return (field.description if said else f"{field.description} (default: {default})").replace("%", "%%")
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -90,18 +117,19 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from rtp_llm.model.config import read_model_config
+
     config = _config(options)
+    read_model_config(config.model.path)  # a wrong model is said here, before Ray starts
     started = time.monotonic()
 
     def progress(text: str) -> None:
         print(f"[{time.monotonic() - started:5.1f} s] {text}", file=sys.stderr, flush=True)
 
-    from rtp_llm.model.config import read_model_config
+    from rtp_llm.app import running
 
-    read_model_config(config.model.path)  # a wrong model is said here, before Ray starts
-    with contextlib.suppress(_Stopped), _stopped_by_signals():
-        from rtp_llm.app import running
-
+    with contextlib.suppress(_Stopped):
+        _stop_by_signals()
         with running(config, progress) as url:
             print(_ready_text(url, config.served_name), flush=True)
             threading.Event().wait()
@@ -112,9 +140,8 @@ class _Stopped(BaseException):
     """The first SIGINT or SIGTERM: stop gracefully."""
 
 
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """The first signal raises _Stopped on the main thread; a second one ends this process at once, and Ray with it."""
+def _stop_by_signals() -> None:
+    """The first signal raises _Stopped on the main thread; a second one kills this process and all that it has started."""
 
     def stop(number: int, frame: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -122,12 +149,25 @@ def _stopped_by_signals() -> Iterator[None]:
         raise _Stopped
 
     def kill(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        for each in (*_descendants(os.getpid()), os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
-    yield
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """Process ids, parents first."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(ancestor, []))
+    for each in found:
+        found += children.get(each, [])
+    return found
 
 
 def _ready_text(url: str, model: str) -> str:
@@ -138,11 +178,11 @@ def _ready_text(url: str, model: str) -> str:
 def _generate(options: argparse.Namespace) -> int:
     from rtp_llm import LLM, SamplingParams
 
-    config = _config(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     params = SamplingParams(max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed)
-    with LLM(model=config.model.path, dtype=config.model.dtype, max_model_len=config.model.max_model_len) as llm:
-        print(llm.generate([prompt], params)[0].outputs[0].text)
+    with LLM(model=options.model, dtype=options.dtype) as llm:
+        outputs = llm.chat([{"role": "user", "content": prompt}], params) if options.chat else llm.generate(prompt, params)
+    print(outputs[0].outputs[0].text)
     return 0
 
 

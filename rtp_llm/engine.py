@@ -95,6 +95,11 @@ class NativeEngine:
         self.native.check_idle()
 
 
+def supported_isas() -> list[str]:
+    """SIMD levels of this machine, best first."""
+    return list(_engine.supported_isas())
+
+
 def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> NativeEngine:
     """Read the model's files, pack its weights, allocate and warm up. `seed`: of random weights (load_format "dummy").
 

@@ -9,6 +9,14 @@ from typing import Any
 import ray.util
 from ray.serve._private import replica as serve_replica
 
+from rtp_llm.config import Config
+
+
+def replica_sections(config: Config) -> dict[str, Any]:
+    """A replica's constructor argument. Without sizes of pools: Serve restarts replicas whose arguments change."""
+    size = {"replicas"}
+    return config.model_dump(exclude={"http": True, "router": size, "prefill": size, "decode": size})
+
 
 def prepare_replica() -> None:
     """First thing in a deployment's constructor."""

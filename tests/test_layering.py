@@ -48,7 +48,7 @@ IMPORTS = {
     "config": {"errors"},
     "request": {"errors"},
     "metrics": {"errors"},
-    "replica": set(),
+    "replica": {"config"},
     "wire": NOUNS,
     "model": NOUNS,
     "engine": BELOW_ENGINE | NATIVE,

@@ -1,0 +1,25 @@
+"""One deployment a session: one prefill worker, one decode worker, the demo model."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serve.deployment import Deployment
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/serve/" in str(item.path) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(240))
+
+
+@pytest.fixture(scope="session")
+def deployment() -> Iterator[Deployment]:
+    found = Deployment()
+    yield found
+    assert found.stop() == 0, "\n".join(found.lines)
+
+
+@pytest.fixture
+def url(deployment: Deployment) -> str:
+    return deployment.url

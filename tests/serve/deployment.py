@@ -1,0 +1,161 @@
+"""`rtp-llm serve` as a process of its own, seen from outside: its URL, its processes, its sockets, its metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
+
+
+class Deployment:
+    """Starts `rtp-llm serve --port 0` in a process group of its own; ready when the constructor returns."""
+
+    def __init__(self, *flags: str) -> None:
+        self.lines: list[str] = []
+        self._ready = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rtp_llm.cli", "serve", "--port", "0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=environment(),
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(START_TIMEOUT_S) or not self.url:
+            self.process.kill()
+            raise AssertionError("not ready:\n" + "\n".join(self.lines))
+
+    @property
+    def url(self) -> str:
+        return self._said(r"ready at (http://\S+)")
+
+    @property
+    def ray_address(self) -> str:
+        return self._said(r"Ray is at (\S+),")
+
+    def _said(self, pattern: str) -> str:
+        found = re.search(pattern, "\n".join(self.lines))
+        return found.group(1) if found else ""
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("curl "):
+                self._ready.set()
+        self._ready.set()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> int:
+        """The exit status; says in the failure what was printed."""
+        if self.process.poll() is None:
+            (os.killpg if group else os.kill)(self.process.pid, number)
+        try:
+            status = self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError("did not stop:\n" + "\n".join(self.lines)) from None
+        self._reader.join()
+        return status
+
+    def processes(self) -> dict[int, str]:
+        """Process id → title, of the whole tree."""
+        return {pid: title(pid) for pid in descendants(self.process.pid)} | {self.process.pid: "rtp-llm serve"}
+
+    def replica(self, name: str) -> int:
+        """Process id of the one replica of this deployment."""
+        [pid] = [pid for pid, text in self.processes().items() if text.startswith(f"ray::ServeReplica:rtp-llm:{name}")]
+        return pid
+
+    def metrics(self) -> Metrics:
+        return Metrics(httpx.get(f"{self.url}/metrics").text)
+
+    def wait_workers(self, count: int) -> None:
+        response = httpx.get(f"{self.url}/health", params={"wait_s": 60, "workers": count}, timeout=70)
+        assert response.status_code == 200, response.text
+
+
+class Metrics:
+    """Samples of Prometheus' text; workers' have the labels pool and worker."""
+
+    def __init__(self, text: str) -> None:
+        self._samples = [
+            (name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value))
+            for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.M)
+        ]
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum of the samples of that name that have these labels."""
+        return sum(v for n, found, v in self._samples if n == name and found.items() >= labels.items())
+
+    def workers(self, pool: str) -> set[str]:
+        return {found["worker"] for _, found, _ in self._samples if found.get("pool") == pool}
+
+
+def environment() -> dict[str, str]:
+    """A child's: the source tree on its path, no cluster to join."""
+    ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return ours | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Process ids, without zombies."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found = list(children.get(ancestor, []))
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def title(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    return ""
+
+
+def alive(pids: dict[int, str]) -> dict[int, str]:
+    """Those that still run under the same title, zombies aside."""
+    return {pid: text for pid, text in pids.items() if title(pid) and title(pid).split()[0] == text.split()[0]}
+
+
+def listening(pids: set[int]) -> Iterator[tuple[int, str]]:
+    """(process id, local address) of every TCP socket of these processes that listens."""
+    sockets = {}
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                if found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link)):
+                    sockets[found.group(1)] = pid
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in Path(table).read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                yield sockets[fields[9]], fields[1]
+
+
+def wait_for(condition: object, timeout_s: float = 30) -> None:
+    """Until `condition()` holds: for what can only be seen from outside."""
+    deadline = time.monotonic() + timeout_s
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.05)
