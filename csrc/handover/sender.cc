@@ -143,9 +143,15 @@ void Sender::on(const event::Output& event) {
 
 void Sender::on(const event::Finished& event, Seconds now, Actions& out) {
   State::Attempt* attempt = state_->find(event.key);
-  if (!attempt || !attempt->is_local()) return;
-  if (event.finish == FinishReason::kCancelled) state_->notify(*attempt, message::Fenced{event.key}, out);
-  state_->bury(*attempt, now);
+  if (!attempt || attempt->state == SenderState::kFlush) return;
+  const bool given_up = event.finish == FinishReason::kCancelled;  // by the engine: nobody asked for it
+  if (given_up && !attempt->first) state_->notify(*attempt, message::Fenced{event.key}, out);
+  if (attempt->is_local()) {
+    state_->bury(*attempt, now);
+  } else if (given_up && !attempt->first) {
+    state_->abort(*attempt, out);
+    state_->flush(*attempt, now, out);
+  }
   state_->settle(event.key);
 }
 

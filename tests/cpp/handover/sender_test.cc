@@ -553,6 +553,20 @@ TEST(a_local_sequence_that_the_engine_gives_up_is_fenced) {
   CHECK(s.did<message::Fenced>());
 }
 
+TEST(a_sender_sequence_that_the_engine_gives_up_is_fenced_and_aborted) {
+  Sending s;
+  s.to_push();
+  s.post(event::Finished{k, FinishReason::kCancelled});
+  CHECK(s.did<message::Fenced>());
+  CHECK(s.did<message::Abort>());
+  s.check_state(SenderState::kFlush);
+
+  Sending prefilled;
+  prefilled.to_commit();
+  prefilled.post(event::Finished{k, FinishReason::kCancelled});
+  prefilled.check_state(SenderState::kCommit);
+}
+
 TEST(a_sequence_that_the_engine_refuses_fails) {
   Sending s;
   s.submit();
