@@ -328,7 +328,7 @@ def _first_failure(tasks: list[asyncio.Future[None]]) -> str:
 
 def is_transport_error(error: BaseException) -> bool:
     """Whether gRPC says that the connection is gone, by type."""
-    return isinstance(error, grpc.RpcError | grpc.aio.UsageError | asyncio.InvalidStateError | ConnectionError)
+    return isinstance(error, grpc.RpcError | grpc.aio.BaseError | asyncio.InvalidStateError | ConnectionError)
 
 
 def describe(error: BaseException) -> str:

@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
 from rtp_llm.errors import ConfigError, ProtocolError, UnavailableError
+from rtp_llm.wire.endpoint import is_transport_error
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import (
     PEER_SERVICE,
@@ -408,3 +410,9 @@ async def test_a_server_says_the_address_that_others_connect_to() -> None:
 async def test_a_host_of_another_machine_can_not_be_listened_on() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
         await SessionServer("192.0.2.1").start()
+
+
+def test_what_grpc_raises_into_a_write_of_a_lost_connection_is_no_failed_callback() -> None:
+    assert is_transport_error(grpc.aio.InternalError("Failed execute_batch"))
+    assert is_transport_error(grpc.aio.UsageError("the call is over"))
+    assert not is_transport_error(RuntimeError("a bug in a callback"))
