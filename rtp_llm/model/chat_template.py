@@ -120,6 +120,8 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise ChatTemplateError(f"{where}.role must be a text, got {role!r}", param=f"{where}.role", value=role)
+    if message.get("content") is None and role != "assistant":
+        raise ChatTemplateError(f"{where}.content of role {role!r} is required", param=f"{where}.content")
     plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
     if message.get("tool_calls"):
         plain["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in message["tool_calls"]]

@@ -128,11 +128,11 @@ class Service:
             add_generation_prompt=body.add_generation_prompt,
             **(body.chat_template_kwargs or {}),
         )
-        return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), sampling, "messages")
+        return self._prompt(self._encode(text, "messages", add_special_tokens=False), sampling, "messages")
 
     def _tokens(self, prompt: str | list[int]) -> Sequence[int]:
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self._encode(prompt, "prompt")
         for token in prompt:
             if not 0 <= token < self._vocab_size:
                 raise InvalidRequestError(
@@ -141,6 +141,12 @@ class Service:
                     value=token,
                 )
         return prompt
+
+    def _encode(self, text: str, param: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
 
     def _prompt(self, tokens: Sequence[int], sampling: SamplingParams, param: str) -> TokenizedPrompt:
         if not tokens:

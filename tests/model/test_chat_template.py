@@ -87,7 +87,7 @@ def test_a_template_that_is_not_jinja_is_named_with_its_line() -> None:
     ],
 )
 def test_content_parts_are_flattened(content: Any, text: str) -> None:
-    assert template("[{{ messages[0].content }}]").render([{"role": "user", "content": content}]) == f"[{text}]"
+    assert template("[{{ messages[0].content }}]").render([{"role": "assistant", "content": content}]) == f"[{text}]"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,7 @@ def test_content_parts_are_flattened(content: Any, text: str) -> None:
         ([], "messages", "at least one message"),
         ([{"content": "x"}], "messages[0].role", "must be a text, got None"),
         ([*HELLO, {"role": 3}], "messages[1].role", "must be a text, got 3"),
+        ([{"role": "user"}], "messages[0].content", "of role 'user' is required"),
         ([{"role": "user", "content": 5}], "messages[0].content", "must be a text or a list of parts, got 5"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]", "must be a text part"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "must be a text part, got 'x'"),
