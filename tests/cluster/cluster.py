@@ -11,15 +11,17 @@
         await cluster.at_rest()
 
 `proxied=True` puts two proxies before each worker's session server, one for the router and one for peers, so that tests can
-break connections. Leaving the block ends every process, whatever happened.
+break connections. Leaving the block ends every process, whatever happened; an error in the log of the router or of a worker
+fails the test.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,11 @@ class Cluster:
             workers = [_or_raise(each) for each in started]
             proxies = {worker.id: await Proxies.before(worker, stack) for worker in workers if proxied}
             cluster = cls(config, workers, proxies)
+            own_errors = stack.enter_context(_errors_here())
             await stack.enter_async_context(cluster._routing())
             yield cluster
+        errors = own_errors + [line for worker in workers for line in _errors_in(log_dir / f"{worker.id}.log")]
+        assert not errors, "\n".join(errors)
 
     @contextlib.asynccontextmanager
     async def _routing(self) -> AsyncIterator[None]:
@@ -220,6 +225,32 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
+
+
+class _Errors(logging.Handler):
+    """Keeps what is logged as an error, also by asyncio about exceptions that nobody took."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"router: {record.name}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def _errors_here() -> Iterator[list[str]]:
+    handler = _Errors()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def _errors_in(log: Path) -> list[str]:
+    marks = (" ERROR ", " CRITICAL ", "Traceback")
+    return [line for line in log.read_text().splitlines() if any(mark in line for mark in marks)]
 
 
 def _or_raise(started: WorkerProcess | BaseException) -> WorkerProcess:
