@@ -88,6 +88,7 @@ class Worker:
         self._pulse: asyncio.TimerHandle | None = None
         self._pulse_is_near = False
         self._ran = False  # since the last idle check
+        self._suspicious = False  # the last one found something
         self._fault = ""
         self._failed = asyncio.Event()
         self._leaving: asyncio.Future[None] | None = None
@@ -263,8 +264,7 @@ class Worker:
         self._publish_load()
         self._drain.look()
         if quiet and self._ran and self.is_idle():
-            self._ran = False
-            self._check_what_is_left()
+            self._ran = self._check_what_is_left()
         self._schedule_pulse(self._config.handover.heartbeat_s)
 
     def _publish_load(self) -> None:
@@ -276,9 +276,15 @@ class Worker:
             )
         )
 
-    def _check_what_is_left(self) -> None:
+    def _check_what_is_left(self) -> bool:
+        """Whether to look again. A cancelled sequence may take a chunk to go: what is there twice is a finding."""
         try:
             self.check_idle()
         except EngineError as error:
+            if not self._suspicious:
+                self._suspicious = True
+                return True
             self._figures.metrics.idle_check_failures.inc()
             log.error("idle, but not clean: %s", error)
+        self._suspicious = False
+        return False

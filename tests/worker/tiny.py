@@ -10,6 +10,7 @@ from typing import Any
 from rtp_llm._native import _engine
 from rtp_llm.config import Config, load_config
 from rtp_llm.engine import NativeEngine
+from rtp_llm.errors import EngineError
 from rtp_llm.request import Request, SamplingParams, TokenOutput
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -90,13 +91,15 @@ async def tiny_worker(
 
 
 async def idle(worker: Worker, timeout_s: float = 10.0) -> None:
-    """Until nothing runs or is in flight; then nothing may be left over."""
+    """Until nothing runs, nothing is in flight and nothing is left over."""
     deadline = asyncio.get_running_loop().time() + timeout_s
-    while not worker.is_idle():
-        if asyncio.get_running_loop().time() > deadline:
-            worker.check_idle()
+    while True:
+        try:
+            return worker.check_idle()
+        except EngineError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
         await asyncio.sleep(0.01)
-    worker.check_idle()
 
 
 class ScriptedRouter:
