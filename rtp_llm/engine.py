@@ -19,7 +19,7 @@ from typing import Any
 
 from rtp_llm._native import _engine
 from rtp_llm.config import EngineSettings, ModelSettings
-from rtp_llm.errors import ConfigError, EngineError, PromptTooLongError
+from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, PromptTooLongError
 from rtp_llm.model.config import read_generation_defaults, read_model_config
 from rtp_llm.model.weights import load_weights
 from rtp_llm.request import FinishReason, Request, TokenOutput
@@ -132,7 +132,10 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> N
         itl_target_s=settings.itl_target_ms / 1000,
         eos_token_ids=list(read_generation_defaults(model.path).eos_token_ids),
     )
-    engine = _engine.Engine(device, decoder, native_config)
+    try:
+        engine = _engine.Engine(device, decoder, native_config)
+    except InvalidRequestError as error:  # no request is there yet: a setting is wrong
+        raise ConfigError(f"engine: {error.message}") from error
     return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest)
 
 
