@@ -85,7 +85,10 @@ class Acceptor(Generic[OutT, InT]):
         return grpc.stream_stream_rpc_method_handler(self._session, self._dialect.incoming.FromString, None)
 
     async def _session(self, _: Any, context: Any) -> None:
-        hello = await asyncio.wait_for(context.read(), self._timing.lost_after_s)
+        try:
+            hello = await asyncio.wait_for(context.read(), self._timing.lost_after_s)
+        except asyncio.TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {self._timing.lost_after_s} s")
         if hello is grpc.aio.EOF or hello.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
         try:
