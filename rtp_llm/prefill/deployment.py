@@ -21,8 +21,7 @@ class PrefillWorker:
     """One replica = one process with one worker. Routers reach it by its own gRPC server; Serve owns its life."""
 
     async def __init__(self, sections: Mapping[str, Any]) -> None:  # type: ignore[misc]
-        prepare_replica()
-        config = Config.model_validate(sections)
+        config = prepare_replica(sections)
         replica = serve.get_replica_context().replica_id.unique_id
         self._worker = await Worker.load(config, POOL, f"{POOL}-{replica}")
         await self._worker.start()
@@ -49,7 +48,7 @@ class PrefillWorker:
 def prefill_pool(config: Config) -> serve.Application:
     """The deployment with `config.prefill` replicas."""
     pool = config.prefill
-    return serve.deployment(  # type: ignore[no-any-return]
+    return serve.deployment(
         PrefillWorker,
         name=POOL,
         num_replicas=pool.replicas,
