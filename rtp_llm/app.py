@@ -151,7 +151,7 @@ def _signals_deferred() -> Iterator[None]:
     from ray._private import utils
 
     came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     set_sigterm_handler = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
     for number in handlers:
@@ -171,7 +171,9 @@ def _deploy(config: Config, http: HttpSettings, progress: Progress) -> str:
 
     progress("starting Serve")
     serve.start(http_options={"host": http.host, "port": http.port}, proxy_location="HeadOnly")
-    progress(f"starting {config.router.replicas} router, {config.prefill.replicas} prefill, {config.decode.replicas} decode")
+    progress(
+        f"starting {config.router.replicas} router, {config.prefill.replicas} prefill, {config.decode.replicas} decode"
+    )
     application = build(config.model_dump())
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
@@ -200,10 +202,13 @@ def _causes(error: RuntimeError) -> str:
     from ray import serve
 
     status = serve.status().applications.get(APPLICATION)
-    messages = {name: d.message.strip() for name, d in status.deployments.items() if d.message.strip()} if status else {}
-    if not messages:
-        return str(error)
-    return "; ".join(f"{name}: {message.rpartition('rtp_llm.errors.')[2].splitlines()[-1]}" for name, message in messages.items())
+    quotes = {name: d.message.strip() for name, d in status.deployments.items() if d.message.strip()} if status else {}
+    return "; ".join(f"{name}: {_last_words(quote)}" for name, quote in quotes.items()) or str(error)
+
+
+def _last_words(quote: str) -> str:
+    _, ours, words = quote.rpartition("rtp_llm.errors.")
+    return words if ours else quote.splitlines()[-1]
 
 
 def _undeploy(config: Config) -> None:

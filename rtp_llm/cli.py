@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     serve = commands.add_parser(
-        "serve", help="serve a model over HTTP on a local Ray (or on RAY_ADDRESS's)", usage="rtp-llm serve [MODEL] [options]"
+        "serve",
+        help="serve a model over HTTP on a local Ray (or on RAY_ADDRESS's)",
+        usage="rtp-llm serve [MODEL] [options]",
     )
     serve.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
     serve.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="complete a prompt in this process, without a server")
     generate.add_argument("prompt", help="text to go on from; - reads it from standard input")
-    generate.add_argument("--model", metavar="DIR", default=DEMO_MODEL, help="model directory (default: the demo model)")
+    generate.add_argument(
+        "--model", metavar="DIR", default=DEMO_MODEL, help="model directory (default: the demo model)"
+    )
     generate.add_argument("--chat", action="store_true", help="the prompt is a user's message to a chat model")
     generate.add_argument("--max-tokens", type=int, default=128, metavar="N", help="(default: 128)")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
@@ -128,11 +132,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     from rtp_llm.app import running
 
-    with contextlib.suppress(_Stopped):
-        _stop_by_signals()
-        with running(config, progress) as url:
-            print(_ready_text(url, config.served_name), flush=True)
-            threading.Event().wait()
+    with contextlib.suppress(_Stopped), _stopped_by_signals(), running(config, progress) as url:
+        print(_ready_text(url, config.served_name), flush=True)
+        threading.Event().wait()
     return 0
 
 
@@ -140,7 +142,8 @@ class _Stopped(BaseException):
     """The first SIGINT or SIGTERM: stop gracefully."""
 
 
-def _stop_by_signals() -> None:
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
     """The first signal raises _Stopped on the main thread; a second one kills this process and all that it has started."""
 
     def stop(number: int, frame: Any) -> None:
@@ -153,8 +156,12 @@ def _stop_by_signals() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _descendants(ancestor: int) -> list[int]:
@@ -181,7 +188,9 @@ def _generate(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     params = SamplingParams(max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed)
     with LLM(model=options.model, dtype=options.dtype) as llm:
-        outputs = llm.chat([{"role": "user", "content": prompt}], params) if options.chat else llm.generate(prompt, params)
+        outputs = (
+            llm.chat([{"role": "user", "content": prompt}], params) if options.chat else llm.generate(prompt, params)
+        )
     print(outputs[0].outputs[0].text)
     return 0
 

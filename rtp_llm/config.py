@@ -7,12 +7,13 @@ command line.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rtp_llm.errors import ConfigError
 
@@ -52,7 +53,7 @@ class EngineSettings(_Section):
 
 class TransferSettings(_Section):
     mode: Literal["auto", "shm", "tcp"] = Field("auto", description="UCX transports between workers")
-    host: str = Field("127.0.0.1", description="address that the data plane listens on; UCX has no authentication")
+    host: str = Field("127.0.0.1", description="address that the data plane listens on (UCX has no authentication); node: the node's address in Ray")
     net_device: str = Field("", description="network device for TCP; empty: the one of `host`")
 
 
@@ -68,7 +69,7 @@ class HandoverSettings(_Section):
 
 
 class WorkerSettings(_Section):
-    host: str = Field("127.0.0.1", description="address that sessions listen on; ports are drawn anew")
+    host: str = Field("127.0.0.1", description="address that sessions listen on, ports are drawn anew; node: the node's address in Ray")
     advertise_host: str = Field("", description="what others connect to; empty: host")
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
@@ -80,6 +81,12 @@ class PoolSettings(_Section):
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves a worker")
     resources: dict[str, float] = Field(default_factory=dict, description="Ray resources of a worker")
     engine: dict[str, Any] = Field(default_factory=dict, description="engine settings that differ in this pool")
+
+    @field_validator("resources", "engine", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        """On the command line and in the environment a mapping is JSON."""
+        return json.loads(value) if isinstance(value, str) else value
 
 
 class RouterSettings(_Section):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ray.util
 from ray.serve._private import replica as serve_replica
 
 from rtp_llm.config import Config
+
+NODE = "node"
 
 
 def replica_sections(config: Config) -> dict[str, Any]:
@@ -18,10 +21,19 @@ def replica_sections(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"http": True, "router": size, "prefill": size, "decode": size})
 
 
-def prepare_replica() -> None:
-    """First thing in a deployment's constructor."""
+def prepare_replica(sections: Mapping[str, Any]) -> Config:
+    """First thing in a deployment's constructor: its config, with the host "node" replaced by this node's address in Ray."""
     _log_with_serve()
     _listen_on_node_address()
+    here = {"host": ray.util.get_node_ip_address()}
+    config = Config.model_validate(sections)
+    return config.model_copy(
+        update={
+            name: section.model_copy(update=here)
+            for name, section in (("worker", config.worker), ("transfer", config.transfer))
+            if section.host == NODE
+        }
+    )
 
 
 def _log_with_serve() -> None:

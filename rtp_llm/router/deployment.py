@@ -22,12 +22,11 @@ class Router:
     """One router process. The pools are bound to it so that Serve deploys them; traffic never passes their handles."""
 
     async def __init__(self, sections: Mapping[str, Any], *pools: object) -> None:  # type: ignore[misc]
-        prepare_replica()
-        config = Config.model_validate(sections)
+        config = prepare_replica(sections)
         self._service = Service(config, DirectoryClient(config.directory_name))
         self._service.start()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Serve's name for the late-bound app
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return build_ingress(lambda: self._service)
 
     async def __del__(self) -> None:
@@ -37,7 +36,7 @@ class Router:
 
 def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.Application:
     """The ingress, with the pools that the application deploys beside it."""
-    return serve.deployment(  # type: ignore[no-any-return]
+    return serve.deployment(
         serve.ingress()(Router),
         name=NAME,
         num_replicas=config.router.replicas,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -23,16 +24,18 @@ STOP_TIMEOUT_S = 60
 class Deployment:
     """Starts `rtp-llm serve --port 0` in a process group of its own; ready when the constructor returns."""
 
-    def __init__(self, *flags: str) -> None:
-        self.lines: list[str] = []
+    def __init__(self, *flags: str, prefix: Sequence[str] = ()) -> None:
+        self.lines: list[str] = []  # all that was printed so far
+        self.start_lines: list[str] = []  # until it was ready
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rtp_llm.cli", "serve", "--port", "0", *flags],
+            [*prefix, sys.executable, "-m", "rtp_llm.cli", "serve", "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
             env=environment(),
+            preexec_fn=_stop_with_parent,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -57,6 +60,7 @@ class Deployment:
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
             if line.startswith("curl "):
+                self.start_lines = list(self.lines)
                 self._ready.set()
         self._ready.set()
 
@@ -84,9 +88,21 @@ class Deployment:
     def metrics(self) -> Metrics:
         return Metrics(httpx.get(f"{self.url}/metrics").text)
 
+    def is_healthy(self) -> bool:
+        return httpx.get(f"{self.url}/health").status_code == 200
+
+    def models(self) -> list[str]:
+        return [model["id"] for model in httpx.get(f"{self.url}/v1/models").json()["data"]]
+
     def wait_workers(self, count: int) -> None:
         response = httpx.get(f"{self.url}/health", params={"wait_s": 60, "workers": count}, timeout=70)
         assert response.status_code == 200, response.text
+
+
+def _stop_with_parent() -> None:
+    """Tests that are killed leave no deployment behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class Metrics:

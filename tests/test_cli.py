@@ -1,0 +1,104 @@
+"""The commands, as far as they need no deployment."""
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rtp_llm import cli
+from rtp_llm.config import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr)"""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["serve", "--port", "many"], 1, "http.port: Input should be a valid integer"),
+        (["serve", "--port", "70000"], 1, "http.port: Input should be less than or equal to 65535, got '70000'"),
+        (["serve", "--engine.max-num-seqs", "0"], 1, "engine.max_num_seqs: Input should be greater than or equal to 1"),
+        (["serve", "--decode.engine", "{"], 1, "decode.engine: Value error"),
+        (["serve", "--pot"], 2, "unrecognized arguments: --pot; see rtp-llm --help"),
+        (["serve", "--config", "/nowhere.yaml"], 1, "config file /nowhere.yaml: [Errno 2] No such file"),
+        (["serve", "/nowhere"], 1, "/nowhere/config.json: No such file or directory"),
+        (["serve", "--prefill", "0", "--decode", "0"], 1, "prefill.replicas and decode.replicas are both 0"),
+        (["generate", "Hello", "--max-tokens", "x"], 2, "argument --max-tokens: invalid int value: 'x'"),
+        (["generate", "Hello", "--temperature", "-1"], 1, "temperature must be a number at least 0, got -1.0"),
+        (["generate", "Hello", "--model", "/nowhere"], 1, "/nowhere/config.json: No such file or directory"),
+        ([], 2, "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, said: str
+) -> None:
+    found, out, error = run(capsys, *arguments)
+    assert (found, out, error.count("\n")) == (status, "", 1)
+    assert said in error
+
+
+def test_a_taken_port_is_said_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, out, error = run(capsys, "serve", "--port", str(port))
+    assert (status, out, error) == (1, "", f"rtp-llm: http.port {port} on 127.0.0.1: Address already in use\n")
+
+
+def test_help_names_every_command_and_serves_help_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    assert all(re.search(rf"^\s+{name}\s", out, re.M) for name in ("serve", "generate", "chat", "env"))
+    status, out, _ = run(capsys, "serve", "--help")
+    assert status == 0
+    assert out.startswith("usage: rtp-llm serve [MODEL] [options]\n")
+    assert [path for path in settings() if f"--{path.replace('_', '-')} " not in out] == []
+
+
+def test_generate_answers_a_chat_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "generate", "--chat", "What is 23 + 58?") == (0, "23 + 58 = 81.\n", "")
+
+
+def test_env_says_versions_and_simd_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "env")
+    assert status == 0
+    assert re.search(r"^ray +2\.\d+", out, re.M)
+    assert re.search(r"^isa levels .*generic$", out, re.M)
+
+
+def test_chat_says_that_no_server_is_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "Hello")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        assert run(capsys, "chat", "--url", url) == (1, "", f"rtp-llm: {url}: [Errno 111] Connection refused\n")
+
+
+def test_the_ready_text_ends_with_a_curl_of_valid_json() -> None:
+    words = shlex.split(cli._ready_text("http://127.0.0.1:8000", "demo").splitlines()[-1])
+    assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
+    assert json.loads(words[-1])["model"] == "demo"
+
+
+def test_the_configuration_page_is_current() -> None:
+    check = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "configuration.py"), "--check"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert check.returncode == 0, check.stderr
