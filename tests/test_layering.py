@@ -24,8 +24,8 @@ INCLUDES = {
     "kv": {"tensor", "device"},
     "handover": {"kv"},
     "model": {"tensor", "device", "kv"},
-    "engine": {"tensor", "device", "kv", "handover", "model"},
-    "transfer": {"tensor", "device", "kv", "handover", "model", "engine"},
+    "transfer": {"tensor", "device", "kv", "handover"},
+    "engine": {"tensor", "device", "kv", "handover", "model", "transfer"},
     "bindings": {"tensor", "device", "kv", "handover", "model", "transfer", "engine"},
 }
 

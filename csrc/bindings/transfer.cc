@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "engine/engine.h"
 #include "transfer/kv_transfer.h"
 
 namespace py = pybind11;

@@ -17,10 +17,11 @@
 #include <vector>
 
 #include "device/device.h"
-#include "engine/sequence_spec.h"
+#include "handover/token_columns.h"
 #include "kv/block_pool.h"
 #include "kv/kv_layout.h"
 #include "model/decoder.h"
+#include "transfer/engine_port.h"
 
 namespace rtp_llm {
 
@@ -38,41 +39,6 @@ struct EngineConfig {
   std::vector<int32_t> eos_token_ids;
 };
 
-// A piece of KV of a sender sequence that is ready to leave: layers [first_layer, first_layer +
-// num_layers) of tokens [first_token, first_token + tokens) are stored in the pool. `first_token` is
-// where the step's chunk began: behind the prefix hits, and inside a block if the chunk before it
-// ended there (chunks end at block borders only where the budget reaches one).
-struct ComputedLayers {
-  RequestKey key;
-  int first_layer;
-  int num_layers;
-  int first_token;
-  int tokens;
-};
-
-// What the transfer side hears. On the engine thread; must only post to its own queue.
-class EngineListener {
- public:
-  virtual ~EngineListener() = default;
-  // A kSender sequence got all blocks for its prompt (tokens so far included), before any of it is
-  // computed. `cached_tokens` of them were prefix hits: their KV is ready now.
-  virtual void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
-                            int cached_tokens) = 0;
-  // Within a step, as soon as the layer group is stored; ascending layers; tokens of this step's
-  // chunk.
-  virtual void on_layers_computed(const ComputedLayers& piece) = 0;
-  // A kSender sequence sampled its one token (already published to outputs). finish != kNone:
-  // nothing to hand over.
-  virtual void on_prefilled(const RequestKey& key, int32_t token, float logprob,
-                            std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) = 0;
-  // A sequence that was added or joined is over (finished or cancelled), its blocks are released
-  // (kAlone, joined). Of a kSender sequence only if it was cancelled; once it is scheduled, its blocks
-  // stay until release().
-  virtual void on_finished(const RequestKey& key, FinishReason finish) = 0;
-  // The engine has stopped for good, with every sequence it had: it broke an invariant of its own.
-  virtual void on_failed(const std::string& /*message*/) {}
-};
-
 struct EngineLoad {
   int64_t queued_tokens = 0;  // prompt tokens that wait or are not computed yet
   int32_t waiting = 0;
@@ -86,33 +52,33 @@ struct EngineLoad {
   uint64_t prefix_hit_tokens = 0;
 };
 
-class Engine {
+class Engine : public EnginePort {
  public:
   // Allocates pool, slots and workspaces, runs a warm-up step of the largest legal size, starts no
   // thread. REQUIRES: device and decoder outlive the engine.
   Engine(Device& device, Decoder& decoder, EngineConfig config);
-  ~Engine();  // stops and joins
+  ~Engine() override;  // stops and joins
 
-  void set_listener(EngineListener* listener);  // before start(); outlives the engine
+  void set_listener(EngineListener* listener) override;  // before start(); outlives the engine
   void start();
-  void stop();
+  void stop() override;
 
   // Throws InvalidArgument, as add() would, if this spec can never run here.
-  void validate(const SequenceSpec& spec, Role role) const;
+  void validate(const SequenceSpec& spec, Role role) const override;
   // Queues a sequence. Throws InvalidArgument naming field and value (token id out of range, prompt
   // too long, ...); a bad spec disturbs nobody.
-  void add(SequenceSpec spec, Role role);
+  void add(SequenceSpec spec, Role role) override;
   // A sequence whose KV (of prompt and output, all but the last output token's) lies in `blocks`,
   // verified; the engine takes the blocks' one reference each (none if it throws InvalidArgument).
   // spec.output ends with the token sampled by the sender; it joins the step being built, or waits for
   // a slot with its blocks. Full blocks enter the prefix cache.
-  void join(SequenceSpec spec, std::vector<int32_t> blocks);
+  void join(SequenceSpec spec, std::vector<int32_t> blocks) override;
   // Takes effect within one chunk; ends with on_finished(kCancelled). Unknown keys are ignored, and
   // kSender sequences that have sampled.
-  void cancel(const RequestKey& key);
+  void cancel(const RequestKey& key) override;
   // A kSender sequence after on_prefilled (or cancelled): its blocks go to the cache or free.
   // Idempotent.
-  void release(const RequestKey& key);
+  void release(const RequestKey& key) override;
 
   // Outputs since the last call, one batch for all sequences; empty if none. `notify` is called on
   // the engine thread when outputs went from empty to non-empty (an eventfd write).
@@ -125,17 +91,20 @@ class Engine {
   std::optional<std::string> failure() const;
 
   EngineLoad load() const;
+  int64_t queued_tokens() const override { return load().queued_tokens; }
   // Zero references, nothing granted, quarantined, gated; no sequences. Throws Error naming what
   // isn't.
   void check_idle() const;
 
-  BlockPool& block_pool();
-  const KvLayout& kv_layout() const;
-  void* kv_pool_base() const;
+  BlockPool& block_pool() override;
+  const KvLayout& kv_layout() const override;
+  void* kv_pool_base() const override;
   int64_t kv_pool_bytes() const;
   int kv_pool_fd() const;
-  std::string salt(const SequenceSpec& spec) const;
+  std::string salt(const SequenceSpec& spec) const override;
   const EngineConfig& config() const;
+  int32_t layers_per_group() const override { return config().layers_per_group; }
+  bool caches_prefixes() const override { return config().enable_prefix_caching; }
   // (backend, ISA, dtype, KV dtype, tp, mode, digest) as text:
   // "cpu/avx512bf16/bfloat16/bfloat16/tp1/exact/89ab…".
   std::string numerics_id() const;

@@ -5,7 +5,7 @@
 #include <functional>
 #include <mutex>
 
-#include "engine/sequence_spec.h"
+#include "handover/token_columns.h"
 
 namespace rtp_llm {
 

@@ -21,7 +21,7 @@ std::optional<GrantPool::Room> BlockGrants::grant(const SequenceSpec& spec) {
   const size_t num_tokens = spec.prompt.size() + spec.output.size();
   const int num_blocks = static_cast<int>((num_tokens + block_tokens - 1) / block_tokens);
   Room room;
-  if (engine_.config().enable_prefix_caching) {
+  if (engine_.caches_prefixes()) {
     BlockHasher hasher(engine_.salt(spec), block_tokens, !device_.ops().forms_equal());
     hasher.append(spec.prompt, Form::kPrefill);
     hasher.append(spec.output, Form::kDecode);

@@ -2,15 +2,15 @@
 #pragma once
 
 #include "device/device.h"
-#include "engine/engine.h"
 #include "handover/grant_pool.h"
+#include "transfer/engine_port.h"
 
 namespace rtp_llm {
 
 // Thread rule: the transfer thread. REQUIRES: device and engine outlive it.
 class BlockGrants : public GrantPool {
  public:
-  BlockGrants(Device& device, Engine& engine) : device_(device), engine_(engine) {}
+  BlockGrants(Device& device, EnginePort& engine) : device_(device), engine_(engine) {}
 
   std::optional<Room> grant(const SequenceSpec& spec) override;
   void join(const Room& room) override;
@@ -21,7 +21,7 @@ class BlockGrants : public GrantPool {
   void zero(std::span<const int32_t> blocks);
 
   Device& device_;
-  Engine& engine_;
+  EnginePort& engine_;
 };
 
 }  // namespace rtp_llm

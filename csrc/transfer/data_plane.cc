@@ -19,7 +19,7 @@ const KvGroup& only_group(const KvLayout& layout) {
 
 }  // namespace
 
-DataPlane::DataPlane(Device& device, Engine& engine, const TransportConfig& config, Trace& trace, Hooks hooks)
+DataPlane::DataPlane(Device& device, EnginePort& engine, const TransportConfig& config, Trace& trace, Hooks hooks)
     : device_(device),
       engine_(engine),
       trace_(trace),

@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "device/device.h"
-#include "engine/engine.h"
 #include "handover/actions.h"
 #include "handover/receiver.h"
+#include "transfer/engine_port.h"
 #include "transfer/kv_pieces.h"
 #include "transfer/trace.h"
 #include "transfer/transport.h"
@@ -50,7 +50,7 @@ class DataPlane : private TransportListener {
   };
 
   // REQUIRES: device, engine and trace outlive it. Throws what Transport throws.
-  DataPlane(Device& device, Engine& engine, const TransportConfig& config, Trace& trace, Hooks hooks);
+  DataPlane(Device& device, EnginePort& engine, const TransportConfig& config, Trace& trace, Hooks hooks);
 
   Transport& transport() { return transport_; }
   const Transport& transport() const { return transport_; }
@@ -88,7 +88,7 @@ class DataPlane : private TransportListener {
   uint64_t checksum(const KvSpan& span) const;
 
   Device& device_;
-  Engine& engine_;
+  EnginePort& engine_;
   Trace& trace_;
   Hooks hooks_;
   const KvGroup group_;

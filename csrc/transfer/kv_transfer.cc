@@ -8,11 +8,11 @@
 namespace rtp_llm {
 namespace {
 
-HandoverConfig make_handover_config(const Engine& engine, const KvTransferConfig& config) {
+HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferConfig& config) {
   const KvGroup& group = engine.kv_layout().groups.at(0);
   return {.times = config.times,
           .num_layers = static_cast<int>(group.layers.size()),
-          .layers_per_group = engine.config().layers_per_group,
+          .layers_per_group = engine.layers_per_group(),
           .block_tokens = group.block_tokens,
           .token_layer_bytes = kv_token_layer_bytes(group),
           .max_push_tokens = config.max_push_tokens / group.block_tokens * group.block_tokens};
@@ -20,7 +20,7 @@ HandoverConfig make_handover_config(const Engine& engine, const KvTransferConfig
 
 }  // namespace
 
-KvTransfer::KvTransfer(Device& device, Engine& engine, WorkerKey self, KvTransferConfig config)
+KvTransfer::KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTransferConfig config)
     : device_(device),
       engine_(engine),
       self_(std::move(self)),
@@ -303,7 +303,7 @@ bool KvTransfer::refused(const Event& event) {
 void KvTransfer::complete(event::FromRouter& event) const {
   const auto* submit = std::get_if<message::Submit>(&event.body);
   if (!submit) return;
-  event.queued_tokens = engine_.load().queued_tokens;
+  event.queued_tokens = engine_.queued_tokens();
   event.max_queued_tokens = std::min(event.max_queued_tokens, config_.max_queued_tokens);
   if (event.invalid) return;
   try {

@@ -22,10 +22,11 @@
 #include <variant>
 #include <vector>
 
-#include "engine/engine.h"
 #include "handover/handover.h"
+#include "handover/token_columns.h"
 #include "transfer/block_grants.h"
 #include "transfer/data_plane.h"
+#include "transfer/engine_port.h"
 #include "transfer/event_queue.h"
 #include "transfer/trace.h"
 #include "transfer/wakeup.h"
@@ -75,7 +76,7 @@ class KvTransfer : private EngineListener {
  public:
   // Opens UCX, listens, and becomes the engine's listener. REQUIRES: the engine has not started; device and engine
   // outlive this. Throws UcxError, InvalidArgument.
-  KvTransfer(Device& device, Engine& engine, WorkerKey self, KvTransferConfig config);
+  KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTransferConfig config);
   ~KvTransfer();  // stops the engine, then itself
 
   void start();
@@ -142,7 +143,7 @@ class KvTransfer : private EngineListener {
   void ask(const Task& task);
 
   Device& device_;
-  Engine& engine_;
+  EnginePort& engine_;
   const WorkerKey self_;
   const KvTransferConfig config_;
   const HandoverConfig handover_config_;

@@ -1,4 +1,4 @@
-// What the engine answers; what it is asked lies in handover/sequence_spec.h. Plain data; the
+// What an engine answers; what it is asked lies in sequence_spec.h. Plain data; the
 // bindings' and the transfer thread's view of a sequence.
 #pragma once
 
