@@ -134,6 +134,4 @@ def _stop_strings(stop: Sequence[object]) -> None:
         )
     for text in stop:
         if not isinstance(text, str) or not text:
-            raise InvalidRequestError(
-                f"stop must hold non-empty strings, got {text!r}", param="stop", value=text
-            )
+            raise InvalidRequestError(f"stop must hold non-empty strings, got {text!r}", param="stop", value=text)
