@@ -100,7 +100,10 @@ class Cluster:
     async def _routing(self) -> AsyncIterator[None]:
         """The router and its HTTP endpoint, with a client of it."""
         self.service.start()
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # asyncio turns Nagle's algorithm off only where a socket names its protocol; with it each answer waits 40 ms.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = _Server(
             uvicorn.Config(build_ingress(lambda: self.service), lifespan="off", log_level="warning", access_log=False)
@@ -130,13 +133,9 @@ class Cluster:
         """A streamed completion; wakes `until` at each event."""
         return AnswerStream(body, self._wake).start(self.client)
 
-    def break_router_session(self, worker_id: str) -> None:
-        """The TCP connection between router and worker ends now; new ones are taken."""
-        self._proxies[worker_id].for_router.break_connections()
-
-    def break_peer_sessions(self, worker_id: str) -> None:
-        """The TCP connections of senders to this receiver end now; new ones are taken."""
-        self._proxies[worker_id].for_peers.break_connections()
+    def proxies(self, worker_id: str) -> Proxies:
+        """What stands before the worker, in a cluster that is proxied."""
+        return self._proxies[worker_id]
 
     # --- What tests wait for.
 

@@ -16,12 +16,14 @@ class Proxy:
         self._flowing.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
+        self.num_accepted = 0  # connections so far
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_accepted += 1
         host, port = self.target.split(":")
         inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
         self._pairs += [writer, inner_writer]
