@@ -15,12 +15,6 @@ from rtp_llm.config import Config
 NODE = "node"
 
 
-def replica_sections(config: Config) -> dict[str, Any]:
-    """A replica's constructor argument. Without sizes of pools: Serve restarts replicas whose arguments change."""
-    size = {"replicas"}
-    return config.model_dump(exclude={"http": True, "router": size, "prefill": size, "decode": size})
-
-
 def prepare_replica(sections: Mapping[str, Any]) -> Config:
     """First thing in a deployment's constructor: its config, with the host "node" replaced by this node's address in Ray."""
     _log_with_serve()

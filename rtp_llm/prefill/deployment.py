@@ -10,7 +10,7 @@ from ray import serve
 
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient, Member
-from rtp_llm.replica import prepare_replica, replica_sections
+from rtp_llm.replica import prepare_replica
 from rtp_llm.worker.worker import Worker
 
 POOL = "prefill"
@@ -58,4 +58,4 @@ def prefill_pool(config: Config) -> serve.Application:
         health_check_period_s=2,
         health_check_timeout_s=30,
         ray_actor_options={"num_cpus": pool.num_cpus, "resources": pool.resources},
-    ).bind(replica_sections(config))
+    ).bind(config.model_dump())

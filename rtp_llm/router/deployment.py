@@ -10,7 +10,7 @@ from ray import serve
 
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient
-from rtp_llm.replica import prepare_replica, replica_sections
+from rtp_llm.replica import prepare_replica
 from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.service import Service
 
@@ -45,4 +45,4 @@ def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.
         graceful_shutdown_timeout_s=config.router.request_timeout_s + 10,
         max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": 0},
-    ).bind(replica_sections(config), *pools)
+    ).bind(config.model_dump(), *pools)

@@ -64,10 +64,13 @@ class Deployment:
                 self._ready.set()
         self._ready.set()
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> int:
-        """The exit status; says in the failure what was printed."""
-        if self.process.poll() is None:
-            (os.killpg if group else os.kill)(self.process.pid, number)
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """The exit status after this signal."""
+        self.process.send_signal(number)
+        return self.exit_status()
+
+    def exit_status(self) -> int:
+        """Waits for the end; a failure says what was printed."""
         try:
             status = self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -80,9 +83,13 @@ class Deployment:
         """Process id → title, of the whole tree."""
         return {pid: title(pid) for pid in descendants(self.process.pid)} | {self.process.pid: "rtp-llm serve"}
 
+    def replicas(self, name: str) -> list[int]:
+        """Process ids of the replicas of this deployment."""
+        return [pid for pid, text in self.processes().items() if text.startswith(f"ray::ServeReplica:rtp-llm:{name}")]
+
     def replica(self, name: str) -> int:
-        """Process id of the one replica of this deployment."""
-        [pid] = [pid for pid, text in self.processes().items() if text.startswith(f"ray::ServeReplica:rtp-llm:{name}")]
+        """Process id of its one replica."""
+        [pid] = self.replicas(name)
         return pid
 
     def metrics(self) -> Metrics:

@@ -1,5 +1,5 @@
-"""Deploys the application anew, with other settings, as `serve deploy` with an edited file would: from a process of its own
-that joins the deployment's Ray."""
+"""Deploys the application anew, with other settings, as `serve deploy` does with an edited file: declared, so that Serve
+changes only what differs. In a process of its own that joins the deployment's Ray."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ JOIN = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY
 CODE = """
 import json, sys
 import ray
-from ray import serve
-from rtp_llm import app
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 ray.init(logging_level="WARNING", log_to_driver=False)
-serve.run(app.build(json.loads(sys.argv[1])), name=app.APPLICATION, route_prefix="/")
+_get_global_client().deploy_apps(ServeDeploySchema(applications=[json.loads(sys.argv[1])]), _blocking=True)
 """
 
 
-def redeploy(deployment: Deployment, **sections: dict[str, Any]) -> None:
-    """Returns when what is new serves and what is old has drained."""
+def redeploy(deployment: Deployment, args: dict[str, Any], **replicas: int) -> None:
+    """Returns when the application runs with these sections of the config tree and these sizes of pools; what is replaced may
+    still drain."""
+    declared = {
+        "name": "rtp-llm",
+        "route_prefix": "/",
+        "import_path": "rtp_llm.app:build",
+        "args": args,
+        "deployments": [{"name": name, "num_replicas": number} for name, number in replicas.items()],
+    }
     run = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(sections)],
+        [sys.executable, "-c", CODE, json.dumps(declared)],
         env=environment() | JOIN | {"RAY_ADDRESS": deployment.ray_address},
         capture_output=True,
         text=True,

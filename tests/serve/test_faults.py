@@ -73,37 +73,42 @@ async def test_streams_go_on_when_a_worker_is_killed_during_handovers(deployment
     await rest(deployment)
 
 
-async def test_growing_and_shrinking_a_pool_breaks_no_stream(deployment: Deployment) -> None:
-    undisturbed = await answers(deployment.url, long_answers())
-    before = deployment.replica("decode")
-    async with Streams(deployment.url, long_answers()) as streams:
-        await asyncio.to_thread(redeploy, deployment, decode={"replicas": 2})
-        assert await streams.finished() == undisturbed
-    await rest(deployment, workers=3)
-    assert before in deployment.processes()
-    async with Streams(deployment.url, long_answers()) as streams:
-        await streams.reached(10)
-        await asyncio.to_thread(redeploy, deployment)
-        assert await streams.finished() == undisturbed
-    await rest(deployment)
+UPDATE = {"engine": {"max_num_seqs": 63}}
 
 
 async def test_a_rolling_update_breaks_no_stream(deployment: Deployment) -> None:
     """Every replica is replaced, the router too."""
     undisturbed = await answers(deployment.url, long_answers())
-    before = {name: deployment.replica(name) for name in ("router", "prefill", "decode")}
+    before = {deployment.replica(name): "ray::ServeReplica" for name in ("router", "prefill", "decode")}
     async with Streams(deployment.url, long_answers()) as streams:
         await streams.reached(5)
-        update = asyncio.create_task(asyncio.to_thread(redeploy, deployment, engine={"max_num_seqs": 63}))
+        await asyncio.to_thread(redeploy, deployment, UPDATE)
         assert await streams.finished() == undisturbed
-        await update
-    await asyncio.to_thread(wait_for, lambda: alive(dict.fromkeys(before.values(), "ray::ServeReplica")) == {})
+    await asyncio.to_thread(wait_for, lambda: alive(before) == {})
     assert await answers(deployment.url, long_answers()) == undisturbed
+
+
+async def test_growing_and_shrinking_a_pool_breaks_no_stream(deployment: Deployment) -> None:
+    await asyncio.to_thread(redeploy, deployment, UPDATE)
+    undisturbed = await answers(deployment.url, long_answers())
+    [first] = deployment.replicas("decode")
+    async with Streams(deployment.url, long_answers()) as streams:
+        await asyncio.to_thread(redeploy, deployment, UPDATE, decode=2)
+        assert await streams.finished() == undisturbed
+    await rest(deployment, workers=3)
+    assert len(deployment.replicas("decode")) == 2 and first in deployment.replicas("decode")
+    async with Streams(deployment.url, long_answers()) as streams:
+        await streams.reached(10)
+        await asyncio.to_thread(redeploy, deployment, UPDATE, decode=1)
+        assert await streams.finished() == undisturbed
+    await asyncio.to_thread(wait_for, lambda: len(deployment.replicas("decode")) == 1)
+    await rest(deployment)
 
 
 async def test_a_client_that_leaves_frees_its_blocks(deployment: Deployment) -> None:
     async with Streams(deployment.url, long_answers(1500)) as streams:
         await streams.reached(5)
+        assert [(stream.error, stream.finish) for stream in streams.streams] == [(None, None)] * NUM_STREAMS
         assert deployment.metrics().total("rtp_llm_requests_running") == NUM_STREAMS
     await rest(deployment)
     assert deployment.metrics().total("rtp_llm_requests_waiting") == 0

@@ -30,7 +30,7 @@ async def test_a_second_deployment_meets_nobody_and_its_interrupt_finishes_strea
         await streams.reached(5)
         os.killpg(second.process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
         assert len((await streams.finished())[0]) == 600
-    assert second.stop() == 0, "\n".join(second.lines)
+    assert second.exit_status() == 0, "\n".join(second.lines)
     assert alive(processes) == {}
     assert second.lines[-1].endswith("stopping: running answers finish first")
     assert deployment.is_healthy()
