@@ -73,7 +73,7 @@ class WorkerSettings(_Section):
     advertise_host: str = Field("", description="what others connect to; empty: host")
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
-    directory: str = Field("directory", description="name of the membership actor; deployments on one Ray don't share it")
+    directory: str = Field("", description="name of the membership actor; default: of the served model")
 
 
 class PoolSettings(_Section):
@@ -126,7 +126,7 @@ class Config(_Section):
 
     @property
     def directory_name(self) -> str:
-        return self.worker.directory
+        return self.worker.directory or f"rtp_llm-{self.served_name}"
 
     @property
     def served_name(self) -> str:

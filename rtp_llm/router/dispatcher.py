@@ -6,9 +6,9 @@ It owns the table of live answers: an answer enters in `generate` and leaves whe
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import random
-from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 
 from rtp_llm.config import RouterSettings
@@ -18,7 +18,7 @@ from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.policies import Placement, PlacementQuery, Policy
-from rtp_llm.router.request_machine import RequestMachine, State
+from rtp_llm.router.request_machine import RequestMachine
 from rtp_llm.wire.convert import error_of, key_message, key_of, outputs_of, request_message, worker_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -29,17 +29,19 @@ log = logging.getLogger("rtp_llm.router")
 class Answer:
     """One live answer: its request, its machine, and what its reader hasn't taken yet."""
 
-    def __init__(self, request: Request, state: RequestMachine, started: float) -> None:
+    def __init__(self, request: Request, state: RequestMachine, arrival: int, started: float) -> None:
         self.request = request
+        self.arrival = arrival  # counts answers: who waits is served in this order, retries too
         self.machine = state
         self.started = started
         self.last_emitted: float | None = None
         self.pending: list[TokenOutput] = []
         self.finished = False
-        self.waiting = False  # counted in the dispatcher's number of waiting answers
         self.error: RtpLlmError | None = None
         self.changed = asyncio.Event()
-        self.timers: list[asyncio.TimerHandle] = []
+        self.deadline: asyncio.TimerHandle | None = None
+        self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
+        self.wait_timer: asyncio.TimerHandle | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,8 +63,10 @@ class Dispatcher:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._answers: dict[tuple[int, int], Answer] = {}
-        self._waiting: deque[Answer] = deque()  # in State.WAIT, oldest first; ended ones are skipped
-        self._num_waiting = 0
+        self._waiting: dict[int, Answer] = {}  # by arrival: all in State.WAIT
+        self._order: list[int] = []  # heap over arrivals of _waiting; those that are not in it any more are skipped
+        self._arrivals = 0
+        self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
         self._turn = 0
         self._random = random.Random()
@@ -112,6 +116,8 @@ class Dispatcher:
         elif kind == "failed":
             self._deliver(machine.Failed(key_of(message.failed.key), worker, error_of(message.failed)))
         elif kind == "busy":
+            if (found := self._fleet.find(worker)) is not None:
+                found.is_full(message.busy.queued_tokens, message.busy.limit)
             self._deliver(machine.Busy(key_of(message.busy.key), worker))
         elif kind == "released":
             self._deliver(machine.Released(key_of(message.released.key), worker))
@@ -140,24 +146,29 @@ class Dispatcher:
         for answer in list(self._answers.values()):
             self._run(answer, answer.machine.handle(machine.Lost(worker)))
 
+    def draining(self, worker: WorkerKey) -> None:
+        self._draining.add(worker)
+        self._acknowledge_draining()
+
     def room_changed(self) -> None:
         self._place_waiting()
 
     # --- Inside
 
     def _admit(self, request: Request, number: int) -> Answer:
-        if self._num_waiting >= self._settings.max_waiting:
+        if len(self._waiting) >= self._settings.max_waiting:
             raise OverloadedError(
-                f"{self._num_waiting} answers wait for a worker, the limit is {self._settings.max_waiting}"
+                f"{len(self._waiting)} answers wait for a worker, the limit is {self._settings.max_waiting}"
             )
         key = RequestKey(self._fleet.router_epoch, number, request.choice, 0)
         state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
-        answer = Answer(request, state, self._loop.time())
+        self._arrivals += 1
+        answer = Answer(request, state, self._arrivals, self._loop.time())
         self._answers[number, request.choice] = answer
         self._metrics.requests_running.set(len(self._answers))
         self._metrics.prompt_tokens.inc(len(request.prompt))
         deadline = DeadlineError(f"the answer is not whole after {self._settings.request_timeout_s:g} s")
-        answer.timers.append(self._loop.call_later(self._settings.request_timeout_s, self._end, answer, deadline))
+        answer.deadline = self._loop.call_later(self._settings.request_timeout_s, self._end, answer, deadline)
         self._run(answer, state.start())
         return answer
 
@@ -168,6 +179,9 @@ class Dispatcher:
         self,
         event: machine.Output | machine.Busy | machine.Released | machine.Fenced | machine.Committed | machine.Failed,
     ) -> None:
+        worker = self._fleet.find(event.worker)
+        if worker is not None:
+            worker.forget(event.key)
         answer = self._answers.get((event.key.request, event.key.choice))
         if answer is None:
             if isinstance(event, machine.Output | machine.Released | machine.Committed):
@@ -207,61 +221,79 @@ class Dispatcher:
             self._loop.call_soon(self._end, answer, error)
 
     def _finish(self, answer: Answer, error: RtpLlmError | None) -> None:
-        for timer in answer.timers:
-            timer.cancel()
+        self._leave_queue(answer)
+        if answer.deadline is not None:
+            answer.deadline.cancel()
         key = answer.machine.key
+        for each in answer.machine.workers():
+            if (worker := self._fleet.find(each)) is not None:
+                worker.forget(key)
         self._answers.pop((key.request, key.choice), None)
         self._metrics.requests_running.set(len(self._answers))
         self._metrics.request_duration.observe(self._loop.time() - answer.started)
         answer.finished, answer.error = True, error
         answer.changed.set()
-        self._count_waiting(answer)
+        self._acknowledge_draining()
+
+    def _acknowledge_draining(self) -> None:
+        """A worker that drains may still be needed by the answers that name it: by a receiver that waits for its KV, say."""
+        if self._draining:
+            named = {worker for answer in self._answers.values() for worker in answer.machine.workers()}
+            for worker in self._draining - named:
+                self._fleet.acknowledge_draining(worker)
+            self._draining &= named
 
     def _cancel(self, worker: WorkerKey, key: RequestKey) -> None:
+        if (found := self._fleet.find(worker)) is not None:
+            found.forget(key)
         self._fleet.send(worker, pb.RouterMessage(cancel=pb.Cancel(key=key_message(key))))
 
     # --- Placement
 
     def _wait(self, answer: Answer, cause: str) -> None:
-        """Queue for a worker; a retry goes before those who never ran."""
-        if cause == "first":
-            self._waiting.append(answer)
-        else:
+        """Queue for a worker, in order of arrival."""
+        if cause != "first":
             self._metrics.retries.labels(cause).inc()
-            self._waiting.appendleft(answer)
-        timeout = self._settings.queue_timeout_s
-        attempt = answer.machine.key.attempt
-        answer.timers.append(self._loop.call_later(timeout, self._give_up_waiting, answer, attempt))
-        self._count_waiting(answer)
-        if cause != "busy":  # a Busy is followed by the Load that says when to try again
-            self._loop.call_soon(self._place_waiting)
+        now = self._loop.time()
+        if cause != "busy" or answer.wait_until is None:
+            answer.wait_until = now + self._settings.queue_timeout_s
+        self._waiting[answer.arrival] = answer
+        heapq.heappush(self._order, answer.arrival)
+        self._metrics.requests_waiting.set(len(self._waiting))
+        answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
+        self._loop.call_soon(self._place_waiting)
+        self._acknowledge_draining()
 
-    def _give_up_waiting(self, answer: Answer, attempt: int) -> None:
-        if answer.machine.state is State.WAIT and answer.machine.key.attempt == attempt:
-            found = len(self._fleet.live())
-            error = UnavailableError(
-                f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
-            )
-            self._end(answer, error)
+    def _leave_queue(self, answer: Answer) -> None:
+        self._waiting.pop(answer.arrival, None)
+        self._metrics.requests_waiting.set(len(self._waiting))
+        if answer.wait_timer is not None:
+            answer.wait_timer.cancel()
+            answer.wait_timer = None
 
-    def _count_waiting(self, answer: Answer) -> None:
-        waits = answer.machine.state is State.WAIT and not answer.finished
-        self._num_waiting += waits - answer.waiting
-        answer.waiting = waits
-        self._metrics.requests_waiting.set(self._num_waiting)
+    def _give_up_waiting(self, answer: Answer) -> None:
+        found = len(self._fleet.live())
+        error = UnavailableError(
+            f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
+        )
+        self._end(answer, error)
+        self._place_waiting()
 
     def _place_waiting(self) -> None:
-        """Places in order until nobody accepts."""
-        while self._waiting:
-            answer = self._waiting[0]
-            if answer.machine.state is State.WAIT:
-                placement = self._policy(self._fleet.views(), self._query(answer))
-                if placement is None:
-                    break
-                self._waiting.popleft()
-                self._place(answer, placement)
-            else:
-                self._waiting.popleft()
+        """Places in order of arrival until nobody accepts."""
+        while self._order:
+            answer = self._waiting.get(self._order[0])
+            if answer is None:
+                heapq.heappop(self._order)
+                continue
+            if answer.wait_until is not None and answer.wait_until <= self._loop.time():
+                return  # its timer is due
+            placement = self._policy(self._fleet.views(), self._query(answer))
+            if placement is None:
+                return
+            heapq.heappop(self._order)
+            self._leave_queue(answer)
+            self._place(answer, placement)
 
     def _query(self, answer: Answer) -> PlacementQuery:
         return PlacementQuery(
@@ -281,7 +313,6 @@ class Dispatcher:
             if placement.receiver.numerics_id != placement.sender.numerics_id:
                 self._metrics.numerics_mismatches.inc()
         self._run(answer, answer.machine.handle(machine.Planned(sender, receiver)))
-        self._count_waiting(answer)
 
     def _submit(self, answer: Answer, action: machine.Submit) -> None:
         submit = pb.Submit(

@@ -12,7 +12,6 @@ import logging
 from typing import Protocol
 
 from rtp_llm.directory import Member, Membership
-from rtp_llm.errors import UnavailableError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router.policies import WorkerView
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -27,6 +26,9 @@ class FleetListener(Protocol):
 
     def said(self, worker: WorkerKey, message: WorkerMessage) -> None:
         """Outputs or a notice about a key."""
+
+    def draining(self, worker: WorkerKey) -> None:
+        """It wants no new work. Answered by `Fleet.acknowledge_draining` once no live answer names it."""
 
     def resumed(self, worker: WorkerKey) -> None:
         """The session is back, nothing is lost: time for an Attach."""
@@ -48,8 +50,10 @@ class RemoteWorker:
         self.load = Load()
         self.draining = False
         self.departed = False  # the membership doesn't name it any more
-        self._submitted: dict[RequestKey, int] = {}  # prompt tokens that the last Load doesn't show
-        self._received: set[RequestKey] = set()  # handovers to it that the last Load doesn't show
+        # What this router has placed and neither a word about it nor a later Load has shown. A Load that crosses a Submit on
+        # the wire clears it too early; then the worker's own limit answers Busy.
+        self._submitted: dict[RequestKey, int] = {}  # prompt tokens
+        self._received: set[RequestKey] = set()  # handovers to it
         self._fleet = fleet
         self.session = WorkerSession(
             WorkerKey(member.id, member.epoch),
@@ -73,7 +77,7 @@ class RemoteWorker:
             max_queued_tokens=self.load.max_queued_tokens,
             running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
             free_blocks=self.load.blocks_free,
-            total_blocks=self.load.blocks_total,
+            block_tokens=self.load.block_tokens,
             numerics_id=self.hello.numerics_id,
             draining=self.draining,
         )
@@ -83,6 +87,16 @@ class RemoteWorker:
 
     def note_receives(self, key: RequestKey) -> None:
         self._received.add(key)
+
+    def forget(self, key: RequestKey) -> None:
+        """The worker has spoken of `key`, or the answer is over or cancelled: its Load speaks for it now."""
+        self._submitted.pop(key, None)
+        self._received.discard(key)
+
+    def is_full(self, queued_tokens: int, limit: int) -> None:
+        """It answered Busy: nothing is placed on it until a Load says that its queue has shrunk."""
+        self.load.queued_tokens = max(queued_tokens, limit)
+        self.load.max_queued_tokens = limit
 
     # --- SessionEvents
 
@@ -95,6 +109,7 @@ class RemoteWorker:
         self.load, self.draining = Load(), False
         self._forget_placements()
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
+        self._fleet.check_model(self)
         self._fleet.check_numerics(self)
 
     def message(self, message: WorkerMessage) -> None:
@@ -105,7 +120,8 @@ class RemoteWorker:
             self._fleet.worker_changed()
         elif kind == "draining":
             self.draining = True
-            self.session.send(RouterMessage(draining_acknowledged=DrainingAcknowledged()))
+            self._fleet.listener.draining(self.key)
+            self._fleet.worker_changed()
         elif kind is not None:
             self._fleet.listener.said(self.key, message)
 
@@ -113,11 +129,13 @@ class RemoteWorker:
         log.info("session with worker %s broke: %s", self.key, reason)
 
     def lost(self, reason: str) -> None:
-        log.warning("worker %s is lost: %s", self.key, reason)
-        self._fleet.metrics.worker_losses.inc()
         self._forget_placements()
         key, self.key = self.key, WorkerKey(self.member.id, 0)
-        self._fleet.listener.lost(key)
+        if key.epoch != 0:  # else it was never met
+            log.warning("worker %s is lost: %s", key, reason)
+            self._fleet.metrics.worker_losses.inc()
+            self._fleet.listener.lost(key)
+            self._fleet.worker_changed()
         self._fleet.dismiss_if_departed(self)
 
     def refused(self, reason: str) -> None:
@@ -137,8 +155,15 @@ class Fleet:
     listener: FleetListener
 
     def __init__(
-        self, membership: Membership, router_id: str, router_epoch: int, timing: SessionTiming, metrics: RouterMetrics
+        self,
+        membership: Membership,
+        model: str,
+        router_id: str,
+        router_epoch: int,
+        timing: SessionTiming,
+        metrics: RouterMetrics,
     ) -> None:
+        self.model = model
         self.router_id = router_id
         self.router_epoch = router_epoch
         self.timing = timing
@@ -162,11 +187,18 @@ class Fleet:
         self._workers.clear()
 
     def live(self) -> list[RemoteWorker]:
-        """Workers whose session stands and whose Load is known."""
-        return [worker for worker in self._workers.values() if worker.is_live and worker.load.max_queued_tokens > 0]
+        """Workers that serve this model, whose session stands and whose Load is known."""
+        return [
+            worker
+            for worker in self._workers.values()
+            if worker.is_live and worker.load.max_queued_tokens > 0 and self._serves_this_model(worker)
+        ]
 
     def views(self) -> list[WorkerView]:
         return [worker.view() for worker in self.live()]
+
+    def acknowledge_draining(self, key: WorkerKey) -> None:
+        self.send(key, RouterMessage(draining_acknowledged=DrainingAcknowledged()))
 
     def find(self, key: WorkerKey) -> RemoteWorker | None:
         """The worker if this incarnation of it is the one that is known now."""
@@ -196,10 +228,8 @@ class Fleet:
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, str):
                 texts[worker.hello.pool, worker.member.id] = answer
-            elif isinstance(answer, UnavailableError):
-                log.warning("%s", answer)
-            else:
-                raise answer
+            else:  # it may be dying: its channel is closed under the call
+                log.warning("metrics of worker %s: %s", worker.member.id, str(answer) or type(answer).__name__)
         return texts
 
     # --- For RemoteWorker.
@@ -208,6 +238,20 @@ class Fleet:
         self._changed.set()
         self._changed = asyncio.Event()
         self.listener.room_changed()
+
+    def check_model(self, newcomer: RemoteWorker) -> None:
+        """Workers of another model, or of other weights than those that serve now, get no requests."""
+        if newcomer.hello.model != self.model:
+            log.error("worker %s serves model %r, this router %r", newcomer.key, newcomer.hello.model, self.model)
+        elif not self._serves_this_model(newcomer):
+            log.error("worker %s has other weights than the workers that serve now", newcomer.key)
+
+    def _serves_this_model(self, worker: RemoteWorker) -> bool:
+        """The weights are those of the worker that was met first among the live ones."""
+        if worker.hello.model != self.model:
+            return False
+        peers = (each for each in self._workers.values() if each.is_live and each.hello.model == self.model)
+        return worker.hello.model_digest == next(peers, worker).hello.model_digest
 
     def check_numerics(self, newcomer: RemoteWorker) -> None:
         """Token-for-token equality holds between equal ids; unequal ones may work together, warned once a pair."""

@@ -24,8 +24,8 @@ class WorkerView:
     queued_tokens: int = 0  # prompt tokens that wait there, unacknowledged submits included
     max_queued_tokens: int = 1
     running: int = 0  # sequences, unacknowledged submits included
-    free_blocks: int = 0
-    total_blocks: int = 1
+    free_blocks: int = 0  # of the KV pool, cached ones included
+    block_tokens: int = 1
     numerics_id: str = ""
     draining: bool = False
 
@@ -57,14 +57,15 @@ Policy = Callable[[Sequence[WorkerView], PlacementQuery], Placement | None]
 
 
 def least_loaded(workers: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
-    """The prefill worker with the fewest queued tokens, the decode worker with the fewest sequences, at random among those
-    within 10% of the best (routers that see one snapshot must not herd)."""
+    """The prefill worker with the fewest queued tokens, the decode worker with the fewest sequences (one that has room for
+    the prompt, if any has), at random among those within 10% of the best (routers that see one snapshot must not herd)."""
 
     def sender(candidates: list[WorkerView]) -> WorkerView:
         return _near_best(candidates, lambda w: w.queued_tokens, query)
 
     def receiver(candidates: list[WorkerView]) -> WorkerView:
-        return _near_best(candidates, lambda w: w.running, query)
+        roomy = [w for w in candidates if w.free_blocks * w.block_tokens > query.prompt_tokens]
+        return _near_best(roomy or candidates, lambda w: w.running, query)
 
     return _place(workers, query, sender, receiver)
 
@@ -88,19 +89,19 @@ def _place(
     choose_sender: Callable[[list[WorkerView]], WorkerView],
     choose_receiver: Callable[[list[WorkerView]], WorkerView],
 ) -> Placement | None:
-    """S from the prefill pool, R from the decode pool. A pool that has no live worker is stood in for by the other: then
-    one worker runs the request alone. None: nobody accepts now."""
-    senders = [w for w in workers if w.pool != DECODE]
-    receivers = [w for w in workers if w.pool == DECODE and not w.draining]
-    candidates = [w for w in (senders or workers) if w.accepts]
+    """S from the prefill pool, R from the decode pool. Where one pool has nobody, a worker of the other runs the request
+    alone. None: nobody accepts now."""
+    there = [w for w in workers if not w.draining]
+    senders = [w for w in there if w.pool != DECODE]
+    candidates = [w for w in (senders or there) if w.accepts]
     if not candidates:
         return None
-    preferred = [w for w in workers if w.id in query.prefer and w.accepts]
+    preferred = [w for w in there if w.id in query.prefer and w.accepts]
     sender = choose_sender(preferred or candidates)
-    others = [w for w in receivers if w.id != sender.id]
-    if query.must_run_alone or not others:
+    receivers = [w for w in there if w.pool == DECODE]
+    if query.must_run_alone or sender.pool == DECODE or not receivers:
         return Placement(sender=sender)
-    return Placement(sender=sender, receiver=choose_receiver(others))
+    return Placement(sender=sender, receiver=choose_receiver(receivers))
 
 
 def _near_best(candidates: list[WorkerView], load: Callable[[WorkerView], int], query: PlacementQuery) -> WorkerView:

@@ -77,6 +77,7 @@ class Service:
         self.metrics_here = RouterMetrics(self.registry)
         self.fleet = Fleet(
             membership,
+            model=config.served_name,
             router_id=f"router-{uuid.uuid4().hex[:12]}",
             router_epoch=secrets.randbits(63) + 1,
             timing=SessionTiming.of(config.handover),

@@ -21,6 +21,27 @@ EPOCH = 7
 P, D = WorkerKey("p", 1), WorkerKey("d", 2)
 
 
+class ScriptedWorker:
+    """Remembers what the dispatcher tells the fleet's record of a worker."""
+
+    def __init__(self) -> None:
+        self.hello = pb.WorkerHello(peer_address="127.0.0.1:1")
+        self.placed: set[RequestKey] = set()
+        self.full: tuple[int, int] | None = None
+
+    def note_submitted(self, key: RequestKey, prompt_tokens: int) -> None:
+        self.placed.add(key)
+
+    def note_receives(self, key: RequestKey) -> None:
+        self.placed.add(key)
+
+    def forget(self, key: RequestKey) -> None:
+        self.placed.discard(key)
+
+    def is_full(self, queued_tokens: int, limit: int) -> None:
+        self.full = (queued_tokens, limit)
+
+
 class ScriptedFleet:
     """Workers that take everything and say what the test makes them say."""
 
@@ -33,6 +54,8 @@ class ScriptedFleet:
             WorkerView(id="d", epoch=2, pool=DECODE, max_queued_tokens=100),
         ]
         self.sent: list[tuple[str, pb.RouterMessage]] = []
+        self.records: dict[WorkerKey, ScriptedWorker] = {}
+        self.acknowledged: list[WorkerKey] = []
 
     def views(self) -> Sequence[WorkerView]:
         return self.there
@@ -40,8 +63,11 @@ class ScriptedFleet:
     def live(self) -> Sequence[WorkerView]:
         return self.there
 
-    def find(self, key: WorkerKey) -> None:
-        return None
+    def find(self, key: WorkerKey) -> ScriptedWorker:
+        return self.records.setdefault(key, ScriptedWorker())
+
+    def acknowledge_draining(self, key: WorkerKey) -> None:
+        self.acknowledged.append(key)
 
     def send(self, key: WorkerKey, message: pb.RouterMessage) -> bool:
         copy = pb.RouterMessage()
@@ -152,16 +178,76 @@ async def test_closing_the_stream_cancels_on_both_workers(fleet: ScriptedFleet) 
     assert fleet.kinds()[1:] == [("p", "cancel"), ("d", "cancel")] and router.num_live == 0
 
 
-async def test_a_busy_worker_gets_it_again_after_its_next_load(fleet: ScriptedFleet) -> None:
+def busy(fleet: ScriptedFleet, key: RequestKey) -> None:
+    fleet.listener.said(P, pb.WorkerMessage(busy=pb.Busy(key=key_message(key), queued_tokens=120, limit=100)))
+
+
+async def test_a_busy_worker_is_full_until_its_next_load(fleet: ScriptedFleet) -> None:
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request()))
     await turn()
-    fleet.listener.said(P, pb.WorkerMessage(busy=pb.Busy(key=key_message(fleet.key()))))
+    key = fleet.key()
+    assert fleet.find(P).placed == {key} and fleet.find(D).placed == {key}
+    fleet.there = []
+    busy(fleet, key)
     await turn()
-    assert len(fleet.sent) == 1
+    assert fleet.find(P).full == (120, 100) and fleet.find(P).placed == set() and len(fleet.sent) == 1
+    fleet.there = ScriptedFleet().there
     fleet.listener.room_changed()
     assert fleet.sent[-1][1].submit.key.attempt == 1
     task.cancel()
+
+
+async def test_those_who_wait_are_served_in_order_of_arrival_after_busy_too(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    tasks = [asyncio.create_task(collect(router, request())) for _ in range(3)]
+    await turn()
+    keys = [key_of(message.submit.key) for _, message in fleet.sent]
+    fleet.there = []
+    for key in keys:
+        busy(fleet, key)
+    fleet.there = ScriptedFleet().there
+    fleet.listener.room_changed()
+    again = [key_of(message.submit.key).request for _, message in fleet.sent[3:]]
+    assert again == [key.request for key in keys]
+    for task in tasks:
+        task.cancel()
+
+
+async def test_an_answer_that_only_hears_busy_ends_at_its_queue_deadline(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet, queue_timeout_s=0.05)
+    task = asyncio.create_task(collect(router, request()))
+    for _ in range(100):
+        await asyncio.sleep(0.002)
+        if task.done():
+            break
+        if fleet.sent:
+            busy(fleet, fleet.key())
+    with pytest.raises(UnavailableError):
+        await task
+
+
+async def test_what_is_cancelled_or_refused_counts_no_more_against_its_worker(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    stream = router.generate(request(), router.next_request())
+    waiting = asyncio.ensure_future(anext(stream))
+    await turn()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await stream.aclose()
+    assert fleet.find(P).placed == set() and fleet.find(D).placed == set()
+
+
+async def test_a_draining_worker_is_acknowledged_when_no_answer_names_it(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request(max_tokens=2)))
+    await turn()
+    fleet.listener.draining(D)
+    assert fleet.acknowledged == []
+    fleet.output(P, fleet.key(), 0)
+    fleet.output(D, fleet.key(), 1, finish=2)
+    await task
+    assert fleet.acknowledged == [D]
 
 
 async def test_a_refused_request_fails_with_the_workers_error(fleet: ScriptedFleet) -> None:

@@ -66,3 +66,19 @@ def test_a_preferred_receiver_that_prefills_decodes_alone_or_elsewhere() -> None
 def test_two_released_run_alone() -> None:
     placement = least_loaded(FLEET, query(must_run_alone=True))
     assert placement is not None and placement.receiver is None
+
+
+def test_a_draining_pool_is_stood_in_for_by_the_other_which_runs_alone() -> None:
+    fleet = [worker("p0", PREFILL, draining=True), worker("d0", DECODE), worker("d1", DECODE)]
+    placement = least_loaded(fleet, query())
+    assert placement is not None and placement.sender.pool == DECODE and placement.receiver is None
+
+
+def test_a_decode_worker_without_room_for_the_prompt_is_passed_over() -> None:
+    fleet = [
+        worker("p0", PREFILL),
+        worker("d0", DECODE, running=0, free_blocks=1, block_tokens=4),
+        worker("d1", DECODE, running=5, free_blocks=9, block_tokens=4),
+    ]
+    placement = least_loaded(fleet, query())
+    assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
