@@ -54,13 +54,18 @@ LOOK_AGAIN_S = 0.25
 class Cluster:
     """Made by `running`. Workers are `cluster["prefill-0"]`, …; `cluster.service` is the router."""
 
-    def __init__(self, config: Config, workers: list[WorkerProcess], proxies: Mapping[str, Proxies]) -> None:
+    def __init__(self, config: Config, overrides: Mapping[str, Any], log_dir: Path, *, proxied: bool) -> None:
         self.config = config
-        self.workers = workers
-        self._proxies = proxies  # by worker
-        members = [w.member(proxies[w.id].for_router.address if proxies else None) for w in workers]
-        self.service = Service(config, StaticMembership(members))
+        self.workers: list[WorkerProcess] = []
+        self._overrides = overrides
+        self._log_dir = log_dir
+        self._proxied = proxied
+        self._proxies: dict[str, Proxies] = {}  # by worker
+        self._membership = StaticMembership()
+        self._stack = contextlib.AsyncExitStack()
+        self._streams: list[AnswerStream] = []
         self._waiters: set[asyncio.Event] = set()
+        self.service: Service
         self.url = ""
         self.client: httpx.AsyncClient
 
@@ -76,29 +81,47 @@ class Cluster:
         proxied: bool = False,
     ) -> AsyncIterator[Cluster]:
         overrides = {**SETTINGS, **(settings or {})}
-        config = load_config(overrides=overrides, environ={})
-        names = [("prefill", i) for i in range(prefill)] + [("decode", i) for i in range(decode)]
-        async with contextlib.AsyncExitStack() as stack:
-
-            async def start(pool: str, number: int) -> WorkerProcess:
-                log = stack.enter_context((log_dir / f"{pool}-{number}.log").open("ab"))
-                worker = await WorkerProcess.start(pool, f"{pool}-{number}", overrides, log)
-                stack.push_async_callback(worker.close)
-                return worker
-
-            started = await asyncio.gather(*(start(*name) for name in names), return_exceptions=True)
-            workers = [_or_raise(each) for each in started]
-            proxies = {worker.id: await Proxies.before(worker, stack) for worker in workers if proxied}
-            cluster = cls(config, workers, proxies)
-            own_errors = stack.enter_context(_errors_here())
-            await stack.enter_async_context(cluster._routing())
+        cluster = cls(load_config(overrides=overrides, environ={}), overrides, log_dir, proxied=proxied)
+        names = [f"prefill-{i}" for i in range(prefill)] + [f"decode-{i}" for i in range(decode)]
+        async with cluster._stack:
+            started = await asyncio.gather(*(cluster._start(name) for name in names), return_exceptions=True)
+            for each in started:
+                if isinstance(each, BaseException):
+                    raise each
+            own_errors = cluster._stack.enter_context(_errors_here())
+            await cluster._stack.enter_async_context(cluster._routing())
             yield cluster
-        errors = own_errors + [line for worker in workers for line in _errors_in(log_dir / f"{worker.id}.log")]
+        errors = own_errors + [line for name in names for line in _errors_in(log_dir / f"{name}.log")]
         assert not errors, "\n".join(errors)
+
+    async def kill(self, worker_id: str) -> None:
+        """kill -9. Connections to it are refused from here on, through its proxies too."""
+        await self[worker_id].kill()
+        if worker_id in self._proxies:
+            await self._proxies[worker_id].close()
+
+    async def replace(self, worker_id: str) -> None:
+        """Another process takes the id of a worker that has ended; the router meets it when it has lost the old one."""
+        await self._start(worker_id)
+        self._announce()
+
+    async def _start(self, worker_id: str) -> None:
+        log = self._stack.enter_context((self._log_dir / f"{worker_id}.log").open("ab"))
+        worker = await WorkerProcess.start(worker_id.split("-")[0], worker_id, self._overrides, log)
+        self._stack.push_async_callback(worker.close)
+        self.workers = [*(w for w in self.workers if w.id != worker_id), worker]
+        if self._proxied:
+            self._proxies[worker_id] = await Proxies.before(worker, self._stack)
+
+    def _announce(self) -> None:
+        proxies = self._proxies
+        self._membership.set([w.member(proxies[w.id].for_router.address if proxies else None) for w in self.workers])
 
     @contextlib.asynccontextmanager
     async def _routing(self) -> AsyncIterator[None]:
         """The router and its HTTP endpoint, with a client of it."""
+        self.service = Service(self.config, self._membership)
+        self._announce()
         self.service.start()
         # asyncio turns Nagle's algorithm off only where a socket names its protocol; with it each answer waits 40 ms.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -131,7 +154,9 @@ class Cluster:
 
     def stream(self, body: dict[str, Any]) -> AnswerStream:
         """A streamed completion; wakes `until` at each event."""
-        return AnswerStream(body, self._wake).start(self.client)
+        stream = AnswerStream(body, self._wake).start(self.client)
+        self._streams.append(stream)
+        return stream
 
     def proxies(self, worker_id: str) -> Proxies:
         """What stands before the worker, in a cluster that is proxied."""
@@ -140,12 +165,13 @@ class Cluster:
     # --- What tests wait for.
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
-        """Until `condition` holds, asked after each event of a stream."""
+        """Until `condition` holds, asked after each event of a stream. A stream that ends with an error fails it."""
         event = asyncio.Event()
         self._waiters.add(event)
 
         async def wait() -> None:
             while not condition():
+                assert not (errors := [stream.error for stream in self._streams if stream.error]), errors
                 event.clear()
                 await event.wait()
 
@@ -212,10 +238,15 @@ class Proxies:
     @classmethod
     async def before(cls, worker: WorkerProcess, stack: contextlib.AsyncExitStack) -> Proxies:
         proxies = cls(Proxy(worker.address), Proxy(worker.address))
-        for proxy in (proxies.for_router, proxies.for_peers):
-            await proxy.start()
-            stack.push_async_callback(proxy.close)
+        await proxies.for_router.start()
+        await proxies.for_peers.start()
+        stack.push_async_callback(proxies.close)
         return proxies
+
+    async def close(self) -> None:
+        """Idempotent."""
+        await self.for_router.close()
+        await self.for_peers.close()
 
 
 class _Server(uvicorn.Server):
@@ -250,9 +281,3 @@ def _errors_here() -> Iterator[list[str]]:
 def _errors_in(log: Path) -> list[str]:
     marks = (" ERROR ", " CRITICAL ", "Traceback")
     return [line for line in log.read_text().splitlines() if any(mark in line for mark in marks)]
-
-
-def _or_raise(started: WorkerProcess | BaseException) -> WorkerProcess:
-    if isinstance(started, BaseException):
-        raise started
-    return started

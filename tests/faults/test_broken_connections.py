@@ -20,16 +20,16 @@ async def test_a_broken_session_between_router_and_worker_loses_nothing(
     async with Cluster.running(log_dir=tmp_path, proxied=True) as cluster:
         proxy = cluster.proxies(worker).for_router
         eight = EightStreams(cluster)
-        accepted = 0
+        forwarded = 0
         for number in range(1, BREAKS + 1):
             # The last break is repaired, and tokens have come since.
-            await cluster.until(lambda a=accepted, n=number: proxy.num_accepted > a and some_have(eight, 15 * n))
+            await cluster.until(lambda f=forwarded, n=number: proxy.num_forwarded > f and some_have(eight, 15 * n))
             assert eight.num_running > 0
-            accepted = proxy.num_accepted
+            forwarded = proxy.num_forwarded
             proxy.break_connections()
         assert await eight.answers() == undisturbed
         await cluster.at_rest()
-        assert proxy.num_accepted > accepted
+        assert proxy.num_forwarded > forwarded
         await nobody_was_lost(cluster)
 
 
@@ -39,20 +39,20 @@ async def test_a_broken_session_between_peers_delays_and_loses_nothing(
     async with Cluster.running(log_dir=tmp_path, proxied=True) as cluster:
         proxy = cluster.proxies("decode-0").for_peers
         eight = EightStreams(cluster)
-        accepted = 0
+        forwarded = 0
         for number in range(1, BREAKS + 1):
             await cluster.until_figures(
                 cluster["decode-0"],
-                lambda figures, a=accepted, n=number: (
-                    proxy.num_accepted > a and figures.value("transfers_total", outcome="committed_received") >= n
+                lambda figures, f=forwarded, n=number: (
+                    proxy.num_forwarded > f and figures.value("transfers_total", outcome="committed_received") >= n
                 ),
             )
             assert eight.num_running > 0
-            accepted = proxy.num_accepted
+            forwarded = proxy.num_forwarded
             proxy.break_connections()
         assert await eight.answers() == undisturbed
         await cluster.at_rest()
-        assert proxy.num_accepted > accepted
+        assert proxy.num_forwarded > forwarded
         await nobody_was_lost(cluster)
 
 

@@ -21,7 +21,7 @@ async def test_streams_outlive_a_worker_that_is_killed(
     async with Cluster.running(prefill=each, decode=each, log_dir=tmp_path) as cluster:
         eight = EightStreams(cluster)
         await getattr(eight, phase)(cluster[victim])
-        await cluster[victim].kill()
+        await cluster.kill(victim)
         assert eight.num_running > 0
         assert await eight.answers() == undisturbed
         await cluster.at_rest()

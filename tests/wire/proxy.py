@@ -16,17 +16,21 @@ class Proxy:
         self._flowing.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
-        self.num_accepted = 0  # connections so far
+        self.num_forwarded = 0  # connections so far, to the target and back
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.num_accepted += 1
         host, port = self.target.split(":")
-        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        try:
+            inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            writer.transport.abort()
+            return
         self._pairs += [writer, inner_writer]
+        self.num_forwarded += 1
         for source, sink in ((reader, inner_writer), (inner_reader, writer)):
             task = asyncio.ensure_future(self._pump(source, sink))
             self._tasks.add(task)
