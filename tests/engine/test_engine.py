@@ -144,7 +144,7 @@ def test_an_engine_that_fails_raises_in_take() -> None:
 def test_settings_that_do_not_fit_the_model_are_named() -> None:
     with pytest.raises(ConfigError, match="max_model_len: 5000 is more than the model's context of 2048"):
         build(ModelSettings(max_model_len=5000), EngineSettings())
-    with pytest.raises(InvalidRequestError, match="kv_pool_bytes 10 holds 0 KV blocks"):
+    with pytest.raises(ConfigError, match="kv_pool_bytes 10 holds 0 KV blocks"):
         build(ModelSettings(), EngineSettings(kv_cache_bytes=10))
 
 
