@@ -12,6 +12,7 @@ from rtp_llm.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 128
 MAX_CHOICES = 128
 
 
@@ -21,7 +22,7 @@ class FinishReason(enum.IntEnum):
     NONE = 0
     STOP = 1
     LENGTH = 2
-    CANCELLED = 3
+    CANCELLED = 3  # nobody waits for it: an answer that ends so is an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class SamplingParams:
     """How tokens are chosen; vLLM's names and defaults.
 
     `top_k` 0 or -1 is off. `temperature` 0 is greedy. `seed` None draws one per request. `logprobs` n asks for the sampled
-    token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides the model's EOS ids.
+    token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides the model's EOS ids; within the
+    first `min_tokens` tokens none of them does.
 
     Raises:
         InvalidRequestError: a value is out of range; names field and value.
@@ -84,8 +86,7 @@ class SamplingParams:
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _stop_strings(self.stop_strings)
-        for token in self.stop_token_ids or []:
-            _integer("stop_token_ids", token, 0, 2**31 - 1)
+        _stop_token_ids(self.stop_token_ids or [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,17 @@ def _number(name: str, value: object, low: float, high: float, *, open_low: bool
         bounds = f"{'greater than' if open_low else 'at least'} {low:g}"
         bounds += "" if high == math.inf else f" and at most {high:g}"
         raise InvalidRequestError(f"{name} must be a number {bounds}, got {value!r}", param=name, value=value)
+
+
+def _stop_token_ids(tokens: Sequence[object]) -> None:
+    if len(tokens) > MAX_STOP_TOKEN_IDS:
+        raise InvalidRequestError(
+            f"stop_token_ids has {len(tokens)} entries, at most {MAX_STOP_TOKEN_IDS} are allowed",
+            param="stop_token_ids",
+            value=len(tokens),
+        )
+    for token in tokens:
+        _integer("stop_token_ids", token, 0, 2**31 - 1)
 
 
 def _stop_strings(stop: Sequence[object]) -> None:

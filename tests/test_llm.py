@@ -115,6 +115,14 @@ def test_a_stop_string_ends_the_answer_before_it(llm: LLM) -> None:
     assert_idle(llm)
 
 
+def test_a_stop_string_within_min_tokens_does_not_end_the_answer(llm: LLM) -> None:
+    whole = llm.chat(SUM, GREEDY)[0].outputs[0]
+    number = len(whole.token_ids) - 1
+    [request] = llm.chat(SUM, replace(GREEDY, stop=[whole.text[:1]], min_tokens=number, max_tokens=number))
+    assert (len(request.outputs[0].token_ids), request.outputs[0].finish_reason) == (number, "length")
+    assert whole.text.startswith(request.outputs[0].text) and request.outputs[0].text
+
+
 def test_a_stop_token_ends_the_answer_and_is_named(llm: LLM) -> None:
     whole = llm.chat(SUM, GREEDY)[0].outputs[0]
     token = whole.token_ids[2]

@@ -15,13 +15,15 @@ class StopStrings:
         self._held = ""  # a suffix of the text that begins a stop string
         self.matched: str | None = None  # the stop string that ended the text
 
-    def push(self, text: str) -> str:
-        """The text that may go out now. After a match (`matched` is set) nothing more does."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """The text that may go out now. After a match (`matched` is set) nothing more does. A stop string whose end lies in
+        `text` doesn't count unless `may_end`."""
         if self.matched is not None:
             return ""
+        settled = len(self._held)
         text = self._held + text
-        end, stop = self._first_match(text)
-        if stop:
+        end, stop = self._first_match(text, settled)
+        if stop and may_end:
             self._held = ""
             self.matched = stop
             return text[: end if self._include else end - len(stop)]
@@ -34,9 +36,11 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> tuple[int, str]:
-        """(end, stop) of the match that wins; (0, "") if there is none."""
-        matches = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
+    def _first_match(self, text: str, settled: int) -> tuple[int, str]:
+        """(end, stop) of the match that wins, of those that end behind the first `settled` characters; (0, "") if there is
+        none."""
+        found = [(text.find(stop, max(0, settled + 1 - len(stop))), stop) for stop in self._stops]
+        matches = [(start + len(stop), -len(stop), stop) for start, stop in found if start >= 0]
         if not matches:
             return 0, ""
         end, _, stop = min(matches)

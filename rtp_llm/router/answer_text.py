@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rtp_llm.errors import EngineError
 from rtp_llm.model.stop_strings import StopStrings
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import FinishReason, SamplingParams, TokenOutput
 from rtp_llm.router.responses import Delta, TokenLogprob
 
-FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
+FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 class AnswerText:
@@ -21,20 +22,28 @@ class AnswerText:
         self._stops = StopStrings(sampling.stop_strings, include_in_output=sampling.include_stop_str_in_output)
         self._wants_logprobs = sampling.logprobs is not None
         self._num_top = sampling.logprobs or 0
+        self._shows_stop_token = sampling.include_stop_str_in_output
+        self._min_tokens = sampling.min_tokens
+        self._num_tokens = 0
         self._offset = 0  # of the next token in the answer's text
 
     def take(self, outputs: Sequence[TokenOutput]) -> Delta:
-        """What the answer grows by. A stop string ends it within `outputs`: the tokens behind it don't count."""
+        """What the answer grows by. A stop string ends it within `outputs`: the tokens behind it don't count.
+
+        Raises:
+            EngineError: a worker cancelled the answer, which nobody had asked for.
+        """
         texts: list[str] = []
         logprobs: list[TokenLogprob] = []
         finish = FinishReason.NONE
         taken = 0
         for output in outputs:
-            piece = self._detokenizer.push([output.token])
-            if output.finish_reason is not FinishReason.NONE:
-                piece += self._detokenizer.finish()
-            texts.append(self._stops.push(piece))
+            if output.finish_reason is FinishReason.CANCELLED:
+                raise EngineError(f"the answer was cancelled by its worker at token {output.position}")
+            piece = self._piece(output)
             taken += 1
+            self._num_tokens += 1
+            texts.append(self._stops.push(piece, may_end=self._num_tokens > self._min_tokens))
             if self._wants_logprobs:
                 logprobs.append(self._logprob(output))
             self._offset += len(piece)
@@ -47,8 +56,16 @@ class AnswerText:
             logprobs=logprobs,
             finish_reason=FINISH_REASONS.get(finish),
             num_tokens=taken,
-            num_cached_tokens=outputs[0].num_cached_tokens if outputs else 0,
+            num_cached_tokens=sum(output.num_cached_tokens for output in outputs if output.position == 0),
         )
+
+    def _piece(self, output: TokenOutput) -> str:
+        """The text that is whole with this token. The token that stopped the answer has none."""
+        shown = output.finish_reason is not FinishReason.STOP or self._shows_stop_token
+        piece = self._detokenizer.push([output.token] if shown else [])
+        if output.finish_reason is not FinishReason.NONE:
+            piece += self._detokenizer.finish()
+        return piece
 
     def _logprob(self, output: TokenOutput) -> TokenLogprob:
         def named(token: int) -> tuple[str, bytes]:

@@ -56,3 +56,16 @@ def test_the_cut_of_the_text_does_not_matter(include: bool) -> None:
         if matched is None:
             assert "".join(out) == text
         assert all(stop not in "".join(out) for stop in stops) or include
+
+
+def test_a_stop_string_that_ends_while_none_may_counts_neither_then_nor_later() -> None:
+    matcher = StopStrings(["ab", "xaby"])
+    assert matcher.push("xab", may_end=False) == "" and matcher.matched is None
+    assert matcher.push("z") == "xabz" and matcher.matched is None
+    assert matcher.push("xab", may_end=False) == "" and matcher.push("yz") == "" and matcher.matched == "xaby"
+
+
+def test_a_stop_string_may_begin_while_none_may_end() -> None:
+    matcher = StopStrings(["ab"])
+    assert matcher.push("ab a", may_end=False) == "ab "
+    assert matcher.push("bc") == "" and matcher.matched == "ab"

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 import rtp_llm
+from rtp_llm.errors import EngineError
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import FinishReason, SamplingParams, TokenOutput
 from rtp_llm.router.answer_text import AnswerText
@@ -44,3 +47,34 @@ def test_logprobs_carry_text_bytes_offset_and_alternatives() -> None:
     first, second, *_ = text.take(outputs("1 2")).logprobs
     assert (first.token, first.raw, first.offset, first.logprob) == ("1", b"1", 0, -0.25)
     assert second.offset == 1 and next(iter(second.top))[2] == -0.25
+
+
+def test_a_token_that_stopped_the_answer_is_listed_but_not_shown() -> None:
+    for included, shown in ((False, "7 "), (True, "7 8")):
+        sampling = SamplingParams(logprobs=0, skip_special_tokens=False, include_stop_str_in_output=included)
+        delta = AnswerText(TOKENIZER, sampling).take(outputs("7 8", FinishReason.STOP))
+        assert (delta.text, delta.finish_reason) == (shown, "stop")
+        assert delta.num_tokens == len(delta.logprobs) == len(outputs("7 8"))
+        assert delta.logprobs[-1].token == "8"
+
+
+def test_a_stop_string_within_min_tokens_does_not_end_the_answer() -> None:
+    tokens = outputs("7 8 9 8 9")
+    eight = len(outputs("7 8"))
+    sampling = SamplingParams(stop=["8"], min_tokens=eight)
+    delta = AnswerText(TOKENIZER, sampling).take(tokens)
+    assert (delta.text, delta.finish_reason) == ("7 8 9 ", "stop")
+    one_by_one = AnswerText(TOKENIZER, sampling)
+    assert "".join(one_by_one.take([token]).text for token in tokens[: delta.num_tokens]) == delta.text
+
+
+def test_an_answer_that_its_worker_cancelled_is_an_error() -> None:
+    with pytest.raises(EngineError, match="token 0"):
+        AnswerText(TOKENIZER, SamplingParams()).take([TokenOutput(0, 5, finish_reason=FinishReason.CANCELLED)])
+
+
+def test_cached_tokens_come_with_the_first_token_alone() -> None:
+    text = AnswerText(TOKENIZER, SamplingParams())
+    first, later = TokenOutput(0, 20, num_cached_tokens=16), TokenOutput(1, 21, num_cached_tokens=32)
+    assert text.take([first, later]).num_cached_tokens == 16
+    assert text.take([TokenOutput(2, 22, num_cached_tokens=48)]).num_cached_tokens == 0
