@@ -53,7 +53,10 @@ class EngineSettings(_Section):
 
 class TransferSettings(_Section):
     mode: Literal["auto", "shm", "tcp"] = Field("auto", description="UCX transports between workers")
-    host: str = Field("127.0.0.1", description="address that the data plane listens on (UCX has no authentication); node: the node's address in Ray")
+    host: str = Field(
+        "127.0.0.1",
+        description="address that the data plane listens on (UCX has no authentication); node: the node's address in Ray",
+    )
     net_device: str = Field("", description="network device for TCP; empty: the one of `host`")
 
 
@@ -69,7 +72,10 @@ class HandoverSettings(_Section):
 
 
 class WorkerSettings(_Section):
-    host: str = Field("127.0.0.1", description="address that sessions listen on, ports are drawn anew; node: the node's address in Ray")
+    host: str = Field(
+        "127.0.0.1",
+        description="address that sessions listen on, ports are drawn anew; node: the node's address in Ray",
+    )
     advertise_host: str = Field("", description="what others connect to; empty: host")
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
@@ -93,6 +99,7 @@ class RouterSettings(_Section):
     replicas: int = Field(1, ge=1, description="router processes")
     policy: str = Field("least_loaded", description="placement policy")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="larger request bodies are refused")
+    max_choices: int = Field(128, ge=1, description="answers of one HTTP request (prompts times n); more: 400")
     max_waiting: int = Field(4096, ge=1, description="requests that may wait for a worker; more: 429")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request")
     queue_timeout_s: float = Field(60.0, gt=0, description="a request that no worker takes within: 503")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Tokenizer:
         """Ids are below this, added tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """No token stands for more bytes of text."""
+        return max((len(name.encode()) for name in self._backend.get_vocab(with_added_tokens=True)), default=0)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. A rendered chat template has its special tokens already: add_special_tokens=False.
 
@@ -64,7 +70,9 @@ class Tokenizer:
             raise InvalidRequestError(
                 f"text is not valid Unicode: {error.reason} at character {error.start}"
             ) from error
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # A batch of one: unlike encode() it leaves other threads running.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of all `ids` at once."""

@@ -5,24 +5,37 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError
-from rtp_llm.router.responses import ChatShape, CompletionShape, Delta, Envelope, Shape, Usage, error_body
+from rtp_llm.router.responses import (
+    ChatShape,
+    CompletionShape,
+    Delta,
+    Envelope,
+    Shape,
+    Usage,
+    error_body,
+    error_object,
+)
 from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
 
 log = logging.getLogger(__name__)
 
 Endpoint = Callable[[object, "Backend", str], Awaitable[Response]]
 MAX_HEALTH_WAIT_S = 60.0
+LARGE_BODY_BYTES = 256 << 10  # parsed in a thread
 EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -59,9 +72,9 @@ class Backend(Protocol):
     @property
     def ping_s(self) -> float: ...
 
-    def complete(self, body: CompletionBody) -> Sequence[Prompt]: ...
+    async def complete(self, body: CompletionBody) -> Sequence[Prompt]: ...
 
-    def chat(self, body: ChatBody) -> Prompt: ...
+    async def chat(self, body: ChatBody) -> Prompt: ...
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool: ...
 
@@ -85,6 +98,7 @@ class ModelNotFoundError(InvalidRequestError):
 def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     """The FastAPI app. `backend` is asked at each request: a Serve replica makes it after the app."""
     app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
+    _answer_frameworks_errors(app)
 
     @app.post("/v1/completions")
     async def completions(http: HttpRequest) -> Response:
@@ -107,6 +121,10 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     @app.get("/health")
     async def health(wait_s: float = 0.0, workers: int = 1) -> Response:
         """200 once so many workers are connected; waits up to `wait_s` for them."""
+        for param, value in (("wait_s", wait_s), ("workers", workers)):
+            if not 0 <= value < math.inf:
+                text = f"{param} must be a number from 0, got {value}"
+                return _error_response(InvalidRequestError(text, param=param, value=value))
         if not await backend().wait_ready(min(wait_s, MAX_HEALTH_WAIT_S), workers):
             few = "no worker is connected" if workers <= 1 else f"fewer than {workers} workers are connected"
             return _error_response(UnavailableError(few))
@@ -119,10 +137,30 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     return app
 
 
+def _answer_frameworks_errors(app: FastAPI) -> None:
+    """What fails outside of an endpoint has OpenAI's shape too."""
+
+    @app.exception_handler(HTTPException)
+    async def no_such_route(http: HttpRequest, error: HTTPException) -> Response:
+        text = f"{http.method} {http.url.path}: {error.detail}"
+        return JSONResponse(error_object(error.status_code, text), status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_query(http: HttpRequest, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        text = f"{param}: {first['msg']}, got {first.get('input')!r:.200}"
+        return JSONResponse(error_object(400, text, param), status_code=400)
+
+    @app.exception_handler(Exception)
+    async def unexpected(http: HttpRequest, error: Exception) -> Response:
+        return _error_response(error)
+
+
 async def _completions(content: object, backend: Backend, request_id: str) -> Response:
     body = parse_body(CompletionBody, content)
     _check_model(body.model, backend)
-    prompts = backend.complete(body)
+    prompts = await backend.complete(body)
     envelope = Envelope(CompletionShape(), CompletionShape.id_prefix + request_id, backend.model_name)
     return await _respond(envelope, prompts, bool(body.stream), body.include_usage, backend)
 
@@ -130,7 +168,7 @@ async def _completions(content: object, backend: Backend, request_id: str) -> Re
 async def _chat(content: object, backend: Backend, request_id: str) -> Response:
     body = parse_body(ChatBody, content)
     _check_model(body.model, backend)
-    prompt = backend.chat(body)
+    prompt = await backend.chat(body)
     envelope = Envelope(ChatShape(), ChatShape.id_prefix + request_id, backend.model_name)
     return await _respond(envelope, [prompt], bool(body.stream), body.include_usage, backend)
 
@@ -158,8 +196,9 @@ async def _read_json(http: HttpRequest, limit: int) -> object:
         if size > limit:
             raise BodyTooLargeError(f"the body is larger than {limit} bytes", param=None, value=size)
         chunks.append(chunk)
+    body = b"".join(chunks)
     try:
-        return json.loads(b"".join(chunks))
+        return json.loads(body) if size <= LARGE_BODY_BYTES else await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
 
@@ -204,7 +243,10 @@ async def _respond(
 
 
 class Answers:
-    """All choices of a response, made side by side; choice index = prompt index * n + choice of that prompt."""
+    """All choices of a response; choice index = prompt index * n + choice of that prompt.
+
+    Prompts are answered side by side. The first choice of each goes ahead, so that the others hit the prompt's blocks.
+    """
 
     def __init__(self, request_id: str, prompts: Sequence[Prompt]) -> None:
         self.prompts = prompts
@@ -212,6 +254,7 @@ class Answers:
         self.usage = Usage(prompt_tokens=sum(prompt.num_tokens for prompt in prompts))
         self.logprobs = prompts[0].logprobs
         self._request_id = request_id
+        self._computed = [asyncio.Event() for _ in prompts]  # by prompt: its first choice has a token
 
     async def collect(self, shape: Shape) -> tuple[list[dict[str, Any]], Usage]:
         texts: list[list[Delta]] = [[] for _ in self.indices]
@@ -234,7 +277,7 @@ class Answers:
                 elif isinstance(item, BaseException):
                     raise item
                 else:
-                    self._count(item)
+                    self._count(index, item)
                     yield index, item
         finally:
             for task in tasks:
@@ -243,17 +286,22 @@ class Answers:
 
     async def _run(self, index: int, prompt: int, choice: int, queue: asyncio.Queue[Any]) -> None:
         try:
+            if choice:
+                await self._computed[prompt].wait()
             async with aclosing(self.prompts[prompt].answer(f"{self._request_id}-{prompt}", choice)) as answer:
                 async for delta in answer:
+                    self._computed[prompt].set()
                     await queue.put((index, delta))
         except Exception as error:
             await queue.put((index, error))
         else:
             await queue.put((index, None))
 
-    def _count(self, delta: Delta) -> None:
+    def _count(self, index: int, delta: Delta) -> None:
         self.usage.completion_tokens += delta.num_tokens
-        self.usage.cached_tokens += delta.num_cached_tokens
+        prompt, choice = self.indices[index]
+        if choice == 0:  # usage counts a prompt once
+            self.usage.cached_tokens += min(delta.num_cached_tokens, self.prompts[prompt].num_tokens)
 
 
 async def _events(

@@ -38,7 +38,7 @@ class Delta:
     logprobs: Sequence[TokenLogprob] = field(default=())
     finish_reason: str | None = None
     num_tokens: int = 0
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt, with the answer's first token
 
 
 @dataclass(slots=True)
@@ -159,8 +159,13 @@ class Envelope:
 def error_body(error: Exception, status: int | None = None) -> tuple[int, dict[str, Any]]:
     """HTTP status and OpenAI's error object. An error that is not ours is internal; its text stays in the log."""
     if not isinstance(error, RtpLlmError):
-        return 500, {"error": {"message": "internal error", "type": "server_error", "param": None, "code": 500}}
+        return 500, error_object(500, "internal error")
     status = status or error.http_status
     param = error.param if isinstance(error, InvalidRequestError) else None
-    kind = ERROR_TYPES.get(status, "server_error")
-    return status, {"error": {"message": error.message, "type": kind, "param": param, "code": status}}
+    return status, error_object(status, error.message, param)
+
+
+def error_object(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}

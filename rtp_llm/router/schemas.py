@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rtp_llm.errors import InvalidRequestError
 from rtp_llm.request import SamplingParams
 
+DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
+RESERVED_VARIABLES = frozenset(
+    {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
+)
+
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -91,7 +96,8 @@ class CompletionBody(_Body):
         _refuse("echo", self.echo, (False,))
         _refuse("best_of", self.best_of, (None, self.n or 1))
         _refuse("suffix", self.suffix, (None, ""))
-        return self._sampling(defaults, 16 if self.max_tokens is None else self.max_tokens, self.logprobs)
+        limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return self._sampling(defaults, limit, self.logprobs)
 
     def prompts(self) -> list[str | list[int]]:
         """One entry a prompt: text, or token ids."""
@@ -123,6 +129,19 @@ class ChatBody(_Body):
             )
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return self._sampling(defaults, limit, (self.top_logprobs or 0) if self.logprobs else None)
+
+    def template_variables(self) -> dict[str, Any]:
+        """chat_template_kwargs, none of which stands for what the body says elsewhere."""
+        variables = self.chat_template_kwargs or {}
+        for name in variables:
+            if name in RESERVED_VARIABLES:
+                param = f"chat_template_kwargs.{name}"
+                raise InvalidRequestError(
+                    f"{param} is not allowed: the name is reserved, got {_shortened(variables[name])}",
+                    param=param,
+                    value=variables[name],
+                )
+        return variables
 
 
 BodyT = TypeVar("BodyT", bound=_Body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -114,50 +115,101 @@ class Service:
     def count(self, endpoint: str, status: int) -> None:
         self.metrics_here.requests.labels(endpoint, str(status)).inc()
 
-    def complete(self, body: CompletionBody) -> Sequence[TokenizedPrompt]:
-        sampling = body.sampling(self._defaults.sampling)
+    async def complete(self, body: CompletionBody) -> Sequence[TokenizedPrompt]:
+        sampling = self._sampling(body)
         prompts = body.prompts()
         if not prompts:
             raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
-        return [self._prompt(self._tokens(each), sampling, "prompt") for each in prompts]
+        self._check_choices(len(prompts), sampling.n)
+        tokens = await asyncio.to_thread(lambda: [self._tokens(each) for each in prompts])
+        clamp = body.max_tokens is None
+        return [self._prompt(each, sampling, "prompt", clamp=clamp) for each in tokens]
 
-    def chat(self, body: ChatBody) -> TokenizedPrompt:
+    async def chat(self, body: ChatBody) -> TokenizedPrompt:
+        sampling = self._sampling(body)
+        self._check_choices(1, sampling.n)
+        tokens = await asyncio.to_thread(self._chat_tokens, body)
+        return self._prompt(tokens, sampling, "messages")
+
+    def _sampling(self, body: CompletionBody | ChatBody) -> SamplingParams:
         sampling = body.sampling(self._defaults.sampling)
+        for token in sampling.stop_token_ids or []:
+            self._check_token(token, "stop_token_ids")
+        return sampling
+
+    def _check_choices(self, num_prompts: int, n: int) -> None:
+        limit = self.config.router.max_choices
+        if num_prompts * n > limit:
+            param = "prompt" if num_prompts > 1 else "n"
+            raise InvalidRequestError(
+                f"{param}: {num_prompts} prompts times n {n} are {num_prompts * n} answers, one request may ask for {limit}",
+                param=param,
+                value=num_prompts * n,
+            )
+
+    # --- In a thread: takes as long as the text is.
+
+    def _chat_tokens(self, body: ChatBody) -> Sequence[int]:
         text = self._chat_template.render(
             body.messages,
             tools=body.tools,
             add_generation_prompt=body.add_generation_prompt,
-            **(body.chat_template_kwargs or {}),
+            **body.template_variables(),
         )
-        return self._prompt(self._encode(text, "messages", add_special_tokens=False), sampling, "messages")
+        return self._encode(text, "messages", add_special_tokens=False)
 
     def _tokens(self, prompt: str | list[int]) -> Sequence[int]:
         if isinstance(prompt, str):
             return self._encode(prompt, "prompt")
-        for token in prompt:
-            if not 0 <= token < self._vocab_size:
-                raise InvalidRequestError(
-                    f"prompt: token id {token} is out of range, the vocabulary has {self._vocab_size}",
-                    param="prompt",
-                    value=token,
-                )
+        if len(prompt) < self.max_model_len:  # else it is refused for its length
+            for token in prompt:
+                self._check_token(token, "prompt")
         return prompt
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+        self._check_text(text, param)
         try:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
 
-    def _prompt(self, tokens: Sequence[int], sampling: SamplingParams, param: str) -> TokenizedPrompt:
+    def _check_text(self, text: str, param: str) -> None:
+        """Tokenizing takes seconds for megabytes; a text that has more tokens than the context by its size alone is spared."""
+        longest = self.tokenizer.max_token_bytes
+        size = len(text.encode(errors="surrogatepass"))
+        if size > self.max_model_len * longest:
+            raise PromptTooLongError(
+                f"{param}: a text of {size} bytes exceeds the model's context of {self.max_model_len} tokens, which hold at "
+                f"most {longest} bytes each",
+                param=param,
+                value=size,
+            )
+
+    def _check_token(self, token: int, param: str) -> None:
+        if not 0 <= token < self._vocab_size:
+            raise InvalidRequestError(
+                f"{param}: token id {token} is out of range, the vocabulary has {self._vocab_size}",
+                param=param,
+                value=token,
+            )
+
+    # --- On the event loop again.
+
+    def _prompt(
+        self, tokens: Sequence[int], sampling: SamplingParams, param: str, *, clamp: bool = False
+    ) -> TokenizedPrompt:
+        """`clamp`: max_tokens wasn't asked for, so it may be what the context leaves, if that is less."""
         if not tokens:
             raise InvalidRequestError(f"{param}: the prompt has no tokens", param=param)
         room = self.max_model_len - len(tokens)
-        wanted = sampling.max_tokens if sampling.max_tokens is not None else room
+        wanted = room if sampling.max_tokens is None else sampling.max_tokens
+        if clamp:
+            wanted = min(wanted, room)
         if room < 1 or wanted > room:
+            open_ended = clamp or sampling.max_tokens is None
+            answer = "one more for the answer" if open_ended else f"max_tokens {sampling.max_tokens}"
             raise PromptTooLongError(
-                f"{param}: {len(tokens)} prompt tokens and max_tokens {sampling.max_tokens} exceed the model's context of "
-                f"{self.max_model_len}",
+                f"{param}: {len(tokens)} prompt tokens and {answer} exceed the model's context of {self.max_model_len}",
                 param=param,
                 value=len(tokens),
             )

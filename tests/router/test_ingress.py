@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Sequence
 
 import httpx
@@ -30,7 +31,11 @@ class ScriptedPrompt:
 
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         self.backend.running += 1
+        self.backend.begun.append(choice)
+        self.backend.begins.release()
         try:
+            if self.backend.gate is not None:
+                await self.backend.gate.wait()
             for i, word in enumerate(WORDS):
                 if self.backend.error is not None and i == self.backend.error_after:
                     raise self.backend.error
@@ -40,9 +45,11 @@ class ScriptedPrompt:
                     logprobs=logprobs if self.logprobs else (),
                     finish_reason="stop" if i + 1 == len(WORDS) else None,
                     num_tokens=1,
+                    num_cached_tokens=self.backend.cached if i == 0 else 0,
                 )
                 if self.backend.hang:
                     await asyncio.Event().wait()
+                await asyncio.sleep(0)
         finally:
             self.backend.running -= 1
 
@@ -50,7 +57,7 @@ class ScriptedPrompt:
 class ScriptedBackend:
     model_name = "demo"
     max_model_len = 128
-    max_body_bytes = 2000
+    max_body_bytes = 1 << 20
     ping_s = 0.05
 
     def __init__(self) -> None:
@@ -58,12 +65,16 @@ class ScriptedBackend:
         self.error_after = 0
         self.hang = False
         self.running = 0
+        self.begun: list[int] = []  # choices, in order
+        self.begins = asyncio.Semaphore(0)
+        self.gate: asyncio.Event | None = None  # before the first word
+        self.cached = 0
         self.counted: list[tuple[str, int]] = []
 
-    def complete(self, body: CompletionBody) -> Sequence[Prompt]:
+    async def complete(self, body: CompletionBody) -> Sequence[Prompt]:
         return [ScriptedPrompt(body.sampling({}), self) for _ in body.prompts()]
 
-    def chat(self, body: ChatBody) -> Prompt:
+    async def chat(self, body: ChatBody) -> Prompt:
         return ScriptedPrompt(body.sampling({}), self)
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
@@ -144,8 +155,8 @@ async def test_a_bad_field_is_named(http: httpx.AsyncClient, change: dict[str, o
 async def test_malformed_json_and_a_large_body_are_refused(http: httpx.AsyncClient, backend: ScriptedBackend) -> None:
     broken = await http.post("/v1/chat/completions", content=b"{nope")
     assert broken.status_code == 400 and "not valid JSON" in broken.json()["error"]["message"]
-    large = await http.post("/v1/chat/completions", content=b"x" * 3000)
-    assert large.status_code == 413 and "2000 bytes" in large.json()["error"]["message"]
+    large = await http.post("/v1/chat/completions", content=b"x" * ((1 << 20) + 1))
+    assert large.status_code == 413 and "1048576 bytes" in large.json()["error"]["message"]
     assert backend.counted == [("chat_completions", 400), ("chat_completions", 413)]
 
 
@@ -194,3 +205,72 @@ async def test_a_silent_stream_is_pinged_and_its_end_frees_the_answer(backend: S
     }  # fmt: skip
     await asyncio.wait_for(build_ingress(lambda: backend)(scope, receive, send), 5)  # type: ignore[arg-type]
     assert pinged.is_set() and backend.running == 0
+
+
+async def test_the_first_choice_of_a_prompt_goes_ahead(client: openai.AsyncOpenAI, backend: ScriptedBackend) -> None:
+    backend.gate = asyncio.Event()
+    asked = asyncio.ensure_future(client.completions.create(model="demo", prompt=[[1], [2]], n=3))
+    for _ in range(2):
+        await backend.begins.acquire()
+    await asyncio.sleep(0.02)
+    assert backend.begun == [0, 0]
+    backend.gate.set()
+    answer = await asked
+    assert backend.begun == [0, 0, 1, 2, 1, 2]
+    assert [choice.text for choice in answer.choices] == ["Hello, world"] * 6
+
+
+async def test_a_first_choice_that_fails_ends_the_others(http: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    backend.error = OverloadedError("no room")
+    answer = await http.post("/v1/chat/completions", json={**CHAT, "n": 3})
+    assert answer.status_code == 429 and backend.begun == [0] and backend.running == 0
+
+
+async def test_cached_tokens_are_counted_once_a_prompt_and_never_beyond_it(
+    client: openai.AsyncOpenAI, backend: ScriptedBackend
+) -> None:
+    for cached, counted in ((4, 8), (16, 10)):
+        backend.cached = cached
+        usage = (await client.completions.create(model="demo", prompt=[[1], [2]], n=2)).usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens == counted
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "param", "says"),
+    [
+        ("GET", "/v1/nothing", 404, None, "/v1/nothing"),
+        ("GET", "/v1/completions", 405, None, "GET /v1/completions"),
+        ("GET", "/health?wait_s=nan", 400, "wait_s", "nan"),
+        ("GET", "/health?wait_s=inf", 400, "wait_s", "inf"),
+        ("GET", "/health?wait_s=-1", 400, "wait_s", "-1"),
+        ("GET", "/health?workers=-2", 400, "workers", "-2"),
+        ("GET", "/health?wait_s=soon", 400, "wait_s", "soon"),
+    ],
+)
+async def test_what_no_endpoint_answers_has_openais_shape_too(
+    http: httpx.AsyncClient, method: str, path: str, status: int, param: str | None, says: str
+) -> None:
+    answer = await http.request(method, path)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (status, param) and says in error["message"]
+    assert status != 405 or answer.headers["allow"] == "POST"
+
+
+async def test_a_large_body_is_parsed_beside_the_event_loop(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    loads = json.loads
+
+    def parse(body: bytes) -> object:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return loads(body)
+
+    monkeypatch.setattr("rtp_llm.router.ingress.json.loads", parse)
+    for padding in (10, 300 << 10):
+        content = json.dumps({**CHAT, "mystery": "x" * padding})
+        assert (await http.post("/v1/chat/completions", content=content)).status_code == 200
+    assert threads == [True, False]

@@ -1,0 +1,105 @@
+"""What a router makes of a body before any worker sees it."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rtp_llm.config import load_config
+from rtp_llm.directory import StaticMembership
+from rtp_llm.errors import InvalidRequestError, PromptTooLongError
+from rtp_llm.router.schemas import ChatBody, CompletionBody
+from rtp_llm.router.service import Service
+
+MAX_MODEL_LEN = 64
+
+
+@pytest_asyncio.fixture
+async def service() -> AsyncIterator[Service]:
+    service = Service(load_config(overrides={"model.max_model_len": MAX_MODEL_LEN}, environ={}), StaticMembership())
+    yield service
+    await service.close()
+
+
+def completion(**fields: Any) -> CompletionBody:
+    return CompletionBody(**{"prompt": [5, 6], **fields})
+
+
+def chat(**fields: Any) -> ChatBody:
+    return ChatBody(**{"messages": [{"role": "user", "content": "hi"}], **fields})
+
+
+async def test_a_text_that_is_too_long_by_its_size_is_refused_before_it_is_tokenized(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("tokenized")
+
+    longest = service.tokenizer.max_token_bytes
+    text = "x" * (MAX_MODEL_LEN * longest + 1)
+    monkeypatch.setattr(service.tokenizer, "encode", encode)
+    says = f"a text of {len(text)} bytes .* {MAX_MODEL_LEN} tokens, .* {longest} bytes"
+    with pytest.raises(PromptTooLongError, match=says) as refused:
+        await service.complete(completion(prompt=text))
+    assert refused.value.param == "prompt"
+    with pytest.raises(PromptTooLongError, match="messages: a text of") as refused:
+        await service.chat(chat(messages=[{"role": "user", "content": text}]))
+    assert refused.value.param == "messages"
+
+
+async def test_the_event_loop_goes_on_while_a_text_is_tokenized(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def encode(*_: object, **__: object) -> list[int]:
+        assert done.wait(10)  # which the event loop sets
+        return [5]
+
+    monkeypatch.setattr(service.tokenizer, "encode", encode)
+    for asked in (service.complete(completion(prompt="text")), service.chat(chat())):
+        done.clear()
+        asyncio.get_running_loop().call_later(0.01, done.set)
+        await asked
+
+
+async def test_prompts_times_n_are_limited(service: Service) -> None:
+    assert len(await service.complete(completion(prompt=[[5]] * 64, n=2))) == 64
+    with pytest.raises(InvalidRequestError, match=r"65 prompts times n 2 are 130 answers, .* 128") as refused:
+        await service.complete(completion(prompt=[[5]] * 65, n=2))
+    assert (refused.value.param, refused.value.http_status) == ("prompt", 400)
+
+
+async def test_a_stop_token_outside_of_the_vocabulary_is_named(service: Service) -> None:
+    for asked in (service.complete(completion(stop_token_ids=[5, 2048])), service.chat(chat(stop_token_ids=[2048]))):
+        with pytest.raises(InvalidRequestError, match="stop_token_ids: token id 2048") as refused:
+            await asked
+        assert refused.value.param == "stop_token_ids"
+
+
+async def test_a_completion_without_max_tokens_gets_what_the_context_leaves_of_the_default(service: Service) -> None:
+    for length, limit in ((10, 16), (60, 4)):
+        [prompt] = await service.complete(completion(prompt=[5] * length))
+        assert prompt.sampling.max_tokens == limit
+    with pytest.raises(PromptTooLongError, match="64 prompt tokens and one more for the answer"):
+        await service.complete(completion(prompt=[5] * 64))
+    with pytest.raises(PromptTooLongError, match="60 prompt tokens and max_tokens 5 exceed"):
+        await service.complete(completion(prompt=[5] * 60, max_tokens=5))
+
+
+async def test_a_chat_that_fills_the_context_is_refused_without_naming_a_max_tokens(service: Service) -> None:
+    message = {"role": "user", "content": "1 " * 64}
+    with pytest.raises(PromptTooLongError) as refused:
+        await service.chat(chat(messages=[message]))
+    assert "one more for the answer" in refused.value.message and "None" not in refused.value.message
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])
+async def test_reserved_variables_of_chat_templates_are_refused(service: Service, name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=name) as refused:
+        await service.chat(chat(chat_template_kwargs={name: []}))
+    assert refused.value.param == f"chat_template_kwargs.{name}"
+    await service.chat(chat(chat_template_kwargs={"enable_thinking": False}))
