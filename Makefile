@@ -6,8 +6,7 @@
 PYTHON ?= $(shell tools/prerequisites.sh --python)
 # Compile jobs.
 JOBS ?= $(shell nproc)
-# What `make test-parity` installs; "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
-# saves gigabytes where pip would take a CUDA build.
+# What `make test-parity` installs. Where pip would take a CUDA build (gigabytes), name a CPU one.
 TORCH_SPEC ?= torch==2.13.0
 # Arguments for pytest, e.g. make test ARGS="-k prefix -x".
 ARGS ?=
