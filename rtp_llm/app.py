@@ -18,6 +18,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 APPLICATION = "rtp-llm"
 OBJECT_STORE_BYTES = 128 << 20  # no token and no KV passes through Ray's objects; its default is 30% of the memory
 READY_TIMEOUT_S = 60
+READY_MARGIN_S = 10  # for the answer of a router that has waited so long
 SHUTDOWN_TIMEOUT_S = 30
 
 Progress = Callable[[str], None]
@@ -179,22 +181,45 @@ def _deploy(config: Config, http: HttpSettings, progress: Progress) -> str:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise UnavailableError(f"the application didn't start: {_causes(error)}") from error
-    url = f"http://{'127.0.0.1' if http.host == '0.0.0.0' else http.host}:{http.port}"
-    progress("connecting workers")
+    url = _url(http)
+    progress(f"connecting workers, asking {url}/health" if "RAY_ADDRESS" in os.environ else "connecting workers")
     _wait_ready(url, config.prefill.replicas + config.decode.replicas)
     return url
 
 
-def _wait_ready(url: str, num_workers: int) -> None:
-    """The router answers as soon as it is connected to so many workers."""
+def _url(http: HttpSettings) -> str:
+    """Where this machine reaches the endpoint."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
+
+
+def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) -> None:
+    """The router answers as soon as it is connected to so many workers. No proxy of the environment is asked.
+
+    Raises:
+        UnavailableError: it isn't, or nobody answers; says why.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/health?wait_s={READY_TIMEOUT_S}&workers={num_workers}") as response:
+        probe = f"{url}/health?wait_s={timeout_s:g}&workers={num_workers}"
+        with opener.open(probe, timeout=timeout_s + READY_MARGIN_S) as response:
             response.read()
     except urllib.error.HTTPError as error:
-        reason = json.loads(error.read())["error"]["message"]
-        raise UnavailableError(f"not ready after {READY_TIMEOUT_S} s: {reason}") from error
-    except urllib.error.URLError as error:
-        raise UnavailableError(f"{url} can't be reached: {error.reason}") from error
+        raise UnavailableError(f"not ready after {timeout_s:g} s: {_reason(error)}") from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        text = f"{url} can't be reached from here: {reason}"
+        if address := os.environ.get("RAY_ADDRESS"):
+            text += f"; Ray at {address} serves HTTP on its head node, http.host must be an address of it"
+        raise UnavailableError(text) from error
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """Our error's own words, else (it is the proxy that answered) its status."""
+    try:
+        return str(json.loads(error.read())["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"
 
 
 def _causes(error: RuntimeError) -> str:
@@ -242,13 +267,14 @@ def _listenable(http: HttpSettings) -> HttpSettings:
     Raises:
         UnavailableError: the port is taken, or the host isn't one of this machine.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((http.host, http.port))
-        except OSError as error:
-            raise UnavailableError(f"http.port {http.port} on {http.host}: {error.strerror}") from error
-        return http.model_copy(update={"port": probe.getsockname()[1]})
+    try:
+        family, *_, address = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return http.model_copy(update={"port": probe.getsockname()[1]})
+    except OSError as error:
+        raise UnavailableError(f"http.port {http.port} on {http.host}: {error.strerror}") from error
 
 
 def _free_ports(count: int) -> list[int]:

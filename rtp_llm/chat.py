@@ -49,12 +49,11 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
 
     Raises:
         UnavailableError: the server can't be reached, or the stream broke off.
-        InvalidRequestError: the server refused the request; its own words.
+        InvalidRequestError: the server refused the request (its own words), or `url` isn't one of a server.
     """
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port or 80)
+    connection, base = _connection(url)
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", base + path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
             raise InvalidRequestError(f"{response.status}: {response.read().decode(errors='replace')}")
@@ -68,3 +67,16 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
         raise UnavailableError(f"{url}: {error}") from error
     finally:
         connection.close()
+
+
+def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
+    """A connection that opens on its first request, and the path that the API lies under, without its `/v1`."""
+    address = urlsplit(url)
+    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+    try:
+        kind, port = kinds.get(address.scheme), address.port
+    except ValueError as error:
+        raise InvalidRequestError(f"url {url!r}: {error}", param="url", value=url) from error
+    if kind is None or not address.hostname:
+        raise InvalidRequestError(f"url must be http://host:port or https://…, got {url!r}", param="url", value=url)
+    return kind(address.hostname, port), address.path.rstrip("/").removesuffix("/v1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from ray import serve
@@ -21,14 +22,17 @@ class PrefillWorker:
     """One replica = one process with one worker. Routers reach it by its own gRPC server; Serve owns its life."""
 
     async def __init__(self, sections: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
         config = prepare_replica(sections)
         replica = serve.get_replica_context().replica_id.unique_id
         self._worker = await Worker.load(config, POOL, f"{POOL}-{replica}")
+        self._at_stop.push_async_callback(self._worker.stop)
         await self._worker.start()
         key = self._worker.key
         self._member = Member(id=key.id, epoch=key.epoch, pool=POOL, address=self._worker.address)
         self._directory = DirectoryClient(config.directory_name)
         self._registration = asyncio.ensure_future(self._directory.keep_registered(self._member))
+        self._at_stop.push_async_callback(self._leave)
 
     def check_health(self) -> None:
         """Raises EngineError when an engine or transfer thread has ended: Serve replaces the replica."""
@@ -39,10 +43,12 @@ class PrefillWorker:
 
     async def __del__(self) -> None:
         """Serve awaits this as soon as the replica is to stop; its gRPC server goes on meanwhile."""
+        await self._at_stop.aclose()
+
+    async def _leave(self) -> None:
         self._registration.cancel()
         await self._directory.withdraw(self._member)
         await self._worker.drain()
-        await self._worker.stop()
 
 
 def prefill_pool(config: Config) -> serve.Application:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,8 +23,10 @@ class Router:
     """One router process. The pools are bound to it so that Serve deploys them; traffic never passes their handles."""
 
     async def __init__(self, sections: Mapping[str, Any], *pools: object) -> None:  # type: ignore[misc]
+        self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
         config = prepare_replica(sections)
         self._service = Service(config, DirectoryClient(config.directory_name))
+        self._at_stop.push_async_callback(self._service.close)
         self._service.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -31,7 +34,7 @@ class Router:
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended."""
-        await self._service.close()
+        await self._at_stop.aclose()
 
 
 def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.Application:

@@ -1,0 +1,69 @@
+"""Replicas whose constructor fails: Serve awaits their __del__ too."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import serve
+
+from rtp_llm.config import load_config
+from rtp_llm.decode import deployment as decode
+from rtp_llm.errors import ModelLoadError
+from rtp_llm.prefill import deployment as prefill
+from rtp_llm.router import deployment as router
+
+REPLICAS = [(prefill, prefill.PrefillWorker), (decode, decode.DecodeWorker), (router, router.Router)]
+
+
+class Worker:
+    """Loads, doesn't start."""
+
+    loads = True
+    stopped = 0
+
+    @classmethod
+    async def load(cls, *_: object) -> "Worker":
+        if not cls.loads:
+            raise ModelLoadError("no such model")
+        return cls()
+
+    async def start(self) -> None:
+        raise ModelLoadError("doesn't start")
+
+    async def stop(self) -> None:
+        type(self).stopped += 1
+
+
+async def construct_and_destroy(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    destroy = cls.__del__
+    monkeypatch.delattr(cls, "__del__")  # Serve's call is the only one
+    replica = object.__new__(cls)
+    with pytest.raises(ModelLoadError):
+        await cls.__init__(replica, {})
+    await destroy(replica)
+
+
+@pytest.mark.parametrize(("module", "cls"), REPLICAS)
+async def test_a_constructor_that_fails_at_once_leaves_nothing_to_stop(
+    module: Any, cls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ModelLoadError("no such model")
+
+    monkeypatch.setattr(module, "prepare_replica", fail)
+    await construct_and_destroy(cls, monkeypatch)
+
+
+@pytest.mark.parametrize(("module", "cls"), REPLICAS[:2])
+@pytest.mark.parametrize("loads", [False, True])
+async def test_a_worker_that_was_loaded_is_stopped(
+    module: Any, cls: Any, loads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "prepare_replica", lambda _: load_config(environ={}))
+    monkeypatch.setattr(module, "Worker", Worker)
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="1"))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(Worker, "loads", loads)
+    monkeypatch.setattr(Worker, "stopped", 0)
+    await construct_and_destroy(cls, monkeypatch)
+    assert Worker.stopped == loads
