@@ -10,11 +10,12 @@ namespace rtp_llm {
 
 namespace {
 
-// EOS and stop ids without repeats, in order.
+// EOS and stop ids without repeats, ascending.
 std::vector<int32_t> ending_tokens(const SequenceSpec& spec, std::span<const int32_t> eos_token_ids) {
   std::vector<int32_t> ids(eos_token_ids.begin(), eos_token_ids.end());
-  for (int32_t id : spec.stop_token_ids)
-    if (std::ranges::find(ids, id) == ids.end()) ids.push_back(id);
+  ids.insert(ids.end(), spec.stop_token_ids.begin(), spec.stop_token_ids.end());
+  std::ranges::sort(ids);
+  ids.erase(std::ranges::unique(ids).begin(), ids.end());
   return ids;
 }
 
@@ -49,6 +50,9 @@ void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config,
   check(len < config.max_model_len, "prompt of ", spec.prompt.size(), " tokens",
         spec.output.empty() ? "" : concat(" and ", spec.output.size(), " output tokens"),
         " is too long, max_model_len is ", config.max_model_len, ", the answer's tokens included");
+  // Counts first: specs come from other processes and are checked on the transfer thread.
+  check(spec.stop_token_ids.size() <= kMaxStopTokenIds, "stop_token_ids must have at most ", kMaxStopTokenIds,
+        " ids, got ", spec.stop_token_ids.size());
   check_tokens("prompt", spec.prompt, vocab_size);
   check_tokens("output", spec.output, vocab_size);
   check_tokens("stop_token_ids", spec.stop_token_ids, vocab_size);

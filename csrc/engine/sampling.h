@@ -11,6 +11,9 @@
 
 namespace rtp_llm {
 
+// Each token that is sampled is looked up among them.
+constexpr size_t kMaxStopTokenIds = 128;
+
 // Throws InvalidArgument naming field and value for a spec that can never run: token ids, lengths,
 // sampling values, or more KV blocks than the pool has.
 void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config, int64_t vocab_size, int num_blocks);

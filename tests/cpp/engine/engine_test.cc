@@ -2,6 +2,8 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 
 #include "check.h"
 #include "rig.h"
@@ -57,6 +59,22 @@ TEST(min_tokens_keeps_eos_and_stop_ids_out_until_then) {
   spec.key = key_of(2);
   spec.stop_token_ids = {1, 2, 4};
   CHECK_THROWS_WITH(rig.engine->add(spec, Role::kAlone), InvalidArgument, "at most 32, got 33");
+}
+
+TEST(a_long_list_of_stop_ids_is_refused_at_once) {
+  Rig rig;
+  SequenceSpec spec = spec_of(1, random_tokens(10, 2));
+  spec.min_tokens = 1;
+  spec.stop_token_ids.resize(1'300'000);
+  for (size_t i = 0; i < spec.stop_token_ids.size(); ++i) spec.stop_token_ids[i] = static_cast<int32_t>(i);
+  const auto begin = std::chrono::steady_clock::now();
+  CHECK_THROWS_WITH(rig.engine->validate(spec, Role::kAlone), InvalidArgument,
+                    "stop_token_ids must have at most 128 ids, got 1300000");
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  std::printf("  1.3 M stop ids refused in %.0f us\n", took.count() * 1000);
+  CHECK(took.count() < 20);            // microseconds, on a machine that is busy
+  spec.stop_token_ids.assign(128, 5);  // repeats count once
+  rig.engine->validate(spec, Role::kAlone);
 }
 
 TEST(an_answer_ends_at_max_model_len) {
