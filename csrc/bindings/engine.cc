@@ -143,7 +143,16 @@ void bind_outputs(py::module_& module) {
                                return values;
                              })
       .def_readonly("num_cached_tokens", &TokenColumns::num_cached_tokens)
-      .def_readonly("top_logprobs", &TokenColumns::top_logprobs);
+      .def_property_readonly("top_logprobs", [](const TokenColumns& columns) {
+        std::vector<std::vector<std::pair<int32_t, float>>> rows;
+        rows.reserve(columns.num_top_logprobs.size());
+        auto top = columns.top_logprobs.begin();
+        for (const int32_t count : columns.num_top_logprobs) {
+          rows.emplace_back(top, top + count);
+          top += count;
+        }
+        return rows;
+      });
 }
 
 void bind_load(py::module_& module) {

@@ -159,7 +159,7 @@ void bind_peer_messages(py::module_& m) {
   bind_struct<Commit>(m, "Commit", Field{"key", &Commit::key}, Field{"grant", &Commit::grant},
                       Field{"first", &Commit::first}, Field{"bytes", &Commit::bytes},
                       Field{"messages", &Commit::messages}, Field{"checksum", &Commit::checksum});
-  bind_struct<Abort>(m, "Abort", Field{"key", &Abort::key});
+  bind_struct<Abort>(m, "Abort", Field{"key", &Abort::key}, Field{"grant", &Abort::grant});
   bind_struct<SenderHeartbeat>(m, "SenderHeartbeat", Field{"grants", &SenderHeartbeat::grants});
   bind_struct<Granted>(m, "Granted", Field{"key", &Granted::key}, Field{"grant", &Granted::grant},
                        Field{"blocks", &Granted::blocks}, Field{"prefix_tokens", &Granted::prefix_tokens},

@@ -1,6 +1,5 @@
 #include "engine/output_queue.h"
 
-#include <iterator>
 #include <utility>
 
 namespace rtp_llm {
@@ -9,8 +8,13 @@ namespace {
 
 template <class T>
 void move_to(std::vector<T>& to, std::vector<T>& from) {
-  to.insert(to.end(), std::move_iterator(from.begin()), std::move_iterator(from.end()));
+  to.insert(to.end(), from.begin(), from.end());
   from.clear();
+}
+
+template <class T>
+void reserve_as(std::vector<T>& to, const std::vector<T>& from) {
+  to.reserve(from.capacity());
 }
 
 }  // namespace
@@ -27,14 +31,25 @@ void OutputQueue::publish(TokenColumns& columns) {
     move_to(columns_.logprob, columns.logprob);
     move_to(columns_.finish, columns.finish);
     move_to(columns_.num_cached_tokens, columns.num_cached_tokens);
+    move_to(columns_.num_top_logprobs, columns.num_top_logprobs);
     move_to(columns_.top_logprobs, columns.top_logprobs);
   }
   if (was_empty) notify();
 }
 
 TokenColumns OutputQueue::take() {
+  TokenColumns taken;
   std::lock_guard lock(mutex_);
-  return std::exchange(columns_, {});
+  reserve_as(taken.key, columns_.key);
+  reserve_as(taken.position, columns_.position);
+  reserve_as(taken.token, columns_.token);
+  reserve_as(taken.logprob, columns_.logprob);
+  reserve_as(taken.finish, columns_.finish);
+  reserve_as(taken.num_cached_tokens, columns_.num_cached_tokens);
+  reserve_as(taken.num_top_logprobs, columns_.num_top_logprobs);
+  reserve_as(taken.top_logprobs, columns_.top_logprobs);
+  std::swap(taken, columns_);
+  return taken;
 }
 
 }  // namespace rtp_llm

@@ -16,6 +16,7 @@ class OutputQueue {
 
   // Appends `columns` (left empty, capacities kept); notifies if the queue was empty.
   void publish(TokenColumns& columns);
+  // The taker allocates the buffers that publish() fills next, as large as those it leaves with.
   TokenColumns take();
   // Wakes whoever waits for outputs though there are none: the engine has failed.
   void notify() const {

@@ -134,7 +134,8 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   sequence.append(token);
   const FinishReason finish = finish_of(sequence, config);
   const float logprob = spec.num_logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host_logprobs[sample];
-  std::vector<std::pair<int32_t, float>> top;
+  auto& top = columns.top_logprobs;
+  const size_t top_begin = top.size();
   for (int64_t i = sample * kMaxLogprobs; i < sample * kMaxLogprobs + spec.num_logprobs; ++i)
     if (batch.host_top_tokens[i] >= 0) top.emplace_back(batch.host_top_tokens[i], batch.host_top_logprobs[i]);
 
@@ -144,10 +145,10 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   columns.logprob.push_back(logprob);
   columns.finish.push_back(finish);
   columns.num_cached_tokens.push_back(first ? sequence.num_cached : 0);
-  columns.top_logprobs.push_back(top);
+  columns.num_top_logprobs.push_back(static_cast<int32_t>(top.size() - top_begin));
 
   if (sequence.role == Role::kSender) {
-    notices.push_back({spec.key, finish, true, token, logprob, std::move(top)});
+    notices.push_back({spec.key, finish, true, token, logprob, {top.begin() + top_begin, top.end()}});
     scheduler.hold(sequence);
   } else if (finish != FinishReason::kNone) {
     notices.push_back({.key = spec.key, .finish = finish});

@@ -32,6 +32,7 @@ struct Commit {
 };
 struct Abort {
   RequestKey key;
+  GrantId grant = 0;  // the newest that the sender heard of; 0: none
 };
 struct SenderHeartbeat {
   std::vector<GrantId> grants;  // that the sender counts on

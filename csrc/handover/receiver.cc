@@ -60,9 +60,7 @@ void Receiver::on(const event::FromSender& event, Seconds now, Actions& out) {
   } else if (const auto* commit = std::get_if<message::Commit>(&event.body)) {
     state_->commit(event.sender, *commit, now, out);
   } else if (const auto* abort = std::get_if<message::Abort>(&event.body)) {
-    const State::Attempt* attempt = state_->find(abort->key);
-    const bool judged = attempt && attempt->state == ReceiverState::kRunning;
-    if (attempt && attempt->sender == event.sender && !judged) state_->end(abort->key, now, out);
+    state_->abort(event.sender, *abort, now, out);
   } else if (const auto* heartbeat = std::get_if<message::SenderHeartbeat>(&event.body)) {
     state_->renew_leases(event.sender, heartbeat->grants, now);
   }
@@ -190,6 +188,8 @@ std::optional<ReceiverState> Receiver::state(const RequestKey& key) const {
   if (state_->over.contains(key)) return ReceiverState::kOver;
   return std::nullopt;
 }
+
+bool Receiver::has_queue() const { return !state_->queue.empty(); }
 
 ReceiverCounts Receiver::counts() const {
   ReceiverCounts counts;

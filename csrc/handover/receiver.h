@@ -90,7 +90,8 @@ class Receiver {
 
   bool knows(const RequestKey& key) const;
   std::optional<ReceiverState> state(const RequestKey& key) const;
-  ReceiverCounts counts() const;
+  bool has_queue() const;         // Reserves may be waiting for room: RoomChanged is worth an event
+  ReceiverCounts counts() const;  // walks all attempts
 
  private:
   struct State;

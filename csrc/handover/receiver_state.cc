@@ -158,6 +158,13 @@ void Receiver::State::answer_again(const Attempt& attempt, Actions& out) const {
 
 // --- the end -----------------------------------------------------------------------------------
 
+void Receiver::State::abort(const WorkerKey& sender, const message::Abort& body, Seconds now, Actions& out) {
+  const Attempt* attempt = find(body.key);
+  if (!attempt || attempt->sender != sender || attempt->state == ReceiverState::kRunning) return;
+  const bool outdated = body.grant != 0 && body.grant < attempt->grant;  // its sender didn't know of this one
+  if (!outdated) end(body.key, now, out);
+}
+
 void Receiver::State::end(const RequestKey& key, Seconds now, Actions& out) {
   if (over.contains(key)) return;
   Attempt& attempt = live[key];  // NONE: made, only to be remembered

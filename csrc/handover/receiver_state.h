@@ -73,6 +73,7 @@ struct Receiver::State {
   void run(Attempt& attempt, Seconds now, Actions& out);
   void bad_checksum(Attempt& attempt, Seconds now, Actions& out);
   void renew_leases(const WorkerKey& sender, const std::vector<GrantId>& listed, Seconds now);
+  void abort(const WorkerKey& sender, const message::Abort& body, Seconds now, Actions& out);
   void end(const RequestKey& key, Seconds now, Actions& out);  // cancel, fence, higher attempt, router expired
   void answer_again(const Attempt& attempt, Actions& out) const;
   void forget(const RequestKey& key);                       // -> NONE

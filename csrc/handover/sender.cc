@@ -62,8 +62,8 @@ void Sender::on(const event::FromReceiver& event, Seconds now, Actions& out) {
   if (attempt && attempt->receiver == event.receiver) {
     state_->from_receiver(*attempt, event.body, now, out);
     state_->settle(key);
-  } else if (std::holds_alternative<message::Granted>(event.body)) {
-    out.push_back(action::ToReceiver{event.receiver, message::Abort{key}});  // nobody will use it
+  } else if (const auto* granted = std::get_if<message::Granted>(&event.body)) {
+    out.push_back(action::ToReceiver{event.receiver, message::Abort{key, granted->grant}});  // nobody will use it
   }
 }
 

@@ -30,6 +30,7 @@ struct SenderAttempt {
   std::optional<SampledToken> first;  // at p0, once computed
   std::optional<SenderGrant> grant;   // in PUSH and COMMIT
   GrantId given_up = 0;               // the last one that went wrong
+  GrantId newest_grant = 0;           // that the receiver named
   int grants_failed = 0;
   bool reserved = false;                        // a Reserve was sent: an end needs an Abort
   std::optional<std::string> without_receiver;  // why the prompt is finished without one

@@ -1,5 +1,6 @@
 #include "handover/sender_state.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace rtp_llm {
@@ -50,6 +51,7 @@ void Sender::State::reserve(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 void Sender::State::granted(Attempt& attempt, const message::Granted& body, Seconds now, Actions& out) {
+  attempt.newest_grant = std::max(attempt.newest_grant, body.grant);
   const bool waits = attempt.state == SenderState::kCompute && !attempt.without_receiver;
   if (waits) {
     if (body.grant <= attempt.given_up) return;  // an answer to an earlier Reserve
@@ -141,7 +143,7 @@ void Sender::State::end(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 void Sender::State::abort(Attempt& attempt, Actions& out) {
-  if (attempt.reserved) to_receiver(attempt, message::Abort{attempt.key()}, out);
+  if (attempt.reserved) to_receiver(attempt, message::Abort{attempt.key(), attempt.newest_grant}, out);
 }
 
 void Sender::State::flush(Attempt& attempt, Seconds now, Actions& out) {

@@ -85,14 +85,18 @@ void KvTransfer::post(Event event) {
 
 void KvTransfer::post_outputs(const TokenColumns& columns) {
   std::vector<event::Output> outputs(columns.key.size());
-  for (size_t i = 0; i < outputs.size(); ++i)
+  auto top = columns.top_logprobs.begin();
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const auto top_end = top + columns.num_top_logprobs[i];
     outputs[i] = {.key = columns.key[i],
                   .token = {.position = columns.position[i],
                             .token = columns.token[i],
                             .logprob = columns.logprob[i],
                             .finish = columns.finish[i],
                             .num_cached_tokens = columns.num_cached_tokens[i],
-                            .top_logprobs = columns.top_logprobs[i]}};
+                            .top_logprobs = {top, top_end}}};
+    top = top_end;
+  }
   inbox_.push([this, outputs = std::move(outputs)] {
     for (const event::Output& output : outputs) handle(output);
   });
@@ -175,16 +179,7 @@ void KvTransfer::on_scheduled(const RequestKey& key, std::vector<int32_t> blocks
 }
 
 void KvTransfer::on_layers_computed(const ComputedLayers& piece) {
-  inbox_.push([this, at = monotonic_seconds(), piece] {
-    trace_.add({.time = at,
-                .key = piece.key,
-                .point = TracePoint::kLayersComputed,
-                .first_layer = piece.first_layer,
-                .num_layers = piece.num_layers,
-                .first_token = piece.first_token,
-                .tokens = piece.tokens});
-    handle(event::LayersComputed{piece.key, piece.first_layer, piece.num_layers, piece.first_token, piece.tokens});
-  });
+  inbox_.push(StoredLayers{monotonic_seconds(), piece});
 }
 
 void KvTransfer::on_prefilled(const RequestKey& key, int32_t token, float logprob,
@@ -217,16 +212,15 @@ void KvTransfer::run() {
   } catch (const std::exception& error) {
     fail(error.what());
   }
-  std::vector<Task> rest;
   {
     std::lock_guard lock(mutex_);
     running_ = false;  // from here on ask() answers by itself
-    rest = inbox_.take();
+    inbox_.take(taken_);
   }
   // Whoever waits for an answer gets one; events do nothing any more.
   stopping_ = true;
   try {
-    for (const Task& task : rest) task();
+    perform_taken();
   } catch (const std::exception& error) {
     fail(error.what());
   }
@@ -240,12 +234,26 @@ void KvTransfer::fail(const std::string& text) {
   outbox_.push(outgoing::Fault{text});
 }
 
+void KvTransfer::perform(const StoredLayers& stored) {
+  const ComputedLayers& piece = stored.piece;
+  trace_.add({.time = stored.at,
+              .key = piece.key,
+              .point = TracePoint::kLayersComputed,
+              .first_layer = piece.first_layer,
+              .num_layers = piece.num_layers,
+              .first_token = piece.first_token,
+              .tokens = piece.tokens});
+  handle(event::LayersComputed{piece.key, piece.first_layer, piece.num_layers, piece.first_token, piece.tokens});
+}
+
+void KvTransfer::perform_taken() {
+  for (const Posted& posted : taken_) std::visit([this](const auto& one) { perform(one); }, posted);
+}
+
 bool KvTransfer::step() {
-  bool any = false;
-  for (const Task& task : inbox_.take()) {
-    task();
-    any = true;
-  }
+  inbox_.take(taken_);
+  bool any = !taken_.empty();
+  perform_taken();
   any |= data_.transport().progress(now());
   if (!actions_.empty()) perform(std::exchange(actions_, {}));
   if (const auto deadline = handover_.next_deadline(); !events_.empty() || (deadline && *deadline <= now())) {
@@ -282,7 +290,7 @@ void KvTransfer::handle(Event event) {
   }
   events_.clear();
   handling_ = false;
-  if (handover_.receiver().counts().queued == 0) wants_room_ = false;
+  if (!handover_.receiver().has_queue()) wants_room_ = false;
 }
 
 // A Reserve for what this engine could never run gets no grant.

@@ -108,6 +108,11 @@ class KvTransfer : private EngineListener {
 
  private:
   using Task = std::function<void()>;
+  struct StoredLayers {  // once a layer group: posting it allocates nothing
+    Seconds at = 0;
+    ComputedLayers piece;
+  };
+  using Posted = std::variant<StoredLayers, Task>;
 
   // EngineListener, on the engine thread.
   void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens, int cached_tokens) override;
@@ -120,6 +125,7 @@ class KvTransfer : private EngineListener {
   // The transfer thread.
   void run();
   bool step();
+  void perform_taken();
   void wait();
   Seconds now();
   void handle(Event event);
@@ -127,6 +133,8 @@ class KvTransfer : private EngineListener {
   bool refused(const Event& event);
   void note(const Event& event);
   void reject(const RequestKey& key, const InvalidArgument& error);
+  void perform(const Task& task) { task(); }
+  void perform(const StoredLayers& stored);
   void perform(Actions actions);
   void perform(const action::ToRouter& action);
   void perform(const action::ToSender& action);
@@ -149,7 +157,7 @@ class KvTransfer : private EngineListener {
   const HandoverConfig handover_config_;
   std::string address_;
 
-  EventQueue<Task> inbox_;
+  EventQueue<Posted> inbox_;
   EventQueue<Outgoing> outbox_;
   std::atomic<bool> wants_room_ = false;  // a Reserve waits
 
@@ -160,6 +168,7 @@ class KvTransfer : private EngineListener {
   DataPlane data_;
   Wakeup wakeup_;
   Seconds last_now_ = 0;
+  std::vector<Posted> taken_;  // from the inbox, being done
   bool handling_ = false;
   std::vector<Event> events_;  // that came up while another one was handled
   Actions actions_;            // of accept(): done when UCX has returned

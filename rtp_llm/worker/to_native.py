@@ -113,7 +113,7 @@ _FROM_ROUTER: dict[str, Callable[[Any], Any]] = {
 _FROM_SENDER: dict[str, Callable[[Any], Any]] = {
     "reserve": lambda m: said.Reserve(spec=spec(m.key, m.request, m.output), given_up=m.given_up),
     "commit": _commit,
-    "abort": lambda m: said.Abort(key=key(m.key)),
+    "abort": lambda m: said.Abort(key=key(m.key), grant=m.grant),
     "heartbeat": lambda m: said.SenderHeartbeat(grants=list(m.grants)),
 }
 _FROM_RECEIVER: dict[str, Callable[[Any], Any]] = {

@@ -150,6 +150,6 @@ _TO_SENDER: dict[type, Callable[[Any], peer_pb2.ReceiverMessage]] = {
 _TO_RECEIVER: dict[type, Callable[[Any], peer_pb2.SenderMessage]] = {
     said.Reserve: _reserve,
     said.Commit: _commit,
-    said.Abort: lambda m: peer_pb2.SenderMessage(abort=peer_pb2.Abort(key=key(m.key))),
+    said.Abort: lambda m: peer_pb2.SenderMessage(abort=peer_pb2.Abort(key=key(m.key), grant=m.grant)),
     said.SenderHeartbeat: lambda m: peer_pb2.SenderMessage(heartbeat=peer_pb2.SenderHeartbeat(grants=m.grants)),
 }

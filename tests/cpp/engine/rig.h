@@ -185,6 +185,7 @@ class Rig {
     }
   }
   void take(const TokenColumns& columns) {
+    auto reported = columns.top_logprobs.begin();
     for (size_t i = 0; i < columns.key.size(); ++i) {
       Answer& answer = answers[columns.key[i]];
       if (answer.first_position < 0) {
@@ -197,7 +198,8 @@ class Rig {
       answer.tokens.push_back(columns.token[i]);
       answer.logprob_bits.push_back(bits_of(columns.logprob[i]));
       auto& top = answer.top.emplace_back();
-      for (const auto& [token, logprob] : columns.top_logprobs[i]) top.emplace_back(token, bits_of(logprob));
+      for (int j = 0; j < columns.num_top_logprobs[i]; ++j, ++reported)
+        top.emplace_back(reported->first, bits_of(reported->second));
       answer.finish = columns.finish[i];
     }
   }

@@ -293,6 +293,22 @@ TEST(cancel_fence_abort_and_a_higher_attempt_void_the_grant) {
   outdated.check_nothing_held();
 }
 
+TEST(an_abort_of_an_older_grant_is_ignored) {
+  Receiving r;
+  r.reserve();         // grant 1
+  r.reserve(k, 8, 1);  // its sender gave it up: grant 2
+  CHECK_EQ(r.only<message::Granted>().grant, 2u);
+  r.send(message::Abort{k, 1});
+  r.check_state(ReceiverState::kGranted);
+  r.send(message::Abort{k, 2});
+  r.check_nothing_held();
+
+  Receiving unanswered;  // the sender had heard of no grant
+  unanswered.reserve();
+  unanswered.send(message::Abort{k, 0});
+  unanswered.check_nothing_held();
+}
+
 TEST(an_abort_of_another_worker_is_ignored) {
   Receiving r;
   r.reserve();

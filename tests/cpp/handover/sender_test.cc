@@ -246,6 +246,20 @@ TEST(a_granted_for_an_unknown_key_is_aborted) {
   Sending s;
   s.grant(1);
   CHECK(s.only<message::Abort>().key == k);
+  CHECK_EQ(s.only<message::Abort>().grant, 1u);
+}
+
+TEST(an_abort_names_the_newest_grant_that_was_heard_of) {
+  Sending early;
+  early.to_compute();
+  early.from_router(message::Cancel{k});
+  CHECK_EQ(early.only<message::Abort>().grant, 0u);
+
+  Sending late;
+  late.to_compute();
+  late.grant(7);
+  late.from_router(message::Cancel{k});
+  CHECK_EQ(late.only<message::Abort>().grant, 7u);
 }
 
 TEST(a_receiver_that_fences_or_is_lost_while_computing_is_done_without) {
