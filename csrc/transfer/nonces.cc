@@ -19,21 +19,29 @@ uint64_t random_bits() {
 
 }  // namespace
 
-uint64_t Nonces::draw(const WorkerKey& peer) {
+uint64_t Nonces::draw(const WorkerKey& peer, Seconds now) {
   const uint64_t nonce = random_bits();
   std::lock_guard lock(mutex_);
-  std::erase_if(drawn_, [&](const auto& entry) { return entry.second == peer; });
-  drawn_[nonce] = peer;
+  std::erase_if(drawn_, [&](const auto& entry) {
+    return entry.second.peer.id == peer.id || entry.second.at + kLifetime <= now;
+  });
+  drawn_[nonce] = {peer, now};
   return nonce;
 }
 
-std::optional<WorkerKey> Nonces::redeem(uint64_t nonce) {
+std::optional<WorkerKey> Nonces::redeem(uint64_t nonce, Seconds now) {
   std::lock_guard lock(mutex_);
   const auto found = drawn_.find(nonce);
   if (found == drawn_.end()) return std::nullopt;
-  const WorkerKey peer = found->second;
+  const Drawn drawn = found->second;
   drawn_.erase(found);
-  return peer;
+  if (drawn.at + kLifetime <= now) return std::nullopt;
+  return drawn.peer;
+}
+
+size_t Nonces::num_unused() const {
+  std::lock_guard lock(mutex_);
+  return drawn_.size();
 }
 
 }  // namespace rtp_llm

@@ -99,7 +99,7 @@ struct Transport::State {
     HelloHeader hello;
     if (num_bytes == sizeof hello) std::memcpy(&hello, bytes, sizeof hello);
     const bool known = hello.magic == HelloHeader{}.magic && hello.version == HelloHeader{}.version;
-    const std::optional<WorkerKey> admitted = known && !link->named ? nonces.redeem(hello.nonce) : std::nullopt;
+    const std::optional<WorkerKey> admitted = known && !link->named ? nonces.redeem(hello.nonce, monotonic_now()) : std::nullopt;
     if (!admitted) {
       link->failed = true;
       link->reason = link->named ? "a second nonce on one endpoint" : "unknown nonce";
@@ -404,7 +404,7 @@ Transport::~Transport() {
 
 const std::string& Transport::address() const { return state_->address; }
 
-uint64_t Transport::expect(const WorkerKey& peer) { return state_->nonces.draw(peer); }
+uint64_t Transport::expect(const WorkerKey& peer) { return state_->nonces.draw(peer, monotonic_now()); }
 
 void Transport::connect(const WorkerKey& peer, const std::string& address, uint64_t nonce) {
   state_->connect(peer, address, nonce);
