@@ -44,6 +44,8 @@ VALUES: list[tuple[Body, str, str]] = [
     ({"stop": 3}, "stop", "3"),
     ({"stop_token_ids": ["x"]}, "stop_token_ids", "x"),
     ({"stop_token_ids": [1 << 40]}, "stop_token_ids", str(1 << 40)),
+    ({"stop_token_ids": [5, 2048]}, "stop_token_ids", "2048"),
+    ({"stop_token_ids": [5] * 129}, "stop_token_ids", "129"),
     ({"stream": "yes"}, "stream", "yes"),
     ({"ignore_eos": 1}, "ignore_eos", "1"),
     ({"presence_penalty": 1.0}, "presence_penalty", "1.0"),
@@ -69,6 +71,8 @@ COMPLETION_VALUES: list[tuple[Body, str, str]] = [
     ({"prompt": "half a pair \ud800"}, "prompt", "Unicode"),
     ({"prompt": [5] * MAX_MODEL_LEN}, "prompt", str(MAX_MODEL_LEN)),
     ({"prompt": [5] * 1000, "max_tokens": 25}, "prompt", "1000"),
+    ({"prompt": "x" * 60_000}, "prompt", "60000 bytes"),
+    ({"prompt": [[5]] * 65, "n": 2}, "prompt", "130"),
     ({"prompt": "a b c d e f g h i j k l m n o p " * 200}, "prompt", str(MAX_MODEL_LEN)),
 ]
 CHAT_VALUES: list[tuple[Body, str, str]] = [
@@ -82,6 +86,7 @@ CHAT_VALUES: list[tuple[Body, str, str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "image_url"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages", str(MAX_MODEL_LEN)),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "reserved"),
     ({"max_completion_tokens": 0}, "max_tokens", "0"),
     ({"continue_final_message": True}, "continue_final_message", "True"),
 ]
@@ -140,6 +145,16 @@ async def test_a_body_that_is_no_request_is_refused(content: bytes, status: int,
     response = await cluster.client.post("/v1/completions", content=content)
     param = "temperature" if says == "temperature" else None
     error_of(response, status, param, says)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "param"),
+    [("/v1/nothing", 404, None), ("/v1/completions", 405, None), ("/health?wait_s=nan", 400, "wait_s")],
+)
+async def test_what_no_endpoint_answers_is_an_error_too(
+    path: str, status: int, param: str | None, cluster: Cluster
+) -> None:
+    error_of(await cluster.client.get(path), status, param, path[1:].partition("?")[0] if param is None else "nan")
 
 
 async def test_another_model_is_not_found(cluster: Cluster) -> None:

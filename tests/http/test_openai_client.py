@@ -155,3 +155,17 @@ async def test_the_synchronous_client_does_the_same(cluster: Cluster) -> None:
             assert bad.value.param == "top_p"
 
     await asyncio.to_thread(use)
+
+
+async def test_without_max_tokens_a_completion_takes_what_the_context_leaves(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(
+        model="demo", prompt=[5] * (MAX_MODEL_LEN - 3), extra_body={"ignore_eos": True}
+    )
+    assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
+
+
+async def test_the_choices_of_a_prompt_share_its_cached_tokens(client: openai.AsyncOpenAI) -> None:
+    prompt = [(i * 37) % 1500 + 20 for i in range(70)]
+    for cached in (0, 64):
+        usage = (await client.completions.create(model="demo", prompt=prompt, n=3, max_tokens=2, **SEEDED)).usage
+        assert usage.prompt_tokens_details.cached_tokens == cached
