@@ -57,15 +57,18 @@ class Routers:
     def send(self, router_epoch: int, message: WorkerMessage) -> bool:
         """False: no such router is connected; its Attach brings what it missed."""
         session = self._sessions.get(router_epoch)
-        return session is not None and session.endpoint.send(message)
+        if session is None:
+            return False
+        session.wants_load |= message.WhichOneof("message") in ("busy", "failed")
+        return session.endpoint.send(message)
 
     def publish(self, load: Load) -> None:
-        """Send `load` to every router, and to those that connect later. Nothing if none of its figures changed."""
-        if load == self._load:
-            return
-        self._load = load
+        """Send `load` to every router, and to those that connect later. If none of its figures changed: only to routers that
+        heard Busy or Failed since the last one, as they go on counting that Submit until a Load comes."""
+        changed, self._load = load != self._load, load
         for session in self._sessions.values():
-            session.endpoint.send(WorkerMessage(load=load))
+            if changed or session.wants_load:
+                session.wants_load = not session.endpoint.send(WorkerMessage(load=load))
 
     def start_draining(self) -> None:
         """Ask every router, and those that connect later, to place nothing here any more. Idempotent."""
@@ -120,6 +123,7 @@ class RouterSession:
         self.router_id = router_id
         self.endpoint = endpoint
         self.acknowledged = False
+        self.wants_load = False  # though it may be the same again
         self._routers = routers
         self._expiry: asyncio.TimerHandle | None = None
 

@@ -66,6 +66,19 @@ async def test_a_bad_request_fails_by_name_and_disturbs_nobody(prompt: list[int]
         await router.close()
 
 
+async def test_a_load_follows_a_refused_submit_though_it_is_the_same_again() -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        await router.until(lambda: end.load is not None and end.load.blocks_total > 0)
+        before, end.load = end.load, None
+        end.submit(router.key(1), [5, VOCAB])
+        await router.until(lambda: router.kinds("failed"))
+        await router.until(lambda: end.load is not None)
+        assert end.load == before
+        await router.close()
+
+
 async def test_a_cancelled_request_ends_and_its_blocks_are_free() -> None:
     async with tiny_worker("prefill") as worker:
         router = ScriptedRouter()
