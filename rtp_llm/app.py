@@ -66,6 +66,7 @@ def running(config: Config, progress: Progress = lambda _: None) -> Iterator[str
         UnavailableError: the HTTP port is taken, or the deployment didn't become healthy.
     """
     _check_pools(config)
+    config = config.with_token()
     http = _listenable(config.http)
     with _ray(http, progress):
         try:

@@ -109,7 +109,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _setting_help(path: str) -> str:
     field = settings()[path]
     default = field.get_default(call_default_factory=True)
-    said = "default:" in field.description or default in (None, "", {})
+    said = "default:" in field.description or str(default) in ("None", "", "{}")
     return (field.description if said else f"{field.description} (default: {default})").replace("%", "%%")
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from rtp_llm.errors import ConfigError
 
@@ -77,6 +78,11 @@ class WorkerSettings(_Section):
         description="address that sessions listen on, ports are drawn anew; node: the node's address in Ray",
     )
     advertise_host: str = Field("", description="what others connect to; empty: host")
+    token: SecretStr = Field(
+        SecretStr(""),
+        description="secret that sessions between routers and workers must bring; empty: none, then host must be private; "
+        "rtp-llm serve draws one",
+    )
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
     directory: str = Field("", description="name of the membership actor; default: of the served model")
@@ -130,6 +136,13 @@ class Config(_Section):
     def engine_of(self, pool: PoolSettings) -> EngineSettings:
         """The pool's engine settings: the common ones, overridden by its own."""
         return _validated(EngineSettings, {**self.engine.model_dump(), **pool.engine}, "engine")
+
+    def with_token(self) -> Config:
+        """The same with a random worker.token, unless one is set."""
+        if self.worker.token.get_secret_value():
+            return self
+        token = SecretStr(secrets.token_urlsafe(32))
+        return self.model_copy(update={"worker": self.worker.model_copy(update={"token": token})})
 
     @property
     def directory_name(self) -> str:
@@ -201,4 +214,5 @@ def _validated(cls: type[SectionT], tree: Mapping[str, Any], prefix: str) -> Sec
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
-        raise ConfigError(f"{path}: {first['msg']}, got {first.get('input')!r}") from error
+        got = "" if path == "worker.token" else f", got {first.get('input')!r}"
+        raise ConfigError(f"{path}: {first['msg']}{got}") from (None if path == "worker.token" else error)

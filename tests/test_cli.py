@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rtp_llm import cli
-from rtp_llm.config import settings
+from rtp_llm.config import load_config, settings
+from rtp_llm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,3 +103,17 @@ def test_the_configuration_page_is_current() -> None:
         text=True,
     )
     assert check.returncode == 0, check.stderr
+
+
+def test_the_token_is_drawn_once_and_printed_nowhere() -> None:
+    drawn = load_config(environ={}).with_token()
+    secret = drawn.worker.token.get_secret_value()
+    assert len(secret) > 30
+    assert drawn.with_token() is drawn
+    assert load_config(overrides={"worker.token": drawn.worker.token}, environ={}) == drawn
+    set_outside = load_config(environ={"RTP_LLM_WORKER__TOKEN": "s3cret"})
+    assert set_outside.with_token().worker.token.get_secret_value() == "s3cret"
+    assert secret not in f"{drawn!r} {drawn} {drawn.model_dump()} {drawn.model_dump_json()}"
+    with pytest.raises(ConfigError, match=r"worker\.token") as wrong:
+        load_config(overrides={"worker.token": 12345678}, environ={})
+    assert "12345678" not in str(wrong.value)

@@ -7,6 +7,8 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import SecretStr
+
 from rtp_llm.cli import SHORT_FLAGS
 from rtp_llm.config import DEMO_MODEL, ENVIRONMENT_PREFIX, settings
 
@@ -59,14 +61,14 @@ def _type(annotation: Any) -> str:
         return _type(next(each for each in get_args(annotation) if each is not type(None)))
     if get_origin(annotation) is dict:
         return "mapping"
-    return {bool: "`true`, `false`", int: "integer", float: "number", str: "text"}[annotation]
+    return {bool: "`true`, `false`", int: "integer", float: "number", str: "text", SecretStr: "text"}[annotation]
 
 
 def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value == DEMO_MODEL:
         return "the demo model"
-    if value in (None, "", {}):
+    if value in (None, "", {}, SecretStr("")):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

@@ -22,9 +22,8 @@ uint64_t random_bits() {
 uint64_t Nonces::draw(const WorkerKey& peer, Seconds now) {
   const uint64_t nonce = random_bits();
   std::lock_guard lock(mutex_);
-  std::erase_if(drawn_, [&](const auto& entry) {
-    return entry.second.peer.id == peer.id || entry.second.at + kLifetime <= now;
-  });
+  std::erase_if(
+      drawn_, [&](const auto& entry) { return entry.second.peer.id == peer.id || entry.second.at + kLifetime <= now; });
   drawn_[nonce] = {peer, now};
   return nonce;
 }

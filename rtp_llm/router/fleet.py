@@ -62,6 +62,7 @@ class RemoteWorker:
             router_epoch=fleet.router_epoch,
             events=self,
             timing=fleet.timing,
+            token=fleet.token,
         )
 
     @property
@@ -162,7 +163,9 @@ class Fleet:
         router_epoch: int,
         timing: SessionTiming,
         metrics: RouterMetrics,
+        token: str = "",
     ) -> None:
+        self.token = token
         self.model = model
         self.router_id = router_id
         self.router_epoch = router_epoch

@@ -83,6 +83,7 @@ class Service:
             router_epoch=secrets.randbits(63) + 1,
             timing=SessionTiming.of(config.handover),
             metrics=self.metrics_here,
+            token=config.worker.token.get_secret_value(),
         )
         self.dispatcher = Dispatcher(self.fleet, POLICIES[config.router.policy], config.router, self.metrics_here)
 

@@ -23,6 +23,7 @@ from rtp_llm.wire.endpoint import (
     log,
 )
 from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.token import token_metadata
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 1.0
@@ -33,7 +34,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
     a second), then backing off from 50 ms to 1 s, also while the other end is lost. Each try is a channel of its own: gRPC's
     own backoff takes no part.
 
-    `hello()` makes this end's hello, anew for each connection.
+    `hello()` makes this end's hello, anew for each connection. `token`: the secret that the server asks for; empty: none.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         events: SessionEvents[InT],
         timing: SessionTiming,
         heartbeat: Callable[[int], OutT | None],
+        token: str,
     ) -> None:
         super().__init__(dialect, own_epoch, events, timing, heartbeat)
+        self._metadata = token_metadata(token)
         self.address = address
         self.other = other
         self._hello = hello
@@ -98,7 +101,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             open_stream: Any = self._channel.stream_stream(
                 f"/{self._dialect.service}/Session", None, self._dialect.incoming.FromString
             )
-            call = open_stream()
+            call = open_stream(metadata=self._metadata)
             answer = await self._greet(call)
             if answer is None:
                 return False
@@ -114,9 +117,11 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         """Exchange hellos. None: no connection this time."""
         try:
             answer = await asyncio.wait_for(self._exchange(call), self._timing.lost_after_s)
-        except (grpc.RpcError, asyncio.TimeoutError, ProtocolError) as error:
+        except (grpc.RpcError, asyncio.InvalidStateError, asyncio.TimeoutError, ProtocolError) as error:
             log.debug("session with %s at %s: %s", self.other, self.address, describe(error))
-            if not self._judge_silence() and await self._is_refused():
+            if call.done() and await call.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self._give_up(await call.details())
+            elif not self._judge_silence() and await self._is_refused():
                 self._lose(f"connection to {self.address} refused")
             return None
         if answer.WhichOneof("message") == "refused":

@@ -20,6 +20,7 @@ from rtp_llm.wire.endpoint import (
     SessionTiming,
     log,
 )
+from rtp_llm.wire.token import TokenCheck
 
 
 class AcceptedEndpoint(Endpoint[OutT, InT]):
@@ -121,15 +122,19 @@ class Acceptor(Generic[OutT, InT]):
 class SessionServer:
     """One gRPC server on `host` with a port that the system draws. Sessions by service name, plus unary calls.
 
-    `advertise_host`: what others connect to; needed where `host` is a wildcard.
+    `advertise_host`: what others connect to; needed where `host` is a wildcard. `token`: the secret that each call must bring;
+    empty: whoever reaches `host` may call.
     """
 
-    def __init__(self, host: str, advertise_host: str = "") -> None:
+    def __init__(self, host: str, advertise_host: str = "", token: str = "") -> None:
         if host in ("0.0.0.0", "::") and not advertise_host:
             raise ConfigError(f"worker.host {host}: needs worker.advertise_host, the address that others connect to")
         self._host = host
         self._advertise_host = advertise_host or host
-        self._server = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(
+            interceptors=[TokenCheck(token)] if token else [],
+            options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)],
+        )
         self.address = ""
 
     def add(self, service: str, methods: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:

@@ -130,6 +130,7 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
         router_epoch: int,
         events: SessionEvents[WorkerMessage],
         timing: SessionTiming,
+        token: str = "",
     ) -> None:
         super().__init__(
             _ROUTER_END,
@@ -144,6 +145,7 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
             events=events,
             timing=timing,
             heartbeat=lambda number: RouterMessage(heartbeat=Heartbeat(sequence=number)),
+            token=token,
         )
 
     async def metrics(self, timeout_s: float = 2.0) -> str:
@@ -158,7 +160,7 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
             f"/{WORKER_SERVICE}/Metrics", MetricsRequest.SerializeToString, MetricsReply.FromString
         )
         try:
-            reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s)
+            reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise UnavailableError(f"metrics of worker {self.other.id}: {describe(error)}") from error
         return reply.text.decode()
@@ -175,7 +177,7 @@ def router_acceptor(
 
     def answer(message: RouterMessage) -> WorkerMessage:
         own = hello()
-        _check_meeting(message.hello.protocol_version, message.hello.expected, own.worker)
+        _check_meeting(message.hello.protocol_version, message.hello.expected, own.worker.id)
         return WorkerMessage(hello=own)
 
     return Acceptor(
@@ -216,6 +218,7 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
         heartbeat_due: Callable[[], None],
         events: SessionEvents[ReceiverMessage],
         timing: SessionTiming,
+        token: str = "",
     ) -> None:
         self._own = hello
         super().__init__(
@@ -227,6 +230,7 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
             events=events,
             timing=timing,
             heartbeat=lambda number: heartbeat_due(),
+            token=token,
         )
 
     def send_heartbeat(self, grants: Sequence[int]) -> bool:
@@ -246,23 +250,24 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
 
 
 def sender_acceptor(
-    receiver_epoch: int,
+    receiver: WorkerKey,
     hello: Callable[[PeerHello], PeerHello],
     accept: Callable[[PeerHello, SenderEndpoint], SessionEvents[SenderMessage]],
     timing: SessionTiming,
 ) -> Acceptor[ReceiverMessage, SenderMessage]:
-    """R's ends of its sessions with senders. `hello(other)` answers each hello with this worker's own and a fresh nonce, or
-    raises ProtocolError where the two can't meet. A hello within a session reaches `message`; `reply_hello` answers it."""
+    """R's ends of its sessions with senders. `hello(other)` answers each hello of the right version to the right worker with
+    this worker's own and a fresh nonce, or raises ProtocolError where the two can't meet. A hello within a session reaches
+    `message`."""
 
     def answer(message: SenderMessage) -> ReceiverMessage:
+        _check_meeting(message.hello.protocol_version, message.hello.expected, receiver.id)
         own = hello(message.hello)
-        _check_meeting(message.hello.protocol_version, message.hello.expected, own.worker)
         own.protocol_version = PROTOCOL_VERSION
         return ReceiverMessage(hello=own)
 
     return Acceptor(
         _RECEIVER_END,
-        receiver_epoch,
+        receiver.epoch,
         hello=answer,
         refusal=lambda reason: ReceiverMessage(refused=Refused(reason=reason)),
         heartbeat=lambda number: ReceiverMessage(heartbeat=ReceiverHeartbeat(sequence=number)),
@@ -271,8 +276,8 @@ def sender_acceptor(
     )
 
 
-def _check_meeting(version: int, expected: WorkerKeyMessage, own: WorkerKeyMessage) -> None:
+def _check_meeting(version: int, expected: WorkerKeyMessage, own_id: str) -> None:
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"protocol_version: {PROTOCOL_VERSION} here, {version} there")
-    if expected.id and expected.id != own.id:
-        raise ProtocolError(f"worker {own.id} answers here, {expected.id} was expected")
+    if expected.id and expected.id != own_id:
+        raise ProtocolError(f"worker {own_id} answers here, {expected.id} was expected")

@@ -34,7 +34,8 @@ class ReceiverListener(Protocol):
 class Receivers:
     """One session per receiver that this worker was told to meet, until it is lost; the next Meet begins anew."""
 
-    def __init__(self, identity: Identity, listener: ReceiverListener, timing: SessionTiming) -> None:
+    def __init__(self, identity: Identity, listener: ReceiverListener, timing: SessionTiming, token: str) -> None:
+        self.token = token
         self._identity = identity
         self._listener = listener
         self._timing = timing
@@ -98,6 +99,7 @@ class Meeting:
             heartbeat_due=lambda: receivers.heartbeat_due(receiver),
             events=self,
             timing=timing,
+            token=receivers.token,
         )
         self.session.start()
 

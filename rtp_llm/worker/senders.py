@@ -44,7 +44,7 @@ class Senders:
         self._listener = listener
         self._sessions: dict[WorkerKey, SenderSession] = {}
         self.acceptor: Acceptor[ReceiverMessage, SenderMessage] = sender_acceptor(
-            identity.key.epoch, self.answer, self._accept, timing
+            identity.key, self.answer, self._accept, timing
         )
 
     def send(self, sender: WorkerKey, message: ReceiverMessage) -> bool:

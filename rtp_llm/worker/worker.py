@@ -75,11 +75,12 @@ class Worker:
             on_numerics_mismatch=self._figures.metrics.numerics_mismatches.inc,
         )
         timing = SessionTiming.of(config.handover)
+        token = config.worker.token.get_secret_value()
         self._routers = Routers(key, self.identity.worker_hello, self, timing, config.handover.router_expiry_s)
         self._senders = Senders(self.identity, self._machines.expect, self._machines, timing)
-        self._receivers = Receivers(self.identity, self._machines, timing)
+        self._receivers = Receivers(self.identity, self._machines, timing, token)
         self._drain = Drain(self._routers, self.is_idle)
-        self._server = SessionServer(config.worker.host, config.worker.advertise_host)
+        self._server = SessionServer(config.worker.host, config.worker.advertise_host, token)
         self._server.add(
             WORKER_SERVICE, {"Session": self._routers.acceptor.handler(), "Metrics": metrics_method(self.metrics)}
         )

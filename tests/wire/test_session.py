@@ -72,8 +72,8 @@ class Events:
 class ServedWorker:
     """The worker's side: a server, its router sessions and what they hear."""
 
-    def __init__(self, epoch: int, id: str, timing: SessionTiming) -> None:
-        self.id, self.epoch, self.timing = id, epoch, timing
+    def __init__(self, epoch: int, id: str, timing: SessionTiming, token: str = "") -> None:
+        self.id, self.epoch, self.timing, self.token = id, epoch, timing, token
         self.events: list[Events] = []
         self.endpoints: list[Any] = []
 
@@ -85,7 +85,7 @@ class ServedWorker:
     async def start(self) -> None:
         hello = router_pb2.WorkerHello(worker=types_pb2.WorkerKey(id=self.id, epoch=self.epoch), pool="prefill")
         self.acceptor = router_acceptor(self.epoch, lambda: hello, self._accept, self.timing)
-        self.server = SessionServer("127.0.0.1")
+        self.server = SessionServer("127.0.0.1", token=self.token)
         self.server.add(
             WORKER_SERVICE, {"Session": self.acceptor.handler(), "Metrics": metrics_method(lambda: b"rtp_llm_x 1\n")}
         )
@@ -94,9 +94,9 @@ class ServedWorker:
 
 @contextlib.asynccontextmanager
 async def served(
-    epoch: int = 7, id: str = "w", timing: SessionTiming = TIMING
+    epoch: int = 7, id: str = "w", timing: SessionTiming = TIMING, token: str = ""
 ) -> AsyncIterator[tuple[ServedWorker, Proxy]]:
-    worker = ServedWorker(epoch, id, timing)
+    worker = ServedWorker(epoch, id, timing, token)
     await worker.start()
     proxy = Proxy(worker.address)
     await proxy.start()
@@ -109,11 +109,11 @@ async def served(
 
 @contextlib.asynccontextmanager
 async def session_to(
-    address: str, id: str = "w", timing: SessionTiming = TIMING
+    address: str, id: str = "w", timing: SessionTiming = TIMING, token: str = ""
 ) -> AsyncIterator[tuple[WorkerSession, Events]]:
     events = Events()
     session = WorkerSession(
-        WorkerKey(id, 0), address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=timing
+        WorkerKey(id, 0), address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=timing, token=token
     )
     session.start()
     try:
@@ -303,6 +303,49 @@ async def test_metrics_come_over_the_sessions_channel() -> None:
         assert await session.metrics() == "rtp_llm_x 1\n"
 
 
+async def test_a_session_with_the_servers_token_stands() -> None:
+    async with served(token="s3cret") as (_, proxy), session_to(proxy.address, token="s3cret") as (session, events):
+        await events.next("connected")
+        assert await session.metrics() == "rtp_llm_x 1\n"
+
+
+@pytest.mark.parametrize(("token", "reason"), [("", "asks for worker.token"), ("wr0ng", "worker.token differs")])
+async def test_a_session_without_the_servers_token_is_refused(
+    token: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with served(token="s3cret") as (worker, proxy), session_to(proxy.address, token=token) as (_, events):
+        assert reason in await events.next("refused")
+        assert worker.events == []
+        async with grpc.aio.insecure_channel(worker.address) as channel:
+            metrics = channel.unary_unary(f"/{WORKER_SERVICE}/Metrics", None, None)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await metrics(b"")
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "s3cret" not in caplog.text
+    assert "wr0ng" not in caplog.text
+
+
+async def test_a_sender_that_means_another_worker_draws_no_nonce() -> None:
+    async with peers() as (receiver, _, events):
+        await events.next("connected")
+        assert receiver.nonce == 1
+        other = Events()
+        session = ReceiverSession(
+            WorkerKey("another", 9),
+            receiver.address,
+            sender_epoch=5,
+            hello=lambda: peer_pb2.PeerHello(layout_fingerprint="L"),
+            heartbeat_due=lambda: None,
+            events=other,
+            timing=TIMING,
+        )
+        session.start()
+        assert "another was expected" in await other.next("refused")
+        assert receiver.nonce == 1
+        await session.close()
+
+
 async def test_close_is_silent_and_final() -> None:
     async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
         await events.next("connected")
@@ -332,7 +375,7 @@ class ServedReceiver:
         return self.events
 
     async def start(self) -> None:
-        self.acceptor = sender_acceptor(9, self._hello, self._accept, TIMING)
+        self.acceptor = sender_acceptor(WorkerKey("R", 9), self._hello, self._accept, TIMING)
         self.server = SessionServer("127.0.0.1")
         self.server.add(PEER_SERVICE, {"Session": self.acceptor.handler()})
         self.address = await self.server.start()
