@@ -7,7 +7,6 @@ import asyncio
 from rtp_llm.router.fleet import RemoteWorker
 from tests.cluster.cluster import Cluster
 from tests.cluster.figures import Figures
-from tests.cluster.streams import AnswerStream
 from tests.cluster.worker_process import WorkerProcess
 from tests.cluster.workload import Answer, Body, bodies
 
@@ -72,6 +71,3 @@ class EightStreams:
 
     def _remote(self, worker: WorkerProcess) -> RemoteWorker:
         return next(each for each in self.cluster.service.fleet.live() if each.key.id == worker.id)
-
-
-__all__ = ["EIGHT", "AnswerStream", "EightStreams"]
