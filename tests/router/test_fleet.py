@@ -1,0 +1,144 @@
+"""What a router knows of its workers, over sessions that the test speaks for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from rtp_llm.directory import Member, StaticMembership
+from rtp_llm.metrics import RouterMetrics
+from rtp_llm.router import fleet as fleet_module
+from rtp_llm.router.fleet import Fleet, RemoteWorker
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.session import SessionTiming
+from rtp_llm.wire.v1 import router_pb2 as pb
+from rtp_llm.wire.v1.types_pb2 import WorkerKey as WorkerKeyMessage
+
+KEY = RequestKey(7, 1, 0, 0)
+
+
+class ScriptedSession:
+    """In place of the wire: connected whenever the test says so."""
+
+    def __init__(self, *_: Any, events: RemoteWorker, **__: Any) -> None:
+        self.events = events
+        self.is_connected = False
+        self.closed = False
+
+    def start(self) -> None: ...
+
+    def send(self, message: pb.RouterMessage) -> bool:
+        return self.is_connected
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, WorkerKey | None]] = []
+
+    def said(self, worker: WorkerKey, message: pb.WorkerMessage) -> None:
+        self.heard.append(("said", worker))
+
+    def draining(self, worker: WorkerKey) -> None:
+        self.heard.append(("draining", worker))
+
+    def resumed(self, worker: WorkerKey) -> None:
+        self.heard.append(("resumed", worker))
+
+    def lost(self, worker: WorkerKey) -> None:
+        self.heard.append(("lost", worker))
+
+    def room_changed(self) -> None:
+        self.heard.append(("room_changed", None))
+
+
+@pytest.fixture
+def membership() -> StaticMembership:
+    return StaticMembership([Member(id=name, epoch=0, pool="decode", address=f"{name}:1") for name in ("a", "b")])
+
+
+@pytest.fixture
+async def fleet(monkeypatch: pytest.MonkeyPatch, membership: StaticMembership) -> AsyncIterator[Fleet]:
+    monkeypatch.setattr(fleet_module, "WorkerSession", ScriptedSession)
+    metrics = RouterMetrics(CollectorRegistry())
+    made = Fleet(membership, model="m", router_id="r", router_epoch=7, timing=SessionTiming(), metrics=metrics)
+    made.listener = Listener()
+    made.start()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    yield made
+    await made.close()
+
+
+def connect(fleet: Fleet, name: str, *, epoch: int = 1, model: str = "m", digest: str = "d") -> RemoteWorker:
+    worker = fleet._workers[name]
+    worker.session.is_connected = True  # type: ignore[misc]
+    hello = pb.WorkerHello(
+        worker=WorkerKeyMessage(id=name, epoch=epoch), pool="decode", model=model, model_digest=digest
+    )
+    worker.connected(pb.WorkerMessage(hello=hello), resumed=False)
+    worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100)))
+    return worker
+
+
+async def test_a_worker_counts_once_its_load_is_known(fleet: Fleet) -> None:
+    assert fleet.views() == []
+    connect(fleet, "a")
+    assert [view.id for view in fleet.views()] == ["a"]
+
+
+async def test_a_worker_of_another_model_or_of_other_weights_gets_nothing(fleet: Fleet) -> None:
+    connect(fleet, "a")
+    connect(fleet, "b", model="other")
+    assert [view.id for view in fleet.views()] == ["a"]
+    connect(fleet, "b", epoch=2, digest="other weights")
+    assert [view.id for view in fleet.views()] == ["a"]
+    connect(fleet, "b", epoch=3)
+    assert [view.id for view in fleet.views()] == ["a", "b"]
+
+
+async def test_a_placement_counts_until_the_worker_speaks_of_it(fleet: Fleet) -> None:
+    worker = connect(fleet, "a")
+    worker.note_submitted(KEY, 30)
+    worker.note_receives(KEY)
+    assert (worker.view().queued_tokens, worker.view().running) == (30, 2)
+    worker.forget(KEY)
+    assert (worker.view().queued_tokens, worker.view().running) == (0, 0)
+
+
+async def test_a_busy_worker_accepts_again_after_its_next_load(fleet: Fleet) -> None:
+    worker = connect(fleet, "a")
+    worker.is_full(40, 100)
+    assert not worker.view().accepts
+    worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, queued_tokens=99)))
+    assert worker.view().accepts
+
+
+async def test_only_a_worker_that_was_met_can_be_lost(fleet: Fleet) -> None:
+    fleet._workers["a"].lost("refused")
+    assert ("lost", WorkerKey("a", 0)) not in fleet.listener.heard  # type: ignore[attr-defined]
+    connect(fleet, "a").lost("silent")
+    assert fleet.listener.heard[-2:] == [("lost", WorkerKey("a", 1)), ("room_changed", None)]  # type: ignore[attr-defined]
+
+
+async def test_a_member_that_leaves_keeps_its_session_while_it_lives(
+    fleet: Fleet, membership: StaticMembership
+) -> None:
+    worker = connect(fleet, "a")
+    membership.set([])
+    await asyncio.sleep(0.01)
+    assert fleet.find(WorkerKey("a", 1)) is worker and set(fleet._workers) == {"a"}
+    worker.lost("gone")
+    await asyncio.sleep(0)
+    assert not fleet._workers and worker.session.closed  # type: ignore[attr-defined]
+
+
+async def test_a_draining_worker_is_said_and_takes_nothing(fleet: Fleet) -> None:
+    worker = connect(fleet, "a")
+    worker.message(pb.WorkerMessage(draining=pb.Draining()))
+    assert ("draining", WorkerKey("a", 1)) in fleet.listener.heard  # type: ignore[attr-defined]
+    assert not worker.view().accepts
