@@ -198,3 +198,28 @@ async def test_a_draining_receiver_takes_no_new_grant_and_ends_what_it_runs() ->
         await p.router.until(lambda: p.router.kinds("released"))
         assert len(await p.router.finished(k)) == 100
         assert await asyncio.wait_for(drained, 10) is True
+
+
+async def test_workers_of_one_token_hand_over() -> None:
+    config = tiny_config(worker__token="s3cret")
+    async with tiny_worker("prefill", config) as prefill, tiny_worker("decode", config) as decode:
+        router = ScriptedRouter(token="s3cret")
+        s = await router.connect(prefill.key, prefill.address)
+        await router.connect(decode.key, decode.address)
+        s.submit(router.key(1), PROMPT, receiver=(decode.key, decode.address))
+        assert len(await router.finished(router.key(1))) == 8
+        assert router.kinds("committed")
+        await router.close()
+
+
+async def test_a_receiver_of_another_token_is_done_without() -> None:
+    async with (
+        tiny_worker("prefill") as prefill,
+        tiny_worker("decode", tiny_config(worker__token="s3cret")) as decode,
+    ):
+        router = ScriptedRouter()
+        s = await router.connect(prefill.key, prefill.address)
+        s.submit(router.key(1), PROMPT, receiver=(decode.key, decode.address))
+        await router.until(lambda: router.kinds("released"))
+        assert "asks for worker.token" in router.kinds("released")[0].reason
+        await router.close()

@@ -105,8 +105,9 @@ async def idle(worker: Worker, timeout_s: float = 10.0) -> None:
 class ScriptedRouter:
     """A router's sessions, told what to do by the test. Collects what workers say, by key."""
 
-    def __init__(self, epoch: int = 77, timing: SessionTiming | None = None) -> None:
+    def __init__(self, epoch: int = 77, timing: SessionTiming | None = None, token: str = "") -> None:
         self.epoch = epoch
+        self.token = token
         self.timing = timing or SessionTiming()
         self.ends: dict[str, RouterEnd] = {}
         self.outputs: dict[RequestKey, dict[int, TokenOutput]] = {}
@@ -171,7 +172,13 @@ class RouterEnd:
         self.hello: pb.WorkerHello | None = None
         self.lives: list[str] = []
         self.session = WorkerSession(
-            key, address, router_id=f"r{router.epoch}", router_epoch=router.epoch, events=self, timing=router.timing
+            key,
+            address,
+            router_id=f"r{router.epoch}",
+            router_epoch=router.epoch,
+            events=self,
+            timing=router.timing,
+            token=router.token,
         )
 
     def submit(
