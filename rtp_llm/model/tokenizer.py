@@ -72,7 +72,8 @@ class Tokenizer:
             ) from error
         # A batch of one: unlike encode() it leaves other threads running.
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
+        ids: list[int] = encoding.ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of all `ids` at once."""

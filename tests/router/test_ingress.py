@@ -11,7 +11,8 @@ import pytest
 
 from rtp_llm.errors import OverloadedError, WorkerLostError
 from rtp_llm.request import SamplingParams
-from rtp_llm.router.ingress import Backend, Prompt, build_ingress
+from rtp_llm.router.answers import Prompt
+from rtp_llm.router.ingress import Backend, build_ingress
 from rtp_llm.router.responses import Delta, TokenLogprob
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 
