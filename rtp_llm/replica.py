@@ -34,7 +34,7 @@ def _log_with_serve() -> None:
     """`rtp_llm.*` joins Serve's logger, whose files lie in the session's logs/serve/. Ray carries stderr to the driver, so
     whoever started the deployment sees warnings."""
     ours = logging.getLogger("rtp_llm")
-    stderr = logging.StreamHandler(sys.stderr)
+    stderr = logging.StreamHandler(sys.__stderr__)  # sys.stderr leads into Serve's log
     stderr.setLevel(logging.WARNING)
     stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     ours.addHandler(stderr)
