@@ -135,9 +135,8 @@ TEST(a_cancelled_sender_keeps_its_blocks_until_it_is_released) {
   Rig rig(options);
   const SequenceSpec spec = spec_of(1, random_tokens(200, 1));
   rig.engine->add(spec, Role::kSender);
+  rig.ear.at_layers = [&] { rig.engine->cancel(spec.key); };
   rig.start();
-  rig.ear.wait([&] { return !rig.ear.pieces[spec.key].empty(); });
-  rig.engine->cancel(spec.key);
   rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
   CHECK(rig.ear.finished[spec.key] == FinishReason::kCancelled);
   CHECK(!rig.ear.prefilled.contains(spec.key));

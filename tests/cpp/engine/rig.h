@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -86,6 +87,7 @@ class Ear : public EngineListener {
     note([&] { scheduled[key] = {std::move(blocks), prompt, cached}; });
   }
   void on_layers_computed(const ComputedLayers& piece) override {
+    if (at_layers) at_layers();
     note([&] { pieces[piece.key].push_back(piece); });
   }
   void on_prefilled(const RequestKey& key, int32_t token, float, std::vector<std::pair<int32_t, float>>,
@@ -104,7 +106,6 @@ class Ear : public EngineListener {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, holds);
   }
-  // Called on the engine thread at every on_layers_computed, before it is noted.
   template <class Change>
   void note(Change change) {
     {
@@ -114,6 +115,8 @@ class Ear : public EngineListener {
     changed_.notify_all();
   }
 
+  // Called on the engine thread at every on_layers_computed, before it is noted. Set before the start.
+  std::function<void()> at_layers;
   std::map<RequestKey, Scheduled> scheduled;
   std::map<RequestKey, std::vector<ComputedLayers>> pieces;
   std::map<RequestKey, std::pair<int32_t, FinishReason>> prefilled;
