@@ -99,7 +99,8 @@ struct Transport::State {
     HelloHeader hello;
     if (num_bytes == sizeof hello) std::memcpy(&hello, bytes, sizeof hello);
     const bool known = hello.magic == HelloHeader{}.magic && hello.version == HelloHeader{}.version;
-    const std::optional<WorkerKey> admitted = known && !link->named ? nonces.redeem(hello.nonce, monotonic_now()) : std::nullopt;
+    const std::optional<WorkerKey> admitted =
+        known && !link->named ? nonces.redeem(hello.nonce, monotonic_now()) : std::nullopt;
     if (!admitted) {
       link->failed = true;
       link->reason = link->named ? "a second nonce on one endpoint" : "unknown nonce";
