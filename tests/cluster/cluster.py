@@ -265,6 +265,10 @@ class _Errors(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        # gRPC's poller knows every loop of the process, those of earlier tests too, and only one finds the byte that woke
+        # them (github.com/grpc/grpc/issues/25364).
+        if "PollerCompletionQueue" in record.getMessage() and record.exc_info and record.exc_info[0] is BlockingIOError:
+            return
         self.lines.append(f"router: {record.name}: {record.getMessage()}")
 
 
