@@ -133,8 +133,11 @@ class RemoteWorker:
         self._forget_placements()
         key, self.key = self.key, WorkerKey(self.member.id, 0)
         if key.epoch != 0:  # else it was never met
-            log.warning("worker %s is lost: %s", key, reason)
-            self._fleet.metrics.worker_losses.inc()
+            if self.draining:
+                log.info("worker %s has drained and left: %s", key, reason)
+            else:
+                log.warning("worker %s is lost: %s", key, reason)
+                self._fleet.metrics.worker_losses.inc()
             self._fleet.listener.lost(key)
             self._fleet.worker_changed()
         self._fleet.dismiss_if_departed(self)

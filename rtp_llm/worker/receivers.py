@@ -122,7 +122,7 @@ class Meeting:
         log.info("session with receiver %s broke: %s", self.receiver, reason)
 
     def lost(self, reason: str) -> None:
-        log.warning("receiver %s is lost: %s", self.receiver, reason)
+        log.info("receiver %s is lost: %s", self.receiver, reason)
         self._receivers.over(self, reason)
 
     def refused(self, reason: str) -> None:

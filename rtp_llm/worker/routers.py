@@ -141,7 +141,7 @@ class RouterSession:
         log.info("session with router %s broke: %s", self.router_id, reason)
 
     def lost(self, reason: str) -> None:
-        log.warning("router %s is lost: %s", self.router_id, reason)
+        log.info("router %s is lost: %s", self.router_id, reason)
         self.cancel_expiry()
         self._expiry = self._routers.lost(self)
 

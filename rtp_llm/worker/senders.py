@@ -105,7 +105,7 @@ class SenderSession:
         log.info("session with sender %s broke: %s", self.sender, reason)
 
     def lost(self, reason: str) -> None:
-        log.warning("sender %s is lost: %s", self.sender, reason)
+        log.info("sender %s is lost: %s", self.sender, reason)
         self._senders.lost(self)
 
     def refused(self, reason: str) -> None:
