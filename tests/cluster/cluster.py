@@ -6,7 +6,7 @@
     async with Cluster.running(prefill=2, decode=2, log_dir=tmp_path) as cluster:
         streams = [cluster.stream(body) for body in bodies]
         await cluster.until(lambda: any(s.tokens for s in streams))
-        await cluster["decode-0"].kill()
+        await cluster.kill("decode-0")
         …
         await cluster.at_rest()
 
