@@ -219,9 +219,8 @@ class Cluster:
         deadline = loop.time() + timeout_s
         while left := await ask():
             assert loop.time() < deadline, f"not at rest after {timeout_s:g} s: {left}"
-            # Leases, quarantine and expiry end by the workers' clocks, and nobody tells.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await self.until(lambda: False, LOOK_AGAIN_S)
+            # Leases, quarantine and expiry end by the workers' clocks, and nobody tells: look again.
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     def _wake(self) -> None:
         for event in self._waiters:
