@@ -48,9 +48,9 @@ class Receivers:
             self._meetings[receiver] = Meeting(receiver, address, self._identity, self, self._timing)
 
     def send(self, receiver: WorkerKey, message: SenderMessage) -> bool:
-        """False: not connected; the machine repeats what it must."""
+        """False: not connected; the machine repeats what it must. Before the first connection it waits for that."""
         meeting = self._meetings.get(receiver)
-        return meeting is not None and meeting.session.send(message)
+        return meeting is not None and meeting.send(message)
 
     def ask_endpoint(self, receiver: WorkerKey) -> None:
         """Ask for a fresh nonce. Without a connection nothing happens: the hello of the next one holds it."""
@@ -91,6 +91,9 @@ class Meeting:
         self.receiver = receiver
         self._identity = identity
         self._receivers = receivers
+        # Said before the first connection, so that a first handover doesn't wait for a repeat; None since then. The time to
+        # be lost bounds it.
+        self._early: list[SenderMessage] | None = []
         self.session = ReceiverSession(
             receiver,
             address,
@@ -103,6 +106,12 @@ class Meeting:
         )
         self.session.start()
 
+    def send(self, message: SenderMessage) -> bool:
+        if self._early is not None:
+            self._early.append(message)
+            return True
+        return self.session.send(message)
+
     def connected(self, hello: ReceiverMessage, *, resumed: bool) -> None:
         found = worker_of(hello.hello.worker)
         if found != self.receiver:
@@ -111,6 +120,9 @@ class Meeting:
         log.info("receiver %s %s", self.receiver, "is back" if resumed else "is there")
         self._identity.compare_numerics(hello.hello)
         self._receivers.greeted(self.receiver, hello.hello)
+        early, self._early = self._early, None
+        for message in early or ():
+            self.session.send(message)
 
     def message(self, message: ReceiverMessage) -> None:
         if message.WhichOneof("message") == "hello":

@@ -72,6 +72,16 @@ def counter(text: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
+async def test_a_first_handover_does_not_wait_for_a_repeated_reserve() -> None:
+    async with pair(tiny_config(handover__repeat_s=1000.0, handover__reserve_wait_s=1000.0)) as two:
+        key = two.router.key(1)
+        two.s.submit(key, PROMPT, 6, receiver=two.receiver)
+        assert len(await two.router.finished(key)) == 6
+        received = await two.r.session.metrics()
+        assert counter(received, "rtp_llm_decode_tokens_computed_total") == 5
+        await two.rest()
+
+
 async def test_a_prompt_is_handed_over_and_the_tokens_equal_those_of_one_worker() -> None:
     want = await alone(PROMPT, 12, temperature=0.8, seed=5)
     async with pair() as p:
