@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,19 +194,15 @@ class Cluster:
 
     async def at_rest(self, timeout_s: float = 15.0) -> None:
         """Until router and living workers have nothing running, in flight or held."""
-        await self._until_empty(self._left_over, timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while left := await self.left_over():
+            assert loop.time() < deadline, f"not at rest after {timeout_s:g} s: {left}"
+            # Leases, quarantine and expiry end by the workers' clocks, and nobody tells: look again.
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def left_over(self) -> dict[str, dict[str, float]]:
         """What is not at rest, by who holds it."""
-        return await self._left_over()
-
-    async def figures(self) -> Figures:
-        """The router's /metrics: its own and its workers'."""
-        response = await self.client.get("/metrics")
-        assert response.status_code == 200, response.text
-        return Figures.parse(response.text)
-
-    async def _left_over(self) -> dict[str, dict[str, float]]:
         running = [worker for worker in self.workers if worker.is_running]
         found = {worker.id: (await worker.figures()).not_at_rest() for worker in running}
         found["router"] = (await self.figures()).router_not_at_rest()
@@ -214,13 +210,11 @@ class Cluster:
             found["router"]["live answers"] = self.service.dispatcher.num_live
         return {name: left for name, left in found.items() if left}
 
-    async def _until_empty(self, ask: Callable[[], Awaitable[dict[str, Any]]], timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while left := await ask():
-            assert loop.time() < deadline, f"not at rest after {timeout_s:g} s: {left}"
-            # Leases, quarantine and expiry end by the workers' clocks, and nobody tells: look again.
-            await asyncio.sleep(LOOK_AGAIN_S)
+    async def figures(self) -> Figures:
+        """The router's /metrics: its own and its workers'."""
+        response = await self.client.get("/metrics")
+        assert response.status_code == 200, response.text
+        return Figures.parse(response.text)
 
     def _wake(self) -> None:
         for event in self._waiters:
