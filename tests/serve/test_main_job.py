@@ -105,8 +105,8 @@ def test_the_terminal_chat_remembers_the_conversation(deployment: Deployment) ->
 
 def test_the_first_token_is_not_held_back(url: str) -> None:
     """The proxy buffers nothing: the first event comes long before the last."""
-    body = {"prompt": "a b c", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    body = {"prompt": "a b c", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     begun = time.monotonic()
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
         came = [time.monotonic() - begun for chunk in response.iter_raw() if chunk.startswith(b"data: ")]
-    assert came[0] < came[-1] / 4
+    assert came[0] < came[-1] / 2
