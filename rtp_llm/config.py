@@ -80,7 +80,7 @@ class WorkerSettings(_Section):
     advertise_host: str = Field("", description="what others connect to; empty: host")
     token: SecretStr = Field(
         SecretStr(""),
-        description="secret that sessions between routers and workers must bring; empty: none, then host must be private; "
+        description="secret that sessions between routers and workers must bring; empty: none, on loopback only; "
         "rtp-llm serve draws one",
     )
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
 from typing import Any, Generic
 
@@ -123,12 +124,19 @@ class SessionServer:
     """One gRPC server on `host` with a port that the system draws. Sessions by service name, plus unary calls.
 
     `advertise_host`: what others connect to; needed where `host` is a wildcard. `token`: the secret that each call must bring;
-    empty: whoever reaches `host` may call.
+    empty: whoever reaches `host` may call, so only a loopback host goes without.
+
+    Raises:
+        ConfigError: the host needs an advertise_host or a token.
     """
 
     def __init__(self, host: str, advertise_host: str = "", token: str = "") -> None:
         if host in ("0.0.0.0", "::") and not advertise_host:
             raise ConfigError(f"worker.host {host}: needs worker.advertise_host, the address that others connect to")
+        if not token and not _is_loopback(host):
+            raise ConfigError(
+                f"worker.host {host} can be reached from other hosts: needs worker.token, equal for all routers and workers"
+            )
         self._host = host
         self._advertise_host = advertise_host or host
         self._server = grpc.aio.server(
@@ -174,6 +182,13 @@ class _NoEvents:
     def lost(self, reason: str) -> None: ...
 
     def refused(self, reason: str) -> None: ...
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _bracketed(host: str) -> str:

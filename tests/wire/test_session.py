@@ -452,7 +452,18 @@ async def test_a_server_says_the_address_that_others_connect_to() -> None:
 
 async def test_a_host_of_another_machine_can_not_be_listened_on() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
-        await SessionServer("192.0.2.1").start()
+        await SessionServer("192.0.2.1", token="secret").start()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "worker-7", "0.0.0.0"])
+def test_a_host_that_others_reach_is_not_served_without_a_token(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"worker\.host {host} .*worker\.token"):
+        SessionServer(host, advertise_host="192.0.2.1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+async def test_loopback_may_go_without_a_token(host: str) -> None:
+    SessionServer(host)
 
 
 def test_what_grpc_raises_into_a_write_of_a_lost_connection_is_no_failed_callback() -> None:
