@@ -15,6 +15,7 @@ class GrantPool {
   struct Room {
     std::vector<int32_t> blocks;  // of all tokens of the spec (prompt and output so far), in order
     int32_t prefix_blocks = 0;    // the first ones: prefix hits, one reference each; the rest is granted and zeroed
+    int32_t growth = 0;           // blocks that the sequence may still take soon: kept free until it runs
   };
 
   virtual ~GrantPool() = default;

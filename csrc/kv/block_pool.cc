@@ -32,16 +32,8 @@ std::optional<std::vector<int32_t>> BlockPool::allocate(int count) {
 
 std::vector<int32_t> BlockPool::match(std::span<const BlockHash> hashes, int max_blocks) {
   Lock lock(mutex_);
-  std::vector<int32_t> hits;
-  for (const BlockHash& hash : hashes) {
-    if (static_cast<int>(hits.size()) >= max_blocks) break;
-    const std::optional<int32_t> block = cache_.find(hash);
-    if (!block) break;
-    cache_.make_referenced(*block);
-    set_state(*block, State::kReferenced);
-    ++blocks_[*block].references;
-    hits.push_back(*block);
-  }
+  std::vector<int32_t> hits = known_run(hashes, max_blocks);
+  refer_to_known(hits);
   return hits;
 }
 
@@ -75,13 +67,27 @@ int32_t BlockPool::insert(int32_t block, const BlockHash& hash) {
 
 // ---- Grants
 
-std::optional<std::vector<int32_t>> BlockPool::grant(int count) {
-  check(count >= 0, "can't grant ", count, " blocks");
+std::optional<GrantedBlocks> BlockPool::grant(std::span<const BlockHash> hashes, int num_blocks, BlockDemand promised) {
+  check(num_blocks >= 0, "can't grant ", num_blocks, " blocks");
   Lock lock(mutex_);
+  std::vector<int32_t> blocks = known_run(hashes, num_blocks);
+  const int num_hits = static_cast<int>(blocks.size());
+  const auto revived =
+      std::ranges::count_if(blocks, [&](int32_t block) { return blocks_[block].state == State::kCached; });
+  const int left = room() - static_cast<int>(revived) - (num_blocks - num_hits);
   const int two_percent = (num_blocks_ + 49) / 50;
-  const int watermark = std::max(two_percent, demand_.sequences);
-  if (room() - count_of(State::kGranted) - demand_.blocks - count < watermark) return std::nullopt;
-  return take(count, State::kGranted);
+  const int watermark = std::max(two_percent, demand_.sequences + promised.sequences);
+  if (left - demand_.blocks - promised.blocks < watermark) return std::nullopt;
+  refer_to_known(blocks);
+  const std::vector<int32_t> fresh = take(num_blocks - num_hits, State::kGranted);
+  blocks.insert(blocks.end(), fresh.begin(), fresh.end());
+  return GrantedBlocks{std::move(blocks), num_hits};
+}
+
+std::optional<std::vector<int32_t>> BlockPool::grant(int num_blocks, BlockDemand promised) {
+  std::optional<GrantedBlocks> granted = grant({}, num_blocks, promised);
+  if (!granted) return std::nullopt;
+  return std::move(granted->blocks);
 }
 
 void BlockPool::granted_to_referenced(std::span<const int32_t> blocks) {
@@ -208,6 +214,25 @@ void BlockPool::check_integrity() const {
 }
 
 // ---- Moves between states
+
+std::vector<int32_t> BlockPool::known_run(std::span<const BlockHash> hashes, int max_blocks) const {
+  std::vector<int32_t> blocks;
+  for (const BlockHash& hash : hashes) {
+    if (static_cast<int>(blocks.size()) >= max_blocks) break;
+    const std::optional<int32_t> block = cache_.find(hash);
+    if (!block) break;
+    blocks.push_back(*block);
+  }
+  return blocks;
+}
+
+void BlockPool::refer_to_known(std::span<const int32_t> blocks) {
+  for (int32_t block : blocks) {
+    cache_.make_referenced(block);
+    set_state(block, State::kReferenced);
+    ++blocks_[block].references;
+  }
+}
 
 void BlockPool::set_state(int32_t block, State state) {
   --num_in_state_[static_cast<int>(blocks_[block].state)];

@@ -37,11 +37,18 @@ struct BlockCounts {
   int total = 0, free = 0, referenced = 0, granted = 0, quarantined = 0, gated = 0, cached = 0;
 };
 
-// What the running sequences may still need, for the watermark: the sum over them of min(blocks to
-// max_tokens, 4), and their number. The engine publishes it once a step.
+// What some sequences may still need, for the watermark: the sum over them of min(blocks to
+// max_tokens, kMaxGrowth), and their number. The engine publishes that of its own once a step.
 struct BlockDemand {
+  static constexpr int kMaxGrowth = 4;
   int blocks = 0;
   int sequences = 0;
+};
+
+// The blocks of one grant, in order: the first `num_hits` are prefix hits, one reference each; the rest is fresh.
+struct GrantedBlocks {
+  std::vector<int32_t> blocks;
+  int num_hits = 0;
 };
 
 class BlockPool {
@@ -77,11 +84,15 @@ class BlockPool {
   // unhashed). REQUIRES: the block is referenced or gated, and has no other hash.
   int32_t insert(int32_t block, const BlockHash& hash);
 
-  // --- Grants (receiver). Fresh blocks in state granted, if the watermark holds:
-  // free + cached - granted - demand.blocks - count >= max(2% of the pool, one block a running
-  // sequence). `granted` are promised already and not free: subtracting them keeps as much room clear
-  // for their sequences, which will grow, as they took.
-  std::optional<std::vector<int32_t>> grant(int count);
+  // --- Grants (receiver). `num_blocks` blocks: the longest known run of `hashes` is referenced, the rest
+  // is fresh, in state granted. `promised`: what the sequences of the grants that stand may need once they
+  // run. The blocks of a grant are not free any more, so they count once. Given if afterwards
+  //   free + cached - demand.blocks - promised.blocks
+  //     >= max(2% of the pool, one block a sequence of demand and of promised);
+  // else nothing is touched: no reference, no order of eviction, no listener.
+  std::optional<GrantedBlocks> grant(std::span<const BlockHash> hashes, int num_blocks, BlockDemand promised);
+  // The same without prefix hits.
+  std::optional<std::vector<int32_t>> grant(int num_blocks, BlockDemand promised = {});
   // The sequence runs: one reference each. REQUIRES: granted, no pins (all receives have ended).
   void granted_to_referenced(std::span<const int32_t> blocks);
   void quarantine(std::span<const int32_t> blocks);        // granted -> quarantined
@@ -121,6 +132,8 @@ class BlockPool {
   // All REQUIRE: mutex_ is held.
   int room() const { return count_of(State::kFree) + count_of(State::kCached); }
   int count_of(State state) const { return num_in_state_[static_cast<int>(state)]; }
+  std::vector<int32_t> known_run(std::span<const BlockHash> hashes, int max_blocks) const;
+  void refer_to_known(std::span<const int32_t> blocks);  // that have a hash
   void set_state(int32_t block, State state);
   int32_t take_one(State state);  // a free block, else the least recently released cached one
   std::vector<int32_t> take(int count, State state);

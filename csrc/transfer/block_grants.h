@@ -19,9 +19,12 @@ class BlockGrants : public GrantPool {
 
  private:
   void zero(std::span<const int32_t> blocks);
+  int growth_of(const SequenceSpec& spec, int num_blocks) const;
+  void ended(const Room& room);  // the engine counts its sequence now, or it is over
 
   Device& device_;
   EnginePort& engine_;
+  BlockDemand promised_;  // of the grants that stand
 };
 
 }  // namespace rtp_llm

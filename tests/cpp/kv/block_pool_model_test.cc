@@ -108,9 +108,10 @@ struct Walk {
   void grant() {
     const BlockCounts before = pool.counts();
     const int count = below(6);
-    const bool room =
-        before.free + before.cached - before.granted - demand.blocks - count >= std::max(1, demand.sequences);
-    const auto blocks = pool.grant(count);
+    const BlockDemand promised = {.blocks = below(4), .sequences = below(3)};
+    const bool room = before.free + before.cached - demand.blocks - promised.blocks - count >=
+                      std::max(1, demand.sequences + promised.sequences);
+    const auto blocks = pool.grant(count, promised);
     CHECK_EQ(blocks.has_value(), room);
     if (!blocks) return;
     check_fresh(*blocks);

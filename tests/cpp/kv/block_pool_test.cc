@@ -316,14 +316,60 @@ TEST(a_grant_leaves_what_running_sequences_may_need_and_one_block_each) {
   CHECK_THROWS(pool.set_demand({.blocks = -1, .sequences = 0}), InvalidArgument);
 }
 
-TEST(promised_blocks_narrow_the_room_for_further_grants) {
+TEST(granted_blocks_count_once) {
   BlockPool pool(100, 16);
   const Blocks first = pool.grant(40).value();
-  CHECK(!pool.grant(19));  // 60 - 40 - 19 = 1 < 2
-  const Blocks second = pool.grant(18).value();
+  CHECK(!pool.grant(59));  // 60 - 59 = 1 < 2
+  const Blocks second = pool.grant(58).value();
   pool.granted_to_referenced(first);
-  CHECK(pool.grant(22).has_value());  // 42 - 18 - 22 = 2
+  CHECK(!pool.grant(1));  // who holds the blocks makes no room
+  pool.quarantine(second);
+  CHECK(!pool.grant(1));
+  pool.free_quarantined(second);
+  CHECK(pool.grant(58).has_value());
   pool.check_integrity();
+}
+
+TEST(a_grant_leaves_what_the_sequences_of_earlier_grants_may_need_and_one_block_each) {
+  BlockPool pool(100, 16);
+  pool.set_demand({.blocks = 20, .sequences = 5});
+  const BlockDemand promised{.blocks = 20, .sequences = 5};
+  CHECK(!pool.grant(51, promised));  // 100 - 20 - 20 - 51 = 9 < 10
+  CHECK(pool.grant(50, promised).has_value());
+}
+
+TEST(a_grant_refers_to_known_blocks_and_takes_fresh_ones_for_the_rest) {
+  BlockPool pool(10, 16);
+  const Blocks cached = fill_cache(pool, 2, 1);
+  const GrantedBlocks granted = pool.grant(std::vector{hash(1), hash(2), hash(9)}, 4, {}).value();
+  CHECK_EQ(granted.num_hits, 2);
+  CHECK_EQ(Blocks(granted.blocks.begin(), granted.blocks.begin() + 2), cached);
+  CHECK_EQ(granted.blocks.size(), 4);
+  CHECK_EQ(pool.counts().referenced, 2);
+  CHECK_EQ(pool.counts().granted, 2);
+  pool.check_integrity();
+}
+
+TEST(prefix_hits_of_a_grant_are_not_room_any_more) {
+  BlockPool pool(10, 16);
+  fill_cache(pool, 5, 1);
+  const std::vector<BlockHash> hashes = {hash(1), hash(2), hash(3), hash(4), hash(5)};
+  CHECK(!pool.grant(hashes, 10, {}));  // all ten
+  CHECK(pool.grant(hashes, 9, {}).has_value());
+  CHECK_EQ(pool.counts().free, 1);
+}
+
+TEST(a_refused_grant_touches_nothing) {
+  BlockPool pool(4, 16);
+  fill_cache(pool, 1, 1);
+  fill_cache(pool, 1, 2);
+  int heard = 0;
+  pool.on_room([&] { ++heard; });
+  CHECK(!pool.grant(std::vector{hash(1)}, 4, {}));
+  CHECK_EQ(heard, 0);  // else who waits for room would ask again at once, for ever
+  CHECK_EQ(pool.counts().cached, 2);
+  (void)pool.allocate(3).value();
+  CHECK_EQ(pool.count_cached(std::vector{hash(2)}), 1);  // hash 1 was the older one still
 }
 
 TEST(a_grant_may_evict_cached_blocks) {
