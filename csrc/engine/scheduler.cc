@@ -60,11 +60,17 @@ BlockDemand Scheduler::demand() const {
   const auto add = [&](const Sequence& sequence) {
     // The last token's KV is never stored.
     const int most = Sequence::blocks_for(sequence.max_len - 1, config_.block_tokens);
-    demand.blocks += std::clamp(most - static_cast<int>(sequence.blocks.size()), 0, 4);
+    demand.blocks += std::clamp(most - static_cast<int>(sequence.blocks.size()), 0, BlockDemand::kMaxGrowth);
     ++demand.sequences;
   };
   for (const Sequence* sequence : running_) add(*sequence);
   for (const Sequence* sequence : joined_) add(*sequence);
+  // Who was preempted ran already and takes its blocks back before anything is granted. They stand in front.
+  for (const Sequence* sequence : waiting_) {
+    if (!sequence->admitted_before) break;
+    demand.blocks += Sequence::blocks_for(sequence->len(), config_.block_tokens);
+    ++demand.sequences;
+  }
   return demand;
 }
 

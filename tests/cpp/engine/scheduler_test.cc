@@ -181,6 +181,18 @@ TEST(demand_is_what_running_sequences_may_still_take_up_to_four_blocks_each) {
   CHECK_EQ(demand.blocks, 1 + 4);
 }
 
+TEST(demand_holds_all_blocks_that_a_preempted_sequence_takes_back) {
+  Fixture f(5, small());
+  f.add(8, 200);
+  const Sequence& second = f.add(8, 200);
+  f.step_until([&] { return f.scheduler.num_preemptions() == 1; });
+  REQUIRE(second.state == Sequence::State::kWaiting);
+  f.add(8);  // never ran: it has no claim
+  const BlockDemand demand = f.scheduler.demand();
+  CHECK_EQ(demand.sequences, 2);
+  CHECK_EQ(demand.blocks, 4 + Sequence::blocks_for(second.len(), f.config.block_tokens));
+}
+
 TEST(queued_tokens_are_those_of_the_waiting_and_the_uncomputed) {
   Fixture f(100, small());
   f.add(50);
