@@ -24,6 +24,8 @@ REGISTER_EVERY_S = 1.0
 LEASE_S = 3.0
 WATCH_TIMEOUT_S = 30.0
 RETRY_S = 0.5
+# What Ray raises while actor, node or head are away; OSError: its own connection failed, ValueError: the name is unknown.
+AWAY = (RayError, asyncio.TimeoutError, OSError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ class DirectoryClient:
         while True:
             try:
                 await asyncio.wait_for(self._call("register", member), LEASE_S)
-            except (RayError, asyncio.TimeoutError, ValueError) as error:
+            except AWAY as error:
                 self._forget_actor("register", error)
             await asyncio.sleep(REGISTER_EVERY_S)
 
@@ -132,7 +134,7 @@ class DirectoryClient:
         """One try: without it the lease ends by itself."""
         try:
             await asyncio.wait_for(self._call("withdraw", member), LEASE_S)
-        except (RayError, asyncio.TimeoutError, ValueError) as error:
+        except AWAY as error:
             self._forget_actor("withdraw", error)
 
     async def watch(self) -> AsyncIterator[Sequence[Member]]:
@@ -143,7 +145,7 @@ class DirectoryClient:
                 found, members = await asyncio.wait_for(
                     self._call("members", version, WATCH_TIMEOUT_S), WATCH_TIMEOUT_S + LEASE_S
                 )
-            except (RayError, asyncio.TimeoutError, ValueError) as error:
+            except AWAY as error:
                 self._forget_actor("members", error)
                 await asyncio.sleep(RETRY_S)
                 continue

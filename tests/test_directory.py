@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,11 +30,11 @@ async def test_a_member_leaves_when_its_lease_is_over() -> None:
 
 
 async def test_registering_again_renews_the_lease_and_changes_nothing() -> None:
-    directory = Directory(lease_s=0.2)
+    directory = Directory(lease_s=1.0)
     await directory.register(A)
     version, _ = await directory.members()
-    for _ in range(4):
-        await asyncio.sleep(0.1)
+    for _ in range(6):
+        await asyncio.sleep(0.2)
         await directory.register(A)
     assert await directory.members() == (version, [A])
 
@@ -77,6 +78,34 @@ async def test_a_static_membership_yields_now_and_after_each_change() -> None:
     await asyncio.sleep(0)
     membership.set([A, B])
     assert await later == [A, B]
+
+
+class LocalActor:
+    """A Directory that is called as Ray's actor handles are."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._directory, method))
+
+
+async def test_clients_outlive_what_ray_raises_while_its_head_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = LocalActor(Directory())
+    asked = 0
+
+    def find_actor(name: str) -> LocalActor:
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            raise OSError("the head's connection is closed")
+        return actor
+
+    monkeypatch.setattr("rtp_llm.directory._actor", find_actor)
+    watch = DirectoryClient("d").watch()
+    registering = asyncio.ensure_future(DirectoryClient("d").keep_registered(A))
+    await until(watch, [A])
+    registering.cancel()
 
 
 @pytest.fixture(scope="module")
