@@ -195,14 +195,17 @@ class Endpoint(Generic[OutT, InT]):
         return message.SerializeToString()
 
     async def _speak(self, connection: Connection, hello: InT) -> str:
-        """Run the session over `connection` until it ends; returns why. `hello` is what the other end said first."""
-        self._adopt(connection, hello)
-        tasks: list[asyncio.Future[None]] = [
-            asyncio.ensure_future(part(connection)) for part in (self._read, self._write, self._beat)
-        ]
+        """Run the session over `connection` until it ends; returns why. `hello` is what the other end said first.
+        A callback that fails ends the connection, not the session."""
+        tasks: list[asyncio.Future[None]] = []
         try:
+            self._adopt(connection, hello)
+            tasks += [asyncio.ensure_future(part(connection)) for part in (self._read, self._write, self._beat)]
             ends: list[asyncio.Future[Any]] = [*tasks, connection.ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        except Exception as error:
+            log.error("session callback failed", exc_info=error)
+            connection.end(describe(error))
         finally:
             for task in tasks:
                 task.cancel()

@@ -270,6 +270,26 @@ async def test_a_message_between_other_epochs_ends_the_connection() -> None:
         assert await events.next("connected") is True
 
 
+async def test_a_callback_that_fails_ends_the_connection_and_not_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    class FailsOnce(Events):
+        def connected(self, hello: Any, *, resumed: bool) -> None:
+            super().connected(hello, resumed=resumed)
+            if not resumed:
+                raise KeyError("a bug")
+
+    events = FailsOnce()
+    async with served() as (_, proxy):
+        session = WorkerSession(
+            WorkerKey("w", 0), proxy.address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=TIMING
+        )
+        session.start()
+        assert await events.next("connected") is False
+        assert await events.next("broken") == "KeyError: 'a bug'"
+        assert await events.next("connected") is True
+        assert "session callback failed" in caplog.text
+        await session.close()
+
+
 async def test_a_queue_over_its_limit_gives_the_connection_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rtp_llm.wire.endpoint.MAX_QUEUED_BYTES", 1 << 20)
     async with served() as (_, proxy), session_to(proxy.address) as (session, events):
