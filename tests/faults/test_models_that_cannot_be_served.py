@@ -121,7 +121,8 @@ async def test_a_worker_says_why_it_can_not_serve_its_model(case: str, tmp_path:
         ({"engine.isa": "avx9"}, ["avx9"]),
         ({"engine.kv_cache_bytes": 1}, ["ConfigError", "kv_pool_bytes 1"]),
         ({"transfer.host": "203.0.113.7"}, ["203.0.113.7"]),
-        ({"worker.host": "203.0.113.7"}, ["UnavailableError", "worker.host", "203.0.113.7"]),
+        ({"worker.host": "203.0.113.7"}, ["ConfigError", "worker.host", "203.0.113.7", "worker.token"]),
+        ({"worker.host": "203.0.113.8", "worker.token": "x"}, ["UnavailableError", "worker.host", "203.0.113.8"]),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
