@@ -260,6 +260,25 @@ async def test_a_refused_request_fails_with_the_workers_error(fleet: ScriptedFle
         await task
 
 
+async def test_a_client_that_does_not_read_is_buffered_up_to_a_limit_and_then_cancelled(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet, client_buffer_tokens=3)
+    stream = router.generate(request(max_tokens=100), router.next_request())
+    first = asyncio.ensure_future(anext(stream))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    assert [output.position for output in await first] == [0]
+    for position in (1, 2, 3):
+        fleet.output(D, fleet.key(), position)
+    await turn()
+    assert ("d", "cancel") not in fleet.kinds()
+    fleet.output(D, fleet.key(), 4)
+    await turn()
+    assert {("p", "cancel"), ("d", "cancel")} <= set(fleet.kinds()) and router.num_live == 0
+    assert [output.position for output in await anext(stream)] == [1, 2, 3, 4]
+    with pytest.raises(UnavailableError, match="reads too slowly: 4 tokens"):
+        await anext(stream)
+
+
 async def test_nobody_there_is_said_after_the_queue_timeout(fleet: ScriptedFleet) -> None:
     fleet.there = []
     with pytest.raises(UnavailableError, match="0 are connected"):
