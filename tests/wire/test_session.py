@@ -251,6 +251,25 @@ async def test_a_router_with_a_new_epoch_loses_its_old_session() -> None:
         await other.close()
 
 
+async def test_a_router_that_was_lost_and_comes_with_a_new_epoch_is_lost_once() -> None:
+    async with served(timing=SILENT) as (worker, proxy):
+        async with session_to(proxy.address) as (_, events):
+            await events.next("connected")
+            proxy.stall()
+            for kind in ("connected", "broken", "lost"):
+                await worker.events[0].next(kind)
+        proxy.flow()
+        again = Events()
+        other = WorkerSession(
+            WorkerKey("w", 0), proxy.address, router_id="r", router_epoch=1, events=again, timing=TIMING
+        )
+        other.start()
+        await again.next("connected")
+        assert await worker.events[1].next("connected") is False
+        assert worker.events[0].kinds == ["connected", "broken", "lost"]
+        await other.close()
+
+
 async def test_another_worker_at_the_address_refuses() -> None:
     async with served(id="b") as (worker, proxy), session_to(proxy.address, id="a") as (session, events):
         assert await events.next("refused") == "worker b answers here, a was expected"
@@ -295,7 +314,7 @@ async def test_a_queue_over_its_limit_gives_the_connection_up(monkeypatch: pytes
     async with served() as (_, proxy), session_to(proxy.address) as (session, events):
         await events.next("connected")
         big = router_pb2.RouterMessage(
-            submit=router_pb2.Submit(request=types_pb2.Request(request_id="x" * (900 << 10)))
+            submit=router_pb2.Submit(request=types_pb2.Request(request_id="x" * (1200 << 10)))
         )
         assert session.send(big)  # one message of any size passes
         assert session.send(big) is False
