@@ -437,6 +437,15 @@ TEST(a_broken_endpoint_with_a_live_receiver_reserves_again) {
   failed.check_state(SenderState::kAwait);
 }
 
+TEST(a_broken_endpoint_costs_a_grant_nothing_before_something_was_pushed_into_it) {
+  Sending s;
+  s.to_compute();
+  s.grant(1);
+  s.post(event::EndpointFailed{s.peer, Direction::kSend});
+  s.check_state(SenderState::kPush);
+  CHECK(!s.did<message::Reserve>());
+}
+
 TEST(closing_an_endpoint_for_one_sequence_makes_the_others_on_it_try_again) {
   Sending s;
   s.to_commit();
@@ -675,6 +684,87 @@ TEST(flush_holds_the_blocks_until_the_sends_complete_and_closes_the_endpoint_aft
   CHECK(s.did<action::ReleaseBlocks>());
   s.post(event::EndpointClosed{s.peer, Direction::kSend});
   CHECK(s.handover.idle());
+}
+
+TEST(what_the_receiver_says_while_flushing_or_before_a_reserve_is_nothing_to_it) {
+  Sending s;
+  s.submit();
+  s.receive(message::PeerFenced{k});
+  s.schedule();
+  CHECK(s.did<message::Reserve>());
+  s.grant(1);
+  s.compute_all();
+  s.from_router(message::Cancel{k});
+  const std::vector<message::FromReceiver> said = {message::PeerFenced{k}, message::PeerCommitted{k, 1},
+                                                   message::Expired{k, 1}};
+  for (const message::FromReceiver& body : said) {
+    s.receive(body);
+    s.check_state(SenderState::kFlush);
+    CHECK(s.out.empty());
+  }
+}
+
+TEST(a_receiver_lost_while_flushing_changes_nothing) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Cancel{k});
+  s.post(event::ReceiverLost{s.peer, "silent"});
+  s.check_state(SenderState::kFlush);
+  s.done(1, false);
+  s.done(1, false);
+  CHECK(s.did<action::ReleaseBlocks>());
+}
+
+TEST(a_receiver_lost_before_the_prompt_is_scheduled_leaves_it_queued) {
+  Sending s;
+  s.submit();
+  s.post(event::ReceiverLost{s.peer, "silent"});
+  s.check_state(SenderState::kQueued);
+  s.schedule();
+  s.check_state(SenderState::kCompute);
+  CHECK(s.out.empty());
+  s.prefill();
+  CHECK(s.did<message::Released>());
+}
+
+TEST(a_late_no_room_ends_no_grant) {
+  Sending s;
+  s.to_push();
+  s.receive(message::NoRoom{k, "late"});
+  s.check_state(SenderState::kPush);
+  s.prefill();
+  s.done(1);
+  s.done(1);
+  s.check_state(SenderState::kCommit);
+}
+
+TEST(committed_before_the_first_token_ends_nothing) {
+  Sending s;
+  s.to_push();
+  s.receive(message::PeerCommitted{k, 1});
+  s.check_state(SenderState::kPush);
+  s.prefill();
+  CHECK(s.did<message::Outputs>());
+}
+
+TEST(a_cancel_while_flushing_says_nothing_and_puts_nothing_off) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Cancel{k});
+  CHECK(s.did<action::CancelSequence>());
+  s.now += 0.9;
+  s.from_router(message::Cancel{k});
+  CHECK(s.out.empty());
+  s.advance(0.1);
+  CHECK(s.did<action::CloseEndpoint>());
+}
+
+TEST(a_cancel_after_the_first_token_has_no_sequence_to_end) {
+  Sending s;
+  s.to_commit();
+  s.from_router(message::Cancel{k});
+  CHECK(!s.did<action::CancelSequence>());
+  CHECK(s.did<action::ReleaseBlocks>());
 }
 
 TEST(an_endpoint_that_is_closing_is_asked_again_for_what_came_later) {
