@@ -398,6 +398,37 @@ async def test_close_is_silent_and_final() -> None:
         assert not session.send(cancel_message())
 
 
+async def test_close_ends_a_try_that_is_under_way() -> None:
+    async with served() as (_, proxy):
+        proxy.stall()
+        before = asyncio.all_tasks()
+        session = WorkerSession(
+            WorkerKey("w", 0), proxy.address, router_id="r", router_epoch=1, events=Events(), timing=TIMING
+        )
+        session.start()
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(session.close(), 2)
+        assert session_tasks(asyncio.all_tasks() - before) == []
+
+
+def session_tasks(tasks: set[asyncio.Task[Any]]) -> list[str]:
+    return [name for task in tasks if "ClientEndpoint" in (name := task.get_coro().__qualname__)]  # type: ignore[union-attr]
+
+
+async def test_tries_to_connect_are_spaced() -> None:
+    tries = 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server, session_to("{}:{}".format(*server.sockets[0].getsockname())):
+        await asyncio.sleep(0.7)
+        assert 1 <= tries <= 10  # at 0, 50, 150, 350 ms, each with a look whether TCP refuses
+
+
 class ServedReceiver:
     """R's side of peer sessions; refuses another layout."""
 
