@@ -704,6 +704,20 @@ TEST(what_the_receiver_says_while_flushing_or_before_a_reserve_is_nothing_to_it)
   }
 }
 
+TEST(a_first_token_that_comes_while_flushing_or_again_is_said_to_nobody) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Cancel{k});
+  s.prefill();
+  CHECK(s.out.empty());
+
+  Sending twice;
+  twice.to_push();
+  twice.prefill();
+  twice.prefill();
+  CHECK(twice.out.empty());
+}
+
 TEST(a_receiver_lost_while_flushing_changes_nothing) {
   Sending s;
   s.to_push();
