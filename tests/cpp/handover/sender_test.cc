@@ -718,6 +718,28 @@ TEST(a_first_token_that_comes_while_flushing_or_again_is_said_to_nobody) {
   CHECK(twice.out.empty());
 }
 
+TEST(that_the_engine_has_cancelled_as_it_was_asked_is_said_to_nobody) {
+  Sending s;
+  s.to_push();
+  s.from_router(message::Cancel{k});
+  s.post(event::Finished{k, FinishReason::kCancelled});
+  CHECK(s.out.empty());
+  s.check_state(SenderState::kFlush);
+}
+
+TEST(another_worker_has_no_say_in_a_handover) {
+  Sending s;
+  s.to_push();
+  const WorkerKey other{"other", 3};
+  s.post(event::FromReceiver{other, message::PeerFenced{k}});
+  s.check_state(SenderState::kPush);
+  CHECK(s.out.empty());
+  s.post(event::FromReceiver{other, message::Granted{k, 9, {1, 2}, 0, 5.0}});
+  s.check_state(SenderState::kPush);
+  CHECK(s.only<action::ToReceiver>().receiver == other);
+  CHECK_EQ(s.only<message::Abort>().grant, 9);
+}
+
 TEST(a_receiver_lost_while_flushing_changes_nothing) {
   Sending s;
   s.to_push();
