@@ -187,6 +187,35 @@ TEST(reserves_are_served_in_order_of_arrival) {
   CHECK(r.receives(key_of_attempt(0, 2)) != ReceiverState::kQueued);
 }
 
+// Four of six blocks are granted; `big` waits for three, `small` for two, which are there, behind it.
+struct Waiting : Receiving {
+  RequestKey big = key_of_attempt(1, 2), small = key_of_attempt(1, 3);
+  WorkerKey other{"other", 9};
+
+  Waiting() {
+    reserve(k, 16);
+    post(event::FromSender{other, message::Reserve{spec_of(big, 12), 0}});
+    now += 0.5;
+    reserve(small, 8);
+    CHECK(receives(big) == ReceiverState::kQueued && receives(small) == ReceiverState::kQueued);
+  }
+};
+
+TEST(who_waits_is_served_as_soon_as_the_one_in_front_is_gone) {
+  Waiting cancelled;
+  cancelled.from_router(message::Cancel{cancelled.big});
+  CHECK(cancelled.only<message::Granted>().key == cancelled.small);
+
+  Waiting lost;
+  lost.post(event::SenderLost{lost.other});
+  CHECK(lost.only<message::Granted>().key == lost.small);
+
+  Waiting late;
+  late.advance(0.5);
+  CHECK(late.only<message::NoRoom>().key == late.big);
+  CHECK(late.only<message::Granted>().key == late.small);
+}
+
 TEST(more_waiting_reserves_than_allowed_find_no_room_at_once) {
   Receiving r;
   r.pool.free = {};
@@ -218,6 +247,16 @@ TEST(a_reserve_that_gives_the_grant_up_gets_another) {
   CHECK_EQ(r.pool.quarantined.size(), 0u);
   r.reserve(k, 8, 1);
   CHECK_EQ(r.only<message::Granted>().grant, 2u);
+}
+
+TEST(a_reserve_of_another_worker_for_a_known_key_is_fenced) {
+  Receiving r;
+  const WorkerKey other{"other", 9};
+  r.reserve();
+  r.post(event::FromSender{other, message::Reserve{spec_of(k), 1}});
+  CHECK(r.only<action::ToSender>().sender == other);
+  CHECK(r.did<message::PeerFenced>());
+  r.check_state(ReceiverState::kGranted);
 }
 
 TEST(a_lease_that_runs_out_voids_the_grant) {
@@ -447,6 +486,15 @@ TEST(a_second_without_progress_in_verify_is_a_bad_checksum) {
   r.check_nothing_held();
 }
 
+TEST(a_heartbeat_puts_nothing_off_in_verify) {
+  Receiving r;
+  r.to_verify();
+  r.now += 0.9;
+  r.send(message::SenderHeartbeat{{1}});
+  r.advance(0.1);
+  CHECK(r.did<message::BadChecksum>());
+}
+
 TEST(a_receive_that_failed_brings_no_bytes) {
   Receiving r;
   r.reserve();
@@ -494,6 +542,17 @@ TEST(a_commit_of_a_grant_that_is_not_live_is_expired) {
   r.reserve(k, 8, 1);
   r.commit(1);
   CHECK_EQ(r.only<message::Expired>().grant, 1u);
+  r.check_state(ReceiverState::kGranted);
+}
+
+TEST(a_commit_of_another_position_is_expired) {
+  Receiving r;
+  r.reserve();
+  r.transfer(1);
+  SampledToken first;
+  first.position = 1;
+  r.send(message::Commit{k, 1, first, 320, 2, 2});
+  CHECK(r.did<message::Expired>());
   r.check_state(ReceiverState::kGranted);
 }
 
