@@ -486,6 +486,19 @@ TEST(a_second_without_progress_in_verify_is_a_bad_checksum) {
   r.check_nothing_held();
 }
 
+TEST(a_receive_that_failed_is_no_progress_in_verify) {
+  Receiving r;
+  r.reserve();
+  CHECK(r.accepts(r.header(1, 0)));
+  CHECK(r.accepts(r.header(1, 2)));
+  r.commit(1);
+  r.now += 0.9;
+  r.received(1, false);
+  r.check_state(ReceiverState::kVerify);
+  r.advance(0.1);
+  CHECK(r.did<message::BadChecksum>());
+}
+
 TEST(a_heartbeat_puts_nothing_off_in_verify) {
   Receiving r;
   r.to_verify();
@@ -727,6 +740,25 @@ TEST(after_a_second_in_quarantine_the_sender_s_endpoint_is_closed_and_its_other_
   r.received(2, false);
   r.post(event::EndpointClosed{r.peer, Direction::kReceive});
   r.check_nothing_held();
+}
+
+TEST(an_endpoint_that_is_closing_is_asked_again_for_a_later_quarantine) {
+  Receiving r;
+  r.reserve();
+  CHECK(r.accepts(r.header(1)));
+  r.send(message::Abort{k, 1});
+  r.advance(1);
+  CHECK(r.did<action::CloseEndpoint>());
+  const RequestKey later = key_of_attempt(1, 2);
+  r.reserve(later);
+  CHECK(r.accepts(r.header(2)));
+  r.send(message::Abort{later, 2});
+  r.advance(1);
+  CHECK(!r.did<action::CloseEndpoint>());  // the first is still under way
+  r.received(1, false);
+  r.post(event::EndpointClosed{r.peer, Direction::kReceive});
+  r.advance(1);
+  CHECK(r.did<action::CloseEndpoint>());
 }
 
 TEST(closing_an_endpoint_leaves_grants_of_other_senders_alone) {
