@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rtp_llm.errors import InvalidRequestError
@@ -14,6 +13,8 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_CHOICES = 128
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # what workers take and compute
+MIN_FLOAT32 = 2.0**-126  # the least normal number
 
 
 class FinishReason(enum.IntEnum):
@@ -53,9 +54,9 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        stop = self.stop
-        object.__setattr__(self, "stop", [] if stop is None else [stop] if isinstance(stop, str) else list(stop))
-        object.__setattr__(self, "stop_token_ids", list(self.stop_token_ids or []))
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _listed("stop", stop))
+        object.__setattr__(self, "stop_token_ids", _listed("stop_token_ids", self.stop_token_ids))
         self._validate()
 
     @property
@@ -68,8 +69,8 @@ class SamplingParams:
 
     def _validate(self) -> None:
         _integer("n", self.n, 1, MAX_CHOICES)
-        _number("temperature", self.temperature, 0.0, math.inf)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _number("temperature", self.temperature, 0.0, MAX_FLOAT32)
+        _number("top_p", self.top_p, MIN_FLOAT32, 1.0)
         _integer("top_k", self.top_k, -1, 2**31 - 1)
         _number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
@@ -85,6 +86,8 @@ class SamplingParams:
             )
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            _flag(name, getattr(self, name))
         _stop_strings(self.stop_strings)
         _stop_token_ids(self.stop_token_ids or [])
 
@@ -120,12 +123,23 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
         )
 
 
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low < value if open_low else low <= value) or not value <= high:  # type: ignore[operator]
-        bounds = f"{'greater than' if open_low else 'at least'} {low:g}"
-        bounds += "" if high == math.inf else f" and at most {high:g}"
-        raise InvalidRequestError(f"{name} must be a number {bounds}, got {value!r}", param=name, value=value)
+def _number(name: str, value: object, low: float, high: float) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not low <= value <= high:  # type: ignore[operator]
+        raise InvalidRequestError(
+            f"{name} must be a number from {low:g} to {high:g}, got {value!r}", param=name, value=value
+        )
+
+
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{name} must be true or false, got {value!r}", param=name, value=value)
+
+
+def _listed(name: str, value: Iterable[object] | None) -> list[object]:
+    if not isinstance(value, Iterable | None) or isinstance(value, str | bytes | Mapping):
+        raise InvalidRequestError(f"{name} must be a list, got {value!r}", param=name, value=value)
+    return list(value or [])
 
 
 def _stop_token_ids(tokens: Sequence[object]) -> None:
