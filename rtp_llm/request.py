@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rtp_llm.errors import InvalidRequestError
 
+MAX_TOKENS = 2**31 - 1
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
@@ -68,16 +69,16 @@ class SamplingParams:
         return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     def _validate(self) -> None:
-        _integer("n", self.n, 1, MAX_CHOICES)
+        check_integer("n", self.n, 1, MAX_CHOICES)
         _number("temperature", self.temperature, 0.0, MAX_FLOAT32)
         _number("top_p", self.top_p, MIN_FLOAT32, 1.0)
-        _integer("top_k", self.top_k, -1, 2**31 - 1)
+        check_integer("top_k", self.top_k, -1, 2**31 - 1)
         _number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+            check_integer("seed", self.seed, -(2**63), 2**64 - 1)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+            check_integer("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        check_integer("min_tokens", self.min_tokens, 0, MAX_TOKENS)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens {self.min_tokens} is greater than max_tokens {self.max_tokens}",
@@ -85,7 +86,7 @@ class SamplingParams:
                 value=self.min_tokens,
             )
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             _flag(name, getattr(self, name))
         _stop_strings(self.stop_strings)
@@ -116,7 +117,11 @@ class TokenOutput:
     num_cached_tokens: int = 0  # prompt tokens that were prefix hits, with the first output
 
 
-def _integer(name: str, value: object, low: int, high: int) -> None:
+def check_integer(name: str, value: object, low: int, high: int) -> None:
+    """
+    Raises:
+        InvalidRequestError: `value` is no integer from `low` to `high`; names it `name`.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidRequestError(
             f"{name} must be an integer from {low} to {high}, got {value!r}", param=name, value=value
@@ -150,7 +155,7 @@ def _stop_token_ids(tokens: Sequence[object]) -> None:
             value=len(tokens),
         )
     for token in tokens:
-        _integer("stop_token_ids", token, 0, 2**31 - 1)
+        check_integer("stop_token_ids", token, 0, 2**31 - 1)
 
 
 def _stop_strings(stop: Sequence[object]) -> None:

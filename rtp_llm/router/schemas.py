@@ -11,9 +11,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rtp_llm.errors import InvalidRequestError
-from rtp_llm.request import SamplingParams
+from rtp_llm.request import MAX_LOGPROBS, MAX_TOKENS, SamplingParams, check_integer
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
+SAME_IN_SAMPLING = (
+    "n", "temperature", "top_p", "top_k", "min_p", "min_tokens", "seed", "stop", "stop_token_ids",
+    "include_stop_str_in_output", "skip_special_tokens", "ignore_eos",
+)  # fmt: skip
 RESERVED_VARIABLES = frozenset(
     {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 )
@@ -22,7 +26,7 @@ RESERVED_VARIABLES = frozenset(
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Body(BaseModel):
@@ -43,9 +47,9 @@ class _Body(BaseModel):
     min_tokens: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
-    ignore_eos: bool = False
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    ignore_eos: bool | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -55,7 +59,7 @@ class _Body(BaseModel):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options and self.stream_options.include_usage)
 
     def _refuse_what_is_not_computed(self) -> None:
         neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
@@ -65,35 +69,21 @@ class _Body(BaseModel):
         _refuse("response_format", self.response_format, (None, {"type": "text"}))
 
     def _sampling(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        given = {
-            name: getattr(self, name)
-            for name in ("n", "temperature", "top_p", "top_k", "min_p", "min_tokens")
-            if getattr(self, name) is not None
-        }
-        return SamplingParams(
-            **{**defaults, **given},
-            seed=self.seed,
-            max_tokens=max_tokens,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            skip_special_tokens=self.skip_special_tokens,
-            ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-        )
+        given = {name: getattr(self, name) for name in SAME_IN_SAMPLING if getattr(self, name) is not None}
+        return SamplingParams(**{**defaults, **given}, max_tokens=max_tokens, logprobs=logprobs)
 
 
 class CompletionBody(_Body):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
-    echo: bool = False
+    echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """`defaults`: sampling values of the model's generation_config.json."""
         self._refuse_what_is_not_computed()
-        _refuse("echo", self.echo, (False,))
+        _refuse("echo", self.echo, (None, False))
         _refuse("best_of", self.best_of, (None, self.n or 1))
         _refuse("suffix", self.suffix, (None, ""))
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
@@ -115,19 +105,23 @@ class ChatBody(_Body):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """Without max_tokens an answer may use what the context leaves."""
         self._refuse_what_is_not_computed()
-        _refuse("continue_final_message", self.continue_final_message, (False,))
+        _refuse("continue_final_message", self.continue_final_message, (None, False))
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError(
                 f"top_logprobs {self.top_logprobs} needs logprobs: true", param="top_logprobs", value=self.top_logprobs
             )
-        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        if self.top_logprobs is not None:
+            check_integer("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
+        if self.max_completion_tokens is not None:
+            check_integer("max_completion_tokens", self.max_completion_tokens, 1, MAX_TOKENS)
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return self._sampling(defaults, limit, (self.top_logprobs or 0) if self.logprobs else None)
 
     def template_variables(self) -> dict[str, Any]:

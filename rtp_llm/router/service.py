@@ -154,7 +154,7 @@ class Service:
         text = self._chat_template.render(
             body.messages,
             tools=body.tools,
-            add_generation_prompt=body.add_generation_prompt,
+            add_generation_prompt=body.add_generation_prompt is not False,
             **body.template_variables(),
         )
         return self._encode(text, "messages", add_special_tokens=False)

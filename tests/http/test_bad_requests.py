@@ -23,6 +23,8 @@ VALUES: list[tuple[Body, str, str]] = [
     ({"temperature": -0.1}, "temperature", "-0.1"),
     ({"temperature": "hot"}, "temperature", "hot"),
     ({"temperature": True}, "temperature", "True"),
+    ({"temperature": 1e39}, "temperature", "1e+39"),
+    ({"top_p": 1e-46}, "top_p", "1e-46"),
     ({"top_p": 0}, "top_p", "0"),
     ({"top_p": 1.5}, "top_p", "1.5"),
     ({"top_k": -2}, "top_k", "-2"),
@@ -77,7 +79,7 @@ COMPLETION_VALUES: list[tuple[Body, str, str]] = [
 ]
 CHAT_VALUES: list[tuple[Body, str, str]] = [
     ({"top_logprobs": 2}, "top_logprobs", "2"),
-    ({"logprobs": True, "top_logprobs": 21}, "logprobs", "21"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "21"),
     ({"logprobs": 3}, "logprobs", "3"),
     ({"messages": []}, "messages", "messages"),
     ({"messages": "hi"}, "messages", "hi"),
@@ -87,7 +89,7 @@ CHAT_VALUES: list[tuple[Body, str, str]] = [
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages", str(MAX_MODEL_LEN)),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "reserved"),
-    ({"max_completion_tokens": 0}, "max_tokens", "0"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "0"),
     ({"continue_final_message": True}, "continue_final_message", "True"),
 ]
 BYTES: list[tuple[bytes, int, str]] = [

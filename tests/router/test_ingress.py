@@ -142,6 +142,8 @@ async def test_completions_take_lists_and_number_choices_by_prompt(client: opena
         ({"messages": "hi"}, "messages"),
         ({"stop": [""]}, "stop"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"presence_penalty": 1.0}, "presence_penalty"),
         ({"model": "other"}, "model"),
     ],
@@ -163,6 +165,17 @@ async def test_malformed_json_and_a_large_body_are_refused(http: httpx.AsyncClie
 
 async def test_unknown_fields_are_ignored(http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/chat/completions", json={**CHAT, "mystery": 1})).status_code == 200
+
+
+async def test_a_field_that_is_null_is_one_that_is_not_given(http: httpx.AsyncClient) -> None:
+    nothing = {name: None for name in ChatBody.model_fields if name != "messages"}
+    streamed = await http.post(
+        "/v1/chat/completions", json={**CHAT, **nothing, "stream": True, "stream_options": {"include_usage": None}}
+    )
+    assert streamed.status_code == 200 and "usage" not in streamed.text
+    assert (await http.post("/v1/chat/completions", json={**CHAT, **nothing})).status_code == 200
+    nothing = {name: None for name in CompletionBody.model_fields if name != "prompt"}
+    assert (await http.post("/v1/completions", json={"prompt": "hi", **nothing})).status_code == 200
 
 
 async def test_an_error_before_the_first_token_is_an_http_error(
