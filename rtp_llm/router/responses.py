@@ -81,7 +81,10 @@ class CompletionShape:
         return {
             "tokens": [each.token for each in tokens],
             "token_logprobs": [each.logprob for each in tokens],
-            "top_logprobs": [{token: logprob for token, _, logprob in each.top} for each in tokens],
+            # The sampled token's is always among them, as OpenAI's and vLLM's.
+            "top_logprobs": [
+                {each.token: each.logprob, **{token: logprob for token, _, logprob in each.top}} for each in tokens
+            ],
             "text_offset": [each.offset for each in tokens],
         }
 

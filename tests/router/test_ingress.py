@@ -13,7 +13,7 @@ from rtp_llm.errors import OverloadedError, WorkerLostError
 from rtp_llm.request import SamplingParams
 from rtp_llm.router.answers import Prompt
 from rtp_llm.router.ingress import Backend, build_ingress
-from rtp_llm.router.responses import Delta, TokenLogprob
+from rtp_llm.router.responses import CompletionShape, Delta, TokenLogprob
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 
 WORDS = ["Hello", ",", " world"]
@@ -123,6 +123,13 @@ async def test_a_chat_stream_opens_with_the_role_and_ends_with_usage(client: ope
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "Hello, world"
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].choices == [] and chunks[-1].usage.total_tokens == 8
+
+
+async def test_the_sampled_token_is_among_the_top_logprobs_of_a_completion() -> None:
+    sampled = TokenLogprob("b", b"b", -2.0, 0, [("a", b"a", -0.25)])
+    alone = TokenLogprob("a", b"a", -0.25, 1)
+    choice = CompletionShape().whole_choice(0, Delta("ba", [sampled, alone]), with_logprobs=True)
+    assert choice["logprobs"]["top_logprobs"] == [{"b": -2.0, "a": -0.25}, {"a": -0.25}]
 
 
 async def test_completions_take_lists_and_number_choices_by_prompt(client: openai.AsyncOpenAI) -> None:
