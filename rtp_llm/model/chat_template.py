@@ -114,17 +114,22 @@ def _named(template: Any, path: Path) -> dict[str, str]:
         ) from error
 
 
-def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+def _message(index: int, message: object) -> dict[str, Any]:
     """A message as templates expect it: content a text, arguments of tool calls an object."""
     where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise ChatTemplateError(f"{where} must be an object, got {message!r}", param=where, value=message)
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise ChatTemplateError(f"{where}.role must be a text, got {role!r}", param=f"{where}.role", value=role)
     if message.get("content") is None and role != "assistant":
         raise ChatTemplateError(f"{where}.content of role {role!r} is required", param=f"{where}.content")
     plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
-    if message.get("tool_calls"):
-        plain["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        where = f"{where}.tool_calls"
+        if not isinstance(calls, list | tuple):
+            raise ChatTemplateError(f"{where} must be a list, got {calls!r}", param=where, value=calls)
+        plain["tool_calls"] = [_tool_call(call, where) for call in calls]
     return plain
 
 

@@ -85,6 +85,7 @@ CHAT_VALUES: list[tuple[Body, str, str]] = [
     ({"messages": "hi"}, "messages", "hi"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
     ({"messages": [{"content": "hi"}]}, "messages[0].role", "None"),
+    ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls", "5"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "image_url"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages", str(MAX_MODEL_LEN)),

@@ -100,9 +100,11 @@ def test_content_parts_are_flattened(content: Any, text: str) -> None:
         ([{"role": "user", "content": 5}], "messages[0].content", "must be a text or a list of parts, got 5"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]", "must be a text part"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "must be a text part, got 'x'"),
+        (["hi"], "messages[0]", "must be an object, got 'hi'"),
+        ([{"role": "assistant", "tool_calls": 5}], "messages[0].tool_calls", "must be a list, got 5"),
     ],
 )
-def test_a_malformed_message_is_named(messages: list[dict[str, Any]], param: str, message: str) -> None:
+def test_a_malformed_message_is_named(messages: list[Any], param: str, message: str) -> None:
     with pytest.raises(ChatTemplateError, match=message) as caught:
         template(CHATML).render(messages)
     assert caught.value.param == param
