@@ -10,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rtp_llm.errors import ModelLoadError, UnsupportedModelError
+from rtp_llm.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from rtp_llm.model.files import read_json, read_json_if_present
 from rtp_llm.model.rope import Rope, read_rope
+from rtp_llm.request import SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def read_generation_defaults(directory: str | Path) -> GenerationDefaults:
     """End-of-sequence ids and default sampling values; config.json's eos_token_id where generation_config.json has none.
 
     Raises:
-        ModelLoadError: a file is unreadable or an id is not an integer.
+        ModelLoadError: a file is unreadable, an id is not an integer, or a sampling value is out of range.
     """
     path = Path(directory) / "generation_config.json"
     generation = read_json_if_present(path)
@@ -117,7 +118,12 @@ def read_generation_defaults(directory: str | Path) -> GenerationDefaults:
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise ModelLoadError(f"{path}: eos_token_id must hold token ids, found {token!r}")
-    return GenerationDefaults(tuple(dict.fromkeys(ids)), MappingProxyType(_sampling_defaults(generation)))
+    sampling = _sampling_defaults(generation)
+    try:
+        SamplingParams(**sampling)
+    except InvalidRequestError as error:  # said at the start, not to everybody who asks
+        raise ModelLoadError(f"{Path(directory) / 'generation_config.json'}: {error.message}") from error
+    return GenerationDefaults(tuple(dict.fromkeys(ids)), MappingProxyType(sampling))
 
 
 def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,10 +172,10 @@ class _Reader:
         )
 
     def _architecture(self) -> str:
-        names = self._tree.get("architectures") or []
+        names = self._texts("architectures")
         if len(names) == 1 and names[0] in ARCHITECTURES:
-            return str(names[0])
-        found = ", ".join(map(str, names)) if names else "none"
+            return names[0]
+        found = ", ".join(names) if names else "none"
         raise UnsupportedModelError(
             f"{self._path}: architecture {found} is not supported, there are {', '.join(ARCHITECTURES)}"
         )
@@ -180,7 +186,7 @@ class _Reader:
                 self._unsupported(name, "quantized weights are not supported")
         if self._tree.get("use_sliding_window"):
             self._unsupported("use_sliding_window", "sliding-window attention is not supported")
-        if any(kind != "full_attention" for kind in self._tree.get("layer_types") or []):
+        if any(kind != "full_attention" for kind in self._texts("layer_types")):
             self._unsupported("layer_types", "only full_attention is supported")
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             if self._tree.get(name) is not None:
@@ -188,13 +194,13 @@ class _Reader:
 
     def _activation(self) -> str:
         name = self._tree.get("hidden_act", "silu")
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             self._unsupported("hidden_act", f"there are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
     def _dtype(self) -> str:
         name = self._tree.get("dtype") or self._tree.get("torch_dtype") or "float32"
-        if name not in _AUTO_DTYPES:
+        if not isinstance(name, str) or name not in _AUTO_DTYPES:
             raise UnsupportedModelError(
                 f"{self._path}: dtype {name!r} is not supported, there are {', '.join(_AUTO_DTYPES)}"
             )
@@ -214,6 +220,12 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ModelLoadError(f"{self._path}: {name} must be a positive number, found {value!r}")
         return float(value)
+
+    def _texts(self, name: str) -> list[str]:
+        value = self._tree.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise ModelLoadError(f"{self._path}: {name} must be a list of texts, found {value!r}")
+        return value
 
     def _flag(self, name: str) -> bool:
         value = self._tree.get(name, False)

@@ -86,6 +86,8 @@ def test_default_rope_of_transformers_4_and_5(tmp_path: Path, layout: dict[str, 
         ({"use_sliding_window": True}, "use_sliding_window is True: sliding-window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types .* only full_attention"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu': there are silu"),
+        ({"hidden_act": ["silu"]}, "hidden_act is .'silu'.: there are silu"),
+        ({"dtype": ["float32"]}, "dtype .'float32'. is not supported"),
         ({"dtype": "float8"}, "dtype 'float8' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type 'yarn' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear' is not supported"),
@@ -110,6 +112,9 @@ def test_what_would_change_results_is_refused_by_name(tmp_path: Path, fields: di
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor must be a positive number, found None"),
         ({"rope_theta": "x"}, "rope_theta must be a positive number, found 'x'"),
         ({"rope_scaling": "llama3"}, "rope_scaling must be an object"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of texts, found 'Llama"),
+        ({"architectures": [{}]}, "architectures must be a list of texts, found "),
+        ({"layer_types": 5}, "layer_types must be a list of texts, found 5"),
     ],
 )
 def test_a_broken_field_is_named_with_file_and_value(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -174,6 +179,15 @@ def test_default_sampling_values(tmp_path: Path) -> None:
     text = '{"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_length": 99}'
     (tmp_path / "generation_config.json").write_text(text)
     assert read_generation_defaults(tmp_path).sampling == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+
+
+@pytest.mark.parametrize("value", ['"temperature": -1', '"top_k": 1.5', '"top_p": 0', '"min_p": "x"'])
+def test_a_default_that_nobody_could_ask_for_is_refused(tmp_path: Path, value: str) -> None:
+    write_config(tmp_path)
+    (tmp_path / "generation_config.json").write_text(f"{{{value}}}")
+    name = value.split('"')[1]
+    with pytest.raises(ModelLoadError, match=rf"generation_config\.json: {name} must be "):
+        read_generation_defaults(tmp_path)
 
 
 def test_no_sampling_is_greedy(tmp_path: Path) -> None:
