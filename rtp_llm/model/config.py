@@ -116,7 +116,7 @@ def read_generation_defaults(directory: str | Path) -> GenerationDefaults:
         eos = read_json_if_present(path).get("eos_token_id")
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
             raise ModelLoadError(f"{path}: eos_token_id must hold token ids, found {token!r}")
     sampling = _sampling_defaults(generation)
     try:

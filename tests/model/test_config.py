@@ -172,6 +172,9 @@ def test_a_bad_end_of_sequence_id_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, eos_token_id=["</s>"])
     with pytest.raises(ModelLoadError, match="eos_token_id must hold token ids, found '</s>'"):
         read_generation_defaults(tmp_path)
+    write_config(tmp_path, eos_token_id=2**31)
+    with pytest.raises(ModelLoadError, match="eos_token_id must hold token ids, found 2147483648"):
+        read_generation_defaults(tmp_path)
 
 
 def test_default_sampling_values(tmp_path: Path) -> None:
