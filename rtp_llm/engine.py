@@ -15,14 +15,15 @@ import select
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from rtp_llm._native import _engine
 from rtp_llm.config import EngineSettings, ModelSettings
-from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, PromptTooLongError
+from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, ModelLoadError, PromptTooLongError
 from rtp_llm.model.config import read_generation_defaults, read_model_config
 from rtp_llm.model.weights import load_weights
-from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.request import FinishReason, Request, TokenOutput, check_integer
 
 log = logging.getLogger("rtp_llm.engine")
 
@@ -106,6 +107,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> N
     Raises:
         ModelError: the model's files can't be served.
         ConfigError: a setting doesn't fit the model.
+        InvalidRequestError: `seed` is no integer of 64 bits.
         UnavailableError: no such device or ISA here, or too little memory.
     """
     config = read_model_config(model.path)
@@ -115,8 +117,12 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> N
             f"model.max_model_len: {max_model_len} is more than the model's context of {config.max_position_embeddings}"
         )
     dtype = config.resolve_dtype(model.dtype)
+    check_integer("seed", seed, 0, 2**64 - 1)
     device = _engine.open_device(settings.device, num_threads=settings.num_threads, isa=settings.isa)
-    weights = _engine.Weights(device, _engine.ModelConfig(**config.native_fields(dtype)))
+    try:
+        weights = _engine.Weights(device, _engine.ModelConfig(**config.native_fields(dtype)))
+    except InvalidRequestError as error:  # no request is there yet: the configuration is wrong
+        raise ModelLoadError(f"{Path(model.path) / 'config.json'}: {error.message}") from error
     load_weights(model.path, config, weights, load_format=model.load_format, seed=seed)
     decoder = _engine.Decoder(device, weights)
     native_config = _engine.EngineConfig(
@@ -181,8 +187,10 @@ class Engine:
 
         Raises:
             InvalidRequestError: it can never run; names field and value.
-            EngineError: the engine has failed.
+            EngineError: the engine has failed, or is closed.
         """
+        if self._closed:
+            raise EngineError("the engine is closed")
         self.native.native.add(self._spec(request, key))
 
     def cancel(self, key: Any) -> None:

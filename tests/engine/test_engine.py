@@ -4,13 +4,15 @@ import asyncio
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from rtp_llm.config import EngineSettings, ModelSettings
 from rtp_llm.engine import Engine, build
-from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, PromptTooLongError
+from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, ModelLoadError, PromptTooLongError
 from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from tests.model.files import write_config
 
 Bits = list[tuple[int, bytes]]
 
@@ -146,6 +148,12 @@ def test_settings_that_do_not_fit_the_model_are_named() -> None:
         build(ModelSettings(max_model_len=5000), EngineSettings())
     with pytest.raises(ConfigError, match="kv_pool_bytes 10 holds 0 KV blocks"):
         build(ModelSettings(), EngineSettings(kv_cache_bytes=10))
+
+
+def test_a_configuration_that_cannot_be_computed_is_the_models_fault(tmp_path: Path) -> None:
+    write_config(tmp_path, num_attention_heads=3, num_key_value_heads=2)
+    with pytest.raises(ModelLoadError, match=r"config\.json: num_attention_heads must be a multiple of .* 2, got 3"):
+        build(ModelSettings(path=str(tmp_path), load_format="dummy"), EngineSettings())
 
 
 def test_every_allocation_is_listed_with_its_tag(engine: Engine) -> None:
