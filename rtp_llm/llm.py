@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -57,7 +57,7 @@ class RequestOutput:
 
 
 class LLM:
-    """A model with its engine. Settings that are not given come from RTP_LLM_… variables, else from the defaults.
+    """A model with its engine. Settings that are not given, or "auto", come from RTP_LLM_… variables, else from the defaults.
 
         with LLM(model="path/to/a/checkpoint") as llm:
             [answer] = llm.generate("Hello", SamplingParams(max_tokens=16))
@@ -74,7 +74,7 @@ class LLM:
         model: str,
         *,
         dtype: str = "auto",
-        device: str = "cpu",
+        device: str = "auto",
         skip_tokenizer_init: bool = False,
         max_model_len: int | None = None,
         seed: int = 0,
@@ -92,7 +92,7 @@ class LLM:
             "model.path": str(model),
             "model.dtype": dtype,
             "model.max_model_len": max_model_len,
-            "model.load_format": "safetensors" if load_format == "auto" else load_format,
+            "model.load_format": load_format,
             "engine.device": device,
             "engine.max_num_batched_tokens": max_num_batched_tokens,
             "engine.max_num_seqs": max_num_seqs,
@@ -103,8 +103,8 @@ class LLM:
             "engine.num_kv_blocks": num_gpu_blocks_override,
             "engine.kv_dtype": kv_cache_dtype,
         }
-        config = load_config(overrides={path: value for path, value in given.items() if value is not None})
-        native = build(config.model, config.engine, seed=seed)  # first: it names what is wrong with the model
+        config = load_config(overrides={path: value for path, value in given.items() if value not in (None, "auto")})
+        native = build(config.model, config.engine, seed=seed)  # first: it names what is wrong
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.load(model)
         self._template = None if skip_tokenizer_init else ChatTemplate.load(model)
         self._defaults = dict(read_generation_defaults(model).sampling)
@@ -185,6 +185,10 @@ class LLM:
             ids, text = None, prompt
         else:
             ids = prompt
+        if ids is not None and not isinstance(ids, Iterable):
+            raise InvalidRequestError(
+                f"prompt_token_ids must be a list of token ids, got {ids!r}", param="prompt_token_ids", value=ids
+            )
         if ids is None:
             if not isinstance(text, str):
                 raise InvalidRequestError(f"prompt must be a text, got {text!r}", param="prompt", value=text)
@@ -207,6 +211,11 @@ class LLM:
             raise InvalidRequestError(
                 f"sampling_params has {len(params)} entries for {number} prompts", param="sampling_params"
             )
+        for each in params:
+            if not isinstance(each, SamplingParams):
+                raise InvalidRequestError(
+                    f"sampling_params must be SamplingParams, got {each!r}", param="sampling_params", value=each
+                )
         # A seed of its own for each prompt that brings none.
         return [p if p.seed is not None else replace(p, seed=self._seeds.getrandbits(63)) for p in params]
 
@@ -322,6 +331,10 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt is a list of one."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise InvalidRequestError(
+            f"prompts must be a prompt or a list, got {prompts!r}", param="prompts", value=prompts
+        )
     items: list[Any] = list(prompts)
     if items and all(isinstance(item, int) for item in items):
         return [items]

@@ -7,7 +7,14 @@ import pytest
 
 from rtp_llm import LLM, SamplingParams
 from rtp_llm.config import DEMO_MODEL
-from rtp_llm.errors import ChatTemplateError, ConfigError, InvalidRequestError, ModelLoadError, PromptTooLongError
+from rtp_llm.errors import (
+    ChatTemplateError,
+    ConfigError,
+    EngineError,
+    InvalidRequestError,
+    ModelLoadError,
+    PromptTooLongError,
+)
 
 GREEDY = SamplingParams(temperature=0, max_tokens=32)
 SUM = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -194,6 +201,12 @@ def test_bad_prompts_are_refused_by_name_and_nothing_is_left_running(llm: LLM) -
         llm.generate("Hello", replace(GREEDY, stop_token_ids=[9999]))
     with pytest.raises(ChatTemplateError):
         llm.chat([{"role": "user", "content": 5}], GREEDY)
+    with pytest.raises(InvalidRequestError, match="prompts must be a prompt or a list, got None"):
+        llm.generate(None, GREEDY)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="prompt_token_ids must be a list of token ids, got 5"):
+        llm.generate([{"prompt_token_ids": 5}], GREEDY)
+    with pytest.raises(InvalidRequestError, match="sampling_params must be SamplingParams, got 'temperature'"):
+        llm.generate("Hello", {"temperature": 0})  # type: ignore[arg-type]
     assert_idle(llm)
 
 
@@ -234,3 +247,22 @@ def test_wrong_settings_are_named() -> None:
         LLM(model=DEMO_MODEL, dtype="float8")
     with pytest.raises(ModelLoadError, match="no-such-model"):
         LLM(model="no-such-model")
+    with pytest.raises(InvalidRequestError, match=r"seed must be an integer .* got -1"):
+        LLM(model=DEMO_MODEL, seed=-1)
+
+
+def test_what_is_auto_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RTP_LLM_MODEL__DTYPE", "float32")
+    monkeypatch.setenv("RTP_LLM_ENGINE__KV_DTYPE", "bfloat16")
+    monkeypatch.setenv("RTP_LLM_MODEL__LOAD_FORMAT", "dummy")
+    with LLM(model=DEMO_MODEL, skip_tokenizer_init=True) as llm:
+        assert llm.engine.native.numerics_id.split("/")[2:4] == ["float32", "bfloat16"]
+    with LLM(model=DEMO_MODEL, skip_tokenizer_init=True, dtype="bfloat16") as llm:
+        assert llm.engine.native.numerics_id.split("/")[2:4] == ["bfloat16", "bfloat16"]
+
+
+def test_a_closed_llm_says_so() -> None:
+    llm = LLM(model=DEMO_MODEL, skip_tokenizer_init=True)
+    llm.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        llm.generate([[5]], GREEDY)
