@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtp_llm.config import Config, HttpSettings, load_config
 from rtp_llm.errors import ConfigError, UnavailableError
+from rtp_llm.router.policies import policy_named
 
 if TYPE_CHECKING:
     from ray import serve
@@ -49,7 +50,7 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
     from rtp_llm.router.deployment import router_ingress
 
     config = load_config(overrides=_paths(args or {}))
-    _check_pools(config)
+    _check(config)
     pools = [(prefill_pool, config.prefill), (decode_pool, config.decode)]
     return router_ingress(config, [pool(config) for pool, settings in pools if settings.replicas])
 
@@ -62,10 +63,10 @@ def running(config: Config, progress: Progress = lambda _: None) -> Iterator[str
     REQUIRES: the main thread. The caller's signal handlers stay in force.
 
     Raises:
-        ConfigError: no worker is configured.
+        ConfigError: no worker is configured, or no such policy.
         UnavailableError: the HTTP port is taken, or the deployment didn't become healthy.
     """
-    _check_pools(config)
+    _check(config)
     config = config.with_token()
     http = _listenable(config.http)
     with _ray(http, progress):
@@ -107,7 +108,9 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
     }
 
 
-def _check_pools(config: Config) -> None:
+def _check(config: Config) -> None:
+    """What the tree alone can't tell, said before anything starts."""
+    policy_named(config.router.policy)
     if config.prefill.replicas + config.decode.replicas == 0:
         raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
 

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rtp_llm.errors import ConfigError
+
 PREFILL = "prefill"
 DECODE = "decode"
 
@@ -81,6 +83,16 @@ def round_robin(workers: Sequence[WorkerView], query: PlacementQuery) -> Placeme
 
 
 POLICIES: dict[str, Policy] = {"least_loaded": least_loaded, "round_robin": round_robin}
+
+
+def policy_named(name: str) -> Policy:
+    """
+    Raises:
+        ConfigError: router.policy names none.
+    """
+    if name not in POLICIES:
+        raise ConfigError(f"router.policy: {name!r} is unknown, there are {', '.join(sorted(POLICIES))}")
+    return POLICIES[name]
 
 
 def _place(

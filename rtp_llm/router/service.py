@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rtp_llm.config import Config
 from rtp_llm.directory import Membership
-from rtp_llm.errors import ConfigError, InvalidRequestError, PromptTooLongError
+from rtp_llm.errors import InvalidRequestError, PromptTooLongError
 from rtp_llm.metrics import RouterMetrics, merged, new_registry
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
@@ -20,7 +20,7 @@ from rtp_llm.request import Request, SamplingParams
 from rtp_llm.router.answer_text import AnswerText
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.policies import POLICIES
+from rtp_llm.router.policies import policy_named
 from rtp_llm.router.responses import Delta
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 from rtp_llm.wire.session import SessionTiming
@@ -63,10 +63,7 @@ class Service:
     """REQUIRES: made on the event loop that serves."""
 
     def __init__(self, config: Config, membership: Membership) -> None:
-        if config.router.policy not in POLICIES:
-            raise ConfigError(
-                f"router.policy: {config.router.policy!r} is unknown, there are {', '.join(sorted(POLICIES))}"
-            )
+        policy = policy_named(config.router.policy)
         self.config = config
         self.tokenizer = Tokenizer.load(config.model.path)
         self._chat_template = ChatTemplate.load(config.model.path)
@@ -85,7 +82,7 @@ class Service:
             metrics=self.metrics_here,
             token=config.worker.token.get_secret_value(),
         )
-        self.dispatcher = Dispatcher(self.fleet, POLICIES[config.router.policy], config.router, self.metrics_here)
+        self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
 
     def start(self) -> None:
         self.fleet.start()
