@@ -133,9 +133,14 @@ class Config(_Section):
     router: RouterSettings = RouterSettings()
     http: HttpSettings = HttpSettings()
 
-    def engine_of(self, pool: PoolSettings) -> EngineSettings:
-        """The pool's engine settings: the common ones, overridden by its own."""
-        return _validated(EngineSettings, {**self.engine.model_dump(), **pool.engine}, "engine")
+    def engine_of(self, pool: str) -> EngineSettings:
+        """Engine settings of "prefill" or "decode": the common ones, overridden by its own.
+
+        Raises:
+            ConfigError: one of its own is unknown or wrong.
+        """
+        own: dict[str, Any] = getattr(self, pool).engine
+        return _validated(EngineSettings, {**self.engine.model_dump(), **own}, f"{pool}.engine")
 
     def with_token(self) -> Config:
         """The same with a random worker.token, unless one is set."""
@@ -161,14 +166,17 @@ def load_config(
     """Defaults, then the YAML `file`, then RTP_LLM_SECTION__FIELD variables, then `overrides` ({"engine.max_num_seqs": 8}).
 
     Raises:
-        ConfigError: the file can't be read, or a setting is unknown or wrong; names path and value.
+        ConfigError: the file can't be read, or a setting is unknown or wrong; names path (or variable) and value.
     """
     tree: dict[str, Any] = _read_yaml(file) if file is not None else {}
     for path, value in _from_environment(os.environ if environ is None else environ).items():
         _set(tree, path, value)
     for path, value in (overrides or {}).items():
         _set(tree, path, value)
-    return _validated(Config, tree, "")
+    config = _validated(Config, tree, "")
+    for pool in ("prefill", "decode"):
+        config.engine_of(pool)
+    return config
 
 
 def settings() -> dict[str, Any]:
@@ -195,7 +203,12 @@ def _read_yaml(file: str | Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """{setting: value}. A variable that looks like a setting and isn't one is refused; others (RTP_LLM_ISA) are not ours."""
     names = {ENVIRONMENT_PREFIX + path.upper().replace(".", "__"): path for path in settings()}
+    sections = tuple(f"{ENVIRONMENT_PREFIX}{section.upper()}__" for section in Config.model_fields)
+    for name in environ:
+        if name.startswith(sections) and name not in names:
+            raise ConfigError(f"{name}: there is no such setting")
     return {names[name]: value for name, value in environ.items() if name in names}
 
 

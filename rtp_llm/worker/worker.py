@@ -56,7 +56,7 @@ class Worker:
         self._engine = engine
         self._figures = Figures()
         key = WorkerKey(worker_id, draw_epoch())
-        rows = config.engine_of(getattr(config, pool)).max_num_batched_tokens
+        rows = config.engine_of(pool).max_num_batched_tokens
         self._machines = Machines(
             engine, key, config.transfer, config.handover, config.worker, max(rows, engine.block_tokens)
         )
@@ -110,7 +110,7 @@ class Worker:
         Raises:
             ModelError: the model's files can't be served.
         """
-        settings = config.engine_of(getattr(config, pool))
+        settings = config.engine_of(pool)
         return cls(config, pool, worker_id, await asyncio.to_thread(build, config.model, settings))
 
     async def start(self) -> None:

@@ -1,0 +1,57 @@
+"""The config tree: where a setting may come from, and what is said of a wrong one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rtp_llm.config import load_config
+from rtp_llm.errors import ConfigError
+
+
+def test_later_beats_earlier(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("engine: {max_num_seqs: 3, num_threads: 2, block_tokens: 32}")
+    environ = {"RTP_LLM_ENGINE__MAX_NUM_SEQS": "4", "RTP_LLM_ENGINE__NUM_THREADS": "5"}
+    engine = load_config(file, {"engine.max_num_seqs": 6}, environ).engine
+    assert (engine.max_num_seqs, engine.num_threads, engine.block_tokens) == (6, 5, 32)
+
+
+def test_a_pools_own_engine_settings_override_the_common_ones() -> None:
+    config = load_config(
+        overrides={"engine.num_threads": 2, "decode.engine": {"num_threads": 3}, "engine.max_num_seqs": 9}, environ={}
+    )
+    assert config.engine_of("prefill").num_threads == 2
+    assert (config.engine_of("decode").num_threads, config.engine_of("decode").max_num_seqs) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("engine.max_num_seqs", 0, "engine.max_num_seqs: Input should be greater than or equal to 1, got 0"),
+        ("engine.speed", 1, "engine.speed: Extra inputs are not permitted, got 1"),
+        ("motor.speed", 1, "motor: Extra inputs are not permitted"),
+        ("prefill.engine", {"speed": 1}, "prefill.engine.speed: Extra inputs are not permitted, got 1"),
+        ("decode.engine", '{"num_threads": 0}', "decode.engine.num_threads: Input should be greater than"),
+        ("decode.resources", {"a": "b"}, "decode.resources.a: Input should be a valid number"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_path_and_value(path: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(overrides={path: value}, environ={})
+
+
+def test_a_variable_of_no_setting_is_refused_by_name_and_its_value_is_not_shown() -> None:
+    for name in ("RTP_LLM_ENGINE__MAX_NUM_SEQ", "RTP_LLM_WORKER__TOKENS"):
+        with pytest.raises(ConfigError, match=f"{name}: there is no such setting") as refused:
+            load_config(environ={name: "s3cret"})
+        assert "s3cret" not in str(refused.value)
+    load_config(environ={"RTP_LLM_ISA": "generic", "RTP_LLM_NATIVE_DIR": "/tmp", "RTP_LLM_HAPROXY": "/haproxy"})
+
+
+@pytest.mark.parametrize("text", ["[1]", "engine: 5", "{", "\x00"])
+def test_a_file_that_is_no_tree_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(file, environ={})
