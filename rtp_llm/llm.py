@@ -10,7 +10,7 @@ from typing import Any
 
 from rtp_llm.config import load_config
 from rtp_llm.engine import Engine, build
-from rtp_llm.errors import EngineError, InvalidRequestError
+from rtp_llm.errors import InvalidRequestError
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import read_generation_defaults
 from rtp_llm.model.detokenizer import Detokenizer
@@ -288,8 +288,7 @@ class _Answer:
 
     def push(self, token: TokenOutput) -> bool:
         """Whether the engine has ended the sequence; the answer may also end by a stop string."""
-        if token.finish_reason is FinishReason.CANCELLED:
-            raise EngineError(f"the engine cancelled request {self.result.request_id} at token {token.position}")
+        token.check()
         output = self.output
         output.token_ids.append(token.token)
         if output.index == 0 and token.position == 0:

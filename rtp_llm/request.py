@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rtp_llm.errors import InvalidRequestError
+from rtp_llm.errors import EngineError, InvalidRequestError
 
 MAX_TOKENS = 2**31 - 1
 MAX_LOGPROBS = 20
@@ -115,6 +115,16 @@ class TokenOutput:
     top_logprobs: Sequence[tuple[int, float]] = field(default=())
     finish_reason: FinishReason = FinishReason.NONE
     num_cached_tokens: int = 0  # prompt tokens that were prefix hits, with the first output
+
+    def check(self) -> None:
+        """
+        Raises:
+            EngineError: this is no token: the engine cancelled the answer unasked, or none of the logits was a number.
+        """
+        if self.finish_reason is FinishReason.CANCELLED:
+            raise EngineError(f"the answer was cancelled by its engine at token {self.position}")
+        if self.token < 0:
+            raise EngineError(f"no token could be sampled at position {self.position}: no logit is a finite number")
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

@@ -1,7 +1,9 @@
 """LLM, in vLLM's names, on the demo model."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from rtp_llm.errors import (
     ModelLoadError,
     PromptTooLongError,
 )
+from rtp_llm.model.safetensors_file import SafetensorsFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=32)
 SUM = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -238,6 +241,22 @@ def test_a_small_pool_preempts_and_answers_the_same(llm: LLM) -> None:
         assert [output.outputs for output in small.generate(prompts, params)] == expected
         assert small.engine.native.load().preemptions > 0
         assert_idle(small)
+
+
+def test_weights_that_are_no_numbers_are_an_error_that_says_so(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    with SafetensorsFile(model / "model.safetensors") as file:
+        norm = file.tensors["model.norm.weight"]
+    with (model / "model.safetensors").open("r+b") as content:
+        content.seek(norm.offset)
+        content.write(b"\xc0\x7f")  # a bf16 NaN
+    for skip in (True, False):
+        with (
+            LLM(model=str(model), max_model_len=64, skip_tokenizer_init=skip) as llm,
+            pytest.raises(EngineError, match="no token could be sampled at position 0"),
+        ):
+            llm.generate([[5, 6]], GREEDY)
 
 
 def test_wrong_settings_are_named() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rtp_llm.errors import EngineError
 from rtp_llm.model.stop_strings import StopStrings
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import FinishReason, SamplingParams, TokenOutput
@@ -31,15 +30,14 @@ class AnswerText:
         """What the answer grows by. A stop string ends it within `outputs`: the tokens behind it don't count.
 
         Raises:
-            EngineError: a worker cancelled the answer, which nobody had asked for.
+            EngineError: as TokenOutput.check().
         """
         texts: list[str] = []
         logprobs: list[TokenLogprob] = []
         finish = FinishReason.NONE
         taken = 0
         for output in outputs:
-            if output.finish_reason is FinishReason.CANCELLED:
-                raise EngineError(f"the answer was cancelled by its worker at token {output.position}")
+            output.check()
             piece = self._piece(output)
             taken += 1
             self._num_tokens += 1

@@ -71,6 +71,8 @@ def test_a_stop_string_within_min_tokens_does_not_end_the_answer() -> None:
 def test_an_answer_that_its_worker_cancelled_is_an_error() -> None:
     with pytest.raises(EngineError, match="token 0"):
         AnswerText(TOKENIZER, SamplingParams()).take([TokenOutput(0, 5, finish_reason=FinishReason.CANCELLED)])
+    with pytest.raises(EngineError, match="no token could be sampled at position 3"):
+        AnswerText(TOKENIZER, SamplingParams()).take([TokenOutput(3, -1)])
 
 
 def test_cached_tokens_come_with_the_first_token_alone() -> None:
