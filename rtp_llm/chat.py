@@ -56,7 +56,7 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
         connection.request("POST", base + path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            raise InvalidRequestError(f"{response.status}: {response.read().decode(errors='replace')}")
+            raise InvalidRequestError(f"{response.status}: {_words(response.read())}")
         for line in response:
             if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                 event = json.loads(line[len(b"data: ") :])
@@ -67,6 +67,14 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
         raise UnavailableError(f"{url}: {error}") from error
     finally:
         connection.close()
+
+
+def _words(body: bytes) -> str:
+    """An error's message; of a body in another shape (a proxy's) all of it."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")
 
 
 def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:

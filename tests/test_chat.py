@@ -4,7 +4,7 @@ import http.client
 
 import pytest
 
-from rtp_llm.chat import _connection, stream_chunks
+from rtp_llm.chat import _connection, _words, stream_chunks
 from rtp_llm.errors import InvalidRequestError
 
 
@@ -29,3 +29,16 @@ def test_scheme_port_and_path_of_the_url_are_honoured(url: str, secure: bool, ho
 def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="url"):
         next(stream_chunks(url, "/v1/chat/completions", {}))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"error": {"message": "too long", "param": "messages"}}', "too long"),
+        (b'{"detail": 1}', '{"detail": 1}'),
+        (b"<html>bad \xff</html>", "<html>bad \ufffd</html>"),
+        (b"[]", "[]"),
+    ],
+)
+def test_a_refusal_is_told_in_the_servers_words(body: bytes, words: str) -> None:
+    assert _words(body) == words
