@@ -1,7 +1,8 @@
 # Source this before `ray start` on every node (bash): Serve's HAProxy mode with long streams, its own endpoints on loopback.
 # What is set already stays.
 _rtp_llm_file() { python3 -c 'import importlib.util, pathlib, sys
-print(pathlib.Path(importlib.util.find_spec(sys.argv[1]).origin).parent / sys.argv[2])' "$@"; }
+spec = importlib.util.find_spec(sys.argv[1]) or sys.exit(f"{sys.argv[1]}: not installed for {sys.executable}, activate its environment")
+print(pathlib.Path(spec.origin).parent / sys.argv[2])' "$@"; }
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 export RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
 # At least the longest stream: each change of the routers' number reloads HAProxy and cuts older streams after this time.
