@@ -8,7 +8,7 @@ import pytest
 
 from rtp_llm.router.request_machine import Action, Emit, Finish, Output, RequestMachine
 from tests.simulator.walk import walk
-from tests.simulator.world import Violation
+from tests.simulator.world import Violation, note
 
 WALKS = 300
 SHARE = 50
@@ -25,7 +25,7 @@ def test_no_walk_ends_with_a_gap_a_repeat_a_reuse_a_stuck_request_or_a_leak(firs
         try:
             counted.update(walk(seed))
         except Exception as error:
-            error.add_note(f"seed {seed}: python -m tests.simulator --seed {seed} --trace")
+            note(error, f"seed {seed}: python -m tests.simulator --seed {seed} --trace")
             raise
 
 
@@ -63,3 +63,10 @@ def test_a_router_that_emits_whatever_comes_is_found_out(monkeypatch: pytest.Mon
 def test_a_router_that_does_not_repeat_its_attach_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RequestMachine, "attach_entry", lambda machine, worker: None)
     assert seeds_until_violation(200) is not None
+
+
+def test_a_walk_that_goes_wrong_names_its_seed_on_every_python() -> None:
+    error = Violation("a gap")
+    note(error, "seed 3")
+    note(error, "seed 4")
+    assert error.__notes__ == ["seed 3", "seed 4"]  # type: ignore[attr-defined]

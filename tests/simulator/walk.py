@@ -12,7 +12,7 @@ from tests.simulator.data_plane import DataPlane
 from tests.simulator.network import Faults, Session
 from tests.simulator.router import Router
 from tests.simulator.worker import Worker
-from tests.simulator.world import Process, Violation, World
+from tests.simulator.world import Process, Violation, World, note
 
 Fault: TypeAlias = "Callable[[Cluster, Worker | None], None]"  # strikes this worker, or any
 
@@ -349,7 +349,7 @@ def walk(seed: int, *, trace: bool = False) -> Counter[str]:
         cluster.check_rest()
     except Exception as error:
         if world.trace is not None:
-            error.add_note("\n".join(world.trace))
+            note(error, "\n".join(world.trace))
         raise
     cluster.counted["events"] = world.num_events
     cluster.counted["refused messages"] += cluster.data_plane.num_refused

@@ -13,6 +13,11 @@ class Violation(AssertionError):  # noqa: N818 - what a walk found, not a fault 
     """Something that must never happen."""
 
 
+def note(error: Exception, text: str) -> None:
+    """What tracebacks print below an error: BaseException.add_note, which Python 3.10 lacks."""
+    error.__notes__ = [*getattr(error, "__notes__", []), text]  # type: ignore[attr-defined]
+
+
 class Process:
     """What is scheduled for a stopped process waits until it goes on; for a dead one it is dropped."""
 
