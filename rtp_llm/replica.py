@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +37,18 @@ def _log_with_serve() -> None:
     ours = logging.getLogger("rtp_llm")
     stderr = logging.StreamHandler(sys.__stderr__)  # sys.stderr leads into Serve's log
     stderr.setLevel(logging.WARNING)
-    stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    stderr.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     ours.addHandler(stderr)
     ours.setLevel(logging.INFO)
     ours.parent = logging.getLogger("ray.serve")
+
+
+class _Formatter(logging.Formatter):
+    """Tracebacks without print(): Serve puts one in its place that writes tuples into them. The record keeps the text for the
+    handlers behind ours, Serve's file among them."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return "".join(traceback.format_exception(*ei)).rstrip("\n")
 
 
 def _listen_on_node_address() -> None:
