@@ -13,6 +13,7 @@ MAX_TOKENS = 2**31 - 1
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
+MAX_SUPPRESSED_TOKENS = 32  # EOS ids and stop_token_ids that min_tokens may hold back
 MAX_CHOICES = 128
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # what workers take and compute
 MIN_FLOAT32 = 2.0**-126  # the least normal number

@@ -16,7 +16,7 @@ from rtp_llm.metrics import RouterMetrics, merged, new_registry
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.request import Request, SamplingParams
+from rtp_llm.request import MAX_SUPPRESSED_TOKENS, Request, SamplingParams
 from rtp_llm.router.answer_text import AnswerText
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import Fleet
@@ -133,6 +133,14 @@ class Service:
         sampling = body.sampling(self._defaults.sampling)
         for token in sampling.stop_token_ids or []:
             self._check_token(token, "stop_token_ids")
+        ending = {*self._defaults.eos_token_ids, *(sampling.stop_token_ids or [])}
+        if sampling.min_tokens and len(ending) > MAX_SUPPRESSED_TOKENS:
+            raise InvalidRequestError(
+                f"stop_token_ids: with min_tokens they and the model's EOS ids are at most {MAX_SUPPRESSED_TOKENS}, "
+                f"got {len(ending)}",
+                param="stop_token_ids",
+                value=len(ending),
+            )
         return sampling
 
     def _check_choices(self, num_prompts: int, n: int) -> None:

@@ -80,6 +80,14 @@ async def test_a_stop_token_outside_of_the_vocabulary_is_named(service: Service)
         assert refused.value.param == "stop_token_ids"
 
 
+async def test_more_ending_tokens_than_min_tokens_can_hold_back_are_named(service: Service) -> None:
+    await service.complete(completion(min_tokens=2, stop_token_ids=list(range(3, 33))))  # and two EOS ids
+    await service.complete(completion(stop_token_ids=list(range(3, 34))))
+    with pytest.raises(InvalidRequestError, match=r"stop_token_ids: with min_tokens .* 32, got 33") as refused:
+        await service.complete(completion(min_tokens=2, stop_token_ids=list(range(3, 34))))
+    assert refused.value.param == "stop_token_ids"
+
+
 async def test_a_completion_without_max_tokens_gets_what_the_context_leaves_of_the_default(service: Service) -> None:
     for length, limit in ((10, 16), (60, 4)):
         [prompt] = await service.complete(completion(prompt=[5] * length))
