@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelLoadError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # bad UTF-8, bad JSON
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, JSON without end
         raise ModelLoadError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: expected a JSON object, found {type(content).__name__}")

@@ -81,7 +81,7 @@ class SafetensorsFile:
         self._read(memoryview(text), 8)
         try:
             header = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelLoadError(f"{self.path}: no safetensors: the header is not JSON: {error}") from error
         if not isinstance(header, dict):
             raise ModelLoadError(f"{self.path}: no safetensors: the header is not an object")

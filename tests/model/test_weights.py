@@ -179,8 +179,9 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, config: ModelConfig, entr
 
 
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, config: ModelConfig) -> None:
-    (tmp_path / FILE).write_bytes(struct.pack("<Q", 4) + b"xxxx")
-    assert "the header is not JSON" in refused(tmp_path, config)
+    for header in (b"xxxx", b"[" * 100_000):
+        (tmp_path / FILE).write_bytes(struct.pack("<Q", len(header)) + header)
+        assert "the header is not JSON" in refused(tmp_path, config)
     (tmp_path / FILE).write_bytes(struct.pack("<Q", 1 << 60) + bytes(100))
     assert "a header of 1152921504606846976 bytes" in refused(tmp_path, config)
     write_safetensors(tmp_path / FILE, TENSORS)
