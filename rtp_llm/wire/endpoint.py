@@ -155,10 +155,6 @@ class Endpoint(Generic[OutT, InT]):
         return self._connection is not None
 
     @property
-    def is_lost(self) -> bool:
-        return self._life is Life.LOST
-
-    @property
     def other_epoch(self) -> int:
         """The other end's epoch, 0 before the first hello."""
         return self._other_epoch

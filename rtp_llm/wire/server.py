@@ -67,10 +67,6 @@ class Acceptor(Generic[OutT, InT]):
         self._timing = timing
         self._endpoints: dict[str, AcceptedEndpoint[OutT, InT]] = {}
 
-    @property
-    def endpoints(self) -> list[AcceptedEndpoint[OutT, InT]]:
-        return list(self._endpoints.values())
-
     def forget(self, endpoint: AcceptedEndpoint[OutT, InT]) -> None:
         """Drop a lost endpoint: the same other end, if it returns, is accepted as a new one. Idempotent."""
         if self._endpoints.get(endpoint.id) is endpoint:
