@@ -67,7 +67,7 @@ def running(config: Config, progress: Progress = lambda _: None) -> Iterator[str
         UnavailableError: the HTTP port is taken, or the deployment didn't become healthy.
     """
     _check(config)
-    config = config.with_token()
+    config = config.with_token().with_absolute_path()
     http = _listenable(config.http)
     with _ray(http, progress):
         try:
@@ -143,11 +143,23 @@ def _ray(http: HttpSettings, progress: Progress) -> Iterator[None]:
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         stack.callback(ray.shutdown)
-        with _signals_deferred():
+        with _signals_deferred(), _where_the_package_lies():
             ray.init(logging_level=logging.WARNING, **options)
         session = Path(ray.nodes()[0]["RayletSocketName"]).parent.parent
         progress(f"Ray is at {ray.get_runtime_context().gcs_address}, its logs in {session / 'logs'}")
         yield
+
+
+@contextlib.contextmanager
+def _where_the_package_lies() -> Iterator[None]:
+    """Ray puts the directory that it is started in before all else on the path of its workers: so they import the package that
+    runs here, and not, where `rtp-llm serve` is called in a checkout, its sources without an engine."""
+    before = os.getcwd()
+    os.chdir(Path(__file__).parents[1])
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextlib.contextmanager

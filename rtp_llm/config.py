@@ -149,6 +149,11 @@ class Config(_Section):
         token = SecretStr(secrets.token_urlsafe(32))
         return self.model_copy(update={"worker": self.worker.model_copy(update={"token": token})})
 
+    def with_absolute_path(self) -> Config:
+        """The same for processes with another working directory."""
+        model = self.model.model_copy(update={"path": str(Path(self.model.path).absolute())})
+        return self.model_copy(update={"model": model})
+
     @property
     def directory_name(self) -> str:
         return self.worker.directory or f"rtp_llm-{self.served_name}"

@@ -25,6 +25,14 @@ def test_a_pools_own_engine_settings_override_the_common_ones() -> None:
     assert (config.engine_of("decode").num_threads, config.engine_of("decode").max_num_seqs) == (3, 9)
 
 
+def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    config = load_config(overrides={"model.path": "."}, environ={})
+    assert config.with_absolute_path().model.path == str(tmp_path / "model")
+    assert config.with_absolute_path().served_name == config.served_name == "model"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [

@@ -14,8 +14,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def deployment() -> Iterator[Deployment]:
-    found = Deployment()
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Started where another package of our name lies, as the sources do beside an installed one: nobody imports it."""
+    cwd = tmp_path_factory.mktemp("checkout")
+    (cwd / "rtp_llm").mkdir()
+    (cwd / "rtp_llm" / "__init__.py").write_text("raise ImportError('of the working directory')")
+    found = Deployment(cwd=cwd)
     yield found
     assert found.stop() == 0, "\n".join(found.lines)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = Path(__file__).parent / "bin" / "rtp-llm"  # as pip installs it: the working directory isn't on its path
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 
@@ -24,17 +25,18 @@ STOP_TIMEOUT_S = 60
 class Deployment:
     """Starts `rtp-llm serve --port 0` in a process group of its own; ready when the constructor returns."""
 
-    def __init__(self, *flags: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, *flags: str, prefix: Sequence[str] = (), cwd: Path | None = None) -> None:
         self.lines: list[str] = []  # all that was printed so far
         self.start_lines: list[str] = []  # until it was ready
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "rtp_llm.cli", "serve", "--port", "0", *flags],
+            [*prefix, sys.executable, str(COMMAND), "serve", "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
             env=environment(),
+            cwd=cwd,
             preexec_fn=_stop_with_parent,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
