@@ -44,6 +44,15 @@ libucx.load_library()
 if ENGINE not in sys.modules and (native_dir := os.environ.get(NATIVE_DIR_VARIABLE)):
     load_from(Path(native_dir))
 
-_engine: Any = importlib.import_module(ENGINE)
+try:
+    _engine: Any = importlib.import_module(ENGINE)
+except ModuleNotFoundError as error:
+    if error.name != ENGINE:
+        raise
+    raise ModuleNotFoundError(
+        f"{Path(__file__).parent} holds no {ENGINE}: these are sources without a built engine. `make setup` builds it in "
+        f"place; a package that was installed is found from any other directory",
+        name=ENGINE,
+    ) from None
 
 __all__ = ["_engine"]

@@ -1,10 +1,13 @@
 """The package as a whole: its public names, its version, where it finds the native engine."""
 
+import importlib
 import os
+import runpy
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -46,3 +49,17 @@ def test_a_native_dir_without_an_engine_is_named(tmp_path: Path) -> None:
     done = run("import rtp_llm._native", RTP_LLM_NATIVE_DIR=str(tmp_path))
     assert done.returncode != 0
     assert f"RTP_LLM_NATIVE_DIR={tmp_path} holds no _engine extension module" in done.stderr
+
+
+def test_sources_without_an_engine_say_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module = importlib.import_module
+
+    def missing(name: str, package: str | None = None) -> ModuleType:
+        if name == "rtp_llm._engine":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return import_module(name, package)
+
+    monkeypatch.delenv("RTP_LLM_NATIVE_DIR", raising=False)
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"sources without a built engine\. `make setup` builds it"):
+        runpy.run_path(str(ROOT / "rtp_llm" / "_native.py"))
