@@ -144,9 +144,15 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """The first signal raises _Stopped on the main thread; a second one kills this process and all that it has started."""
+    """The first signal raises _Stopped on the main thread; a second one kills this process and all that it has started.
+
+    Where the first one hits C code of Ray's, Python makes a SystemError of it, which ends the block as well.
+    """
+    asked = False
 
     def stop(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, kill)
         raise _Stopped
@@ -159,6 +165,10 @@ def _stopped_by_signals() -> Iterator[None]:
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemError as error:
+        if not asked:
+            raise
+        raise _Stopped from error
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -92,6 +93,19 @@ def test_chat_says_that_no_server_is_there(capsys: pytest.CaptureFixture[str], m
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         assert run(capsys, "chat", "--url", url) == (1, "", f"rtp-llm: {url}: [Errno 111] Connection refused\n")
+
+
+def test_a_signal_that_hits_c_code_stops_as_any_other() -> None:
+    def hit() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except cli._Stopped as stopped:
+            raise SystemError("returned a result with an exception set") from stopped
+
+    with pytest.raises(cli._Stopped), cli._stopped_by_signals():
+        hit()
+    with pytest.raises(SystemError), cli._stopped_by_signals():
+        raise SystemError("of its own")
 
 
 def test_the_ready_text_ends_with_a_curl_of_valid_json() -> None:
