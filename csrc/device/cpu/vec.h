@@ -94,7 +94,7 @@ RTP_INLINE PartF32 max_part(PartF32 a, PartF32 b) {
 
 RTP_INLINE F32x16 splat(float value) {
   F32x16 out;
-  RTP_EACH_PART(out.part[i] = PartF32{} + value;)
+  RTP_EACH_PART(out.part[i] = value - PartF32{};)
   return out;
 }
 
