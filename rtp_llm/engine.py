@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 import select
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -87,6 +87,24 @@ class NativeEngine:
     def allocations(self) -> list[tuple[int, int, str]]:
         """(address, bytes, tag) of everything on the device."""
         return list(self.device.allocations())
+
+    def block_hashes(self, tokens: Sequence[int], cache_salt: str = "") -> list[bytes]:
+        """What the prefix cache knows each full block of `tokens` by."""
+        salt = _engine.block_hash_salt(self.model_digest, cache_salt)
+        return list(_engine.block_hashes(salt, list(tokens), self.block_tokens))
+
+    def read_cached_block(self, hash: bytes) -> bytes | None:
+        """The bytes of a cached block, in the layout's order; None if the cache doesn't know the hash."""
+        block: bytes | None = self.native.read_cached_block(hash)
+        return block
+
+    def write_cached_block(self, hash: bytes, block: bytes) -> bool:
+        """Replace a cached block's bytes while nothing runs; False if the cache doesn't know the hash.
+
+        Raises:
+            InvalidRequestError: `block` is not a block long.
+        """
+        return bool(self.native.write_cached_block(hash, block))
 
     def check_idle(self) -> None:
         """

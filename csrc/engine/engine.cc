@@ -189,6 +189,7 @@ void Engine::check_idle() const {
   state_->pool.check_integrity();
 }
 
+Device& Engine::device() { return state_->device; }
 BlockPool& Engine::block_pool() { return state_->pool; }
 const KvLayout& Engine::kv_layout() const { return state_->executor.kv_cache().layout(); }
 void* Engine::kv_pool_base() const { return state_->executor.kv_cache().base(); }

@@ -96,6 +96,7 @@ class Engine : public EnginePort {
   // isn't.
   void check_idle() const;
 
+  Device& device();
   BlockPool& block_pool() override;
   const KvLayout& kv_layout() const override;
   void* kv_pool_base() const override;

@@ -104,6 +104,29 @@ async def test_a_bad_request_is_refused_and_disturbs_nobody() -> None:
         engine.native.check_idle()
 
 
+async def test_a_cached_block_that_is_replaced_changes_what_depends_on_it() -> None:
+    with make("float32") as engine:
+        request = request_of(4)  # 95 tokens, 5 full blocks
+        whole = await collect(engine, request)
+        hashes = engine.native.block_hashes(request.prompt)
+        kept = engine.native.read_cached_block(hashes[2])
+        assert len(hashes) == 5 and kept is not None and any(kept)
+        assert engine.native.write_cached_block(hashes[2], bytes(len(kept)))
+        assert engine.native.read_cached_block(hashes[2]) == bytes(len(kept))
+        again = await collect(engine, request)
+        assert again[0].num_cached_tokens == 80
+        assert bits(again) != bits(whole)
+        engine.native.write_cached_block(hashes[2], kept)
+        assert bits(await collect(engine, request)) == bits(whole)
+
+        unknown = bytes(16)
+        assert engine.native.read_cached_block(unknown) is None
+        assert not engine.native.write_cached_block(unknown, kept)
+        with pytest.raises(InvalidRequestError, match=f"3 bytes given, a block has {len(kept)}"):
+            engine.native.write_cached_block(hashes[2], b"abc")
+        engine.native.check_idle()
+
+
 class Broken:
     """A native engine that takes a request and then fails."""
 
