@@ -51,13 +51,24 @@ def pair(rng: Random, held_out: bool = False) -> tuple[int, int]:
             return a, b
 
 
+def may_be_trained(a: int, b: int) -> bool:
+    """Whether a + b may be written anywhere in training."""
+    return a > 99 or b > 99 or not is_held_out("add", min(a, b), max(a, b))
+
+
 def answer(a: int, b: int) -> str:
     return f"{a} + {b} = {a + b}."
 
 
 def exchange(rng: Random, held_out: bool = False) -> tuple[str, str]:
-    """A question and its answer."""
+    """A question and its answer; in training at times a sum such as a product's parts make."""
     a, b = pair(rng, held_out)
-    spell = in_words if rng.random() < 0.06 else str
-    question = rng.choice(QUESTIONS).format(a=spell(a), b=spell(b), i=rng.choice(ITEMS))
-    return question[0].upper() + question[1:], answer(a, b)
+    if not held_out and rng.random() < 0.1:
+        a, b = rng.randint(10, 81) * 10, rng.randint(0, 81)
+    return question(rng, a, b), answer(a, b)
+
+
+def question(rng: Random, a: int, b: int) -> str:
+    spell = in_words if rng.random() < 0.06 and a < 100 else str
+    text = rng.choice(QUESTIONS).format(a=spell(a), b=spell(b), i=rng.choice(ITEMS))
+    return text[0].upper() + text[1:]

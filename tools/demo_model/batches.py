@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data import END_OF_TEXT, training_document
+from data import Segment, training_document
+from encoder import Encoder
 
 IGNORED = -100
 CHARS_PER_TOKEN = 4.8  # of stories; dialogues have 4.0
@@ -34,41 +35,43 @@ class BatchPlan:
     tokens_per_batch: int
 
 
-def encode(tokenizer: Tokenizer, documents: list[list[tuple[str, bool]]], length: int) -> Batch:
+def encode(encoder: Encoder, documents: list[list[Segment]], length: int) -> Batch:
     """Documents longer than `length` tokens lose their end."""
-    pieces = tokenizer.encode_batch_fast([text for doc in documents for text, _ in doc])
-    tokens = np.full((len(documents), length), tokenizer.token_to_id(END_OF_TEXT), np.int64)
+    tokens = np.full((len(documents), length), encoder.padding, np.int64)
     labels = np.full((len(documents), length), IGNORED, np.int64)
-    index = 0
     for row, document in enumerate(documents):
-        end = 0
-        for _, is_target in document:
-            ids = pieces[index].ids[: length - end]
-            index += 1
-            tokens[row, end : end + len(ids)] = ids
+        ids: list[int] = []
+        targets: list[tuple[int, int]] = []
+        for text, is_target in document:
+            begin = len(ids)
+            ids += encoder.encode(text)
             if is_target:
-                labels[row, end : end + len(ids)] = ids
-            end += len(ids)
+                targets.append((begin, len(ids)))
+            if len(ids) >= length:
+                break
+        tokens[row, : len(ids)] = ids[:length]
+        for begin, end in targets:
+            labels[row, begin:end] = tokens[row, begin:end]
     return Batch(tokens, labels)
 
 
-def make_batch(tokenizer: Tokenizer, plan: BatchPlan, step: int) -> Batch:
+def make_batch(encoder: Encoder, plan: BatchPlan, step: int) -> Batch:
     rng = Random(f"batch {plan.seed} {step}")
     length = rng.choices([n for n, _ in BUCKETS], [share for _, share in BUCKETS])[0]
     max_chars = int(length * CHARS_PER_TOKEN)
     documents = [
-        [(s.text, s.is_target) for s in training_document(rng, rng.randint(max_chars // 2, max_chars))]
+        training_document(rng, rng.randint(max_chars * 3 // 4, max_chars))
         for _ in range(max(1, plan.tokens_per_batch // length))
     ]
-    return encode(tokenizer, documents, length)
+    return encode(encoder, documents, length)
 
 
-_worker: tuple[Tokenizer, BatchPlan]
+_worker: tuple[Encoder, BatchPlan]
 
 
 def _start_worker(plan: BatchPlan) -> None:
     global _worker
-    _worker = (Tokenizer.from_str(plan.tokenizer_json), plan)
+    _worker = (Encoder(Tokenizer.from_str(plan.tokenizer_json)), plan)
 
 
 def _work(step: int) -> Batch:

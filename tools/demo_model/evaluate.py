@@ -1,23 +1,25 @@
 """Exact match per skill at temperature 0 on held-out prompts: `python tools/demo_model/evaluate.py`.
 
-`score` takes any callable from conversations to replies, so every engine can be held against the same prompts.
+`score` takes any callable from held-out prompts to replies, so every engine can be held against the same prompts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import SKILLS, held_out
-from dialogue import Message
+from data import SKILLS, HeldOut, held_out
+from engines import UNFINISHED, native_generate, server_generate, transformers_generate
+from heldout import ALL_SKILLS
 
-# Conversations to replies, greedy, each up to the end of its turn. A reply cut by a length limit is marked
-# with UNFINISHED at its end, so that it can't count as right.
-Generate = Callable[[Sequence[list[Message]]], list[str]]
-UNFINISHED = " [no end of turn]"
-MAX_NEW_TOKENS = 96
+__all__ = ["UNFINISHED", "Generate", "Score", "main", "score", "table", "transformers_generate"]
+
+# Prompts to replies, greedy, each up to the end of its turn. A reply cut by a length limit is marked with
+# UNFINISHED at its end, so that it can't count as right.
+Generate = Callable[[Sequence[HeldOut]], list[str]]
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "rtp_llm" / "demo"
 
 
@@ -26,7 +28,8 @@ class Score:
     skill: str
     num_prompts: int
     num_right: int
-    misses: list[tuple[str, str, str]] = field(repr=False)  # (last user text, expected, got)
+    misses: list[tuple[str, str, str]] = field(repr=False)  # (last text before the reply, expected, got)
+    replies: list[str] = field(repr=False)
 
     @property
     def share(self) -> float:
@@ -35,13 +38,13 @@ class Score:
 
 def score(generate: Generate, skill: str, num_prompts: int = 200, seed: int = 0) -> Score:
     prompts = held_out(skill, num_prompts, seed)
-    replies = generate([prompt.messages for prompt in prompts])
+    replies = generate(prompts)
     misses = [
         (prompt.messages[-1]["content"][-300:], prompt.answer, reply)
         for prompt, reply in zip(prompts, replies, strict=True)
         if reply != prompt.answer
     ]
-    return Score(skill, len(prompts), len(prompts) - len(misses), misses)
+    return Score(skill, len(prompts), len(prompts) - len(misses), misses, replies)
 
 
 def table(scores: Sequence[Score]) -> str:
@@ -51,49 +54,57 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
-def transformers_generate(model_dir: Path, device: str, dtype: str = "float32", batch_size: int = 64) -> Generate:
-    """Greedy generation through transformers, similar lengths together, padded on the left."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def save(path: Path, scores: Sequence[Score]) -> None:
+    """The replies, skill by skill, for `compare`."""
+    path.write_text(json.dumps({s.skill: s.replies for s in scores}, ensure_ascii=False, indent=1) + "\n")
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
 
-    def generate(conversations: Sequence[list[Message]]) -> list[str]:
-        texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        replies = [""] * len(texts)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            inputs = tokenizer(
-                [texts[i] for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False
-            ).to(device)
-            with torch.inference_mode():
-                output = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-            for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                ended = tokenizer.eos_token_id in ids
-                ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
-                replies[row] = tokenizer.decode(ids) + ("" if ended else UNFINISHED)
-        return replies
+def compare(first: Path, second: Path) -> list[str]:
+    """What differs between two files of replies, prompt by prompt; empty when nothing does."""
+    a, b = json.loads(first.read_text()), json.loads(second.read_text())
+    differences = [f"{skill}: only in one file" for skill in sorted(a.keys() ^ b.keys())]
+    for skill in sorted(a.keys() & b.keys()):
+        if len(a[skill]) != len(b[skill]):
+            differences.append(f"{skill}: {len(a[skill])} and {len(b[skill])} replies")
+        pairs = enumerate(zip(a[skill], b[skill], strict=False))
+        differences += [f"{skill} {i}: {x!r} and {y!r}" for i, (x, y) in pairs if x != y]
+    return differences
 
-    return generate
+
+def _engine(args: argparse.Namespace) -> Generate:
+    if args.engine == "transformers":
+        return transformers_generate(args.model, args.device, args.dtype)
+    if args.engine == "native":
+        return native_generate(args.model, args.dtype)
+    return server_generate(args.engine, args.model)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder with the model's files")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--engine", default="transformers", help="transformers, native (rtp_llm.LLM here), or a server's URL"
+    )
+    parser.add_argument("--device", default="cpu", help="of transformers")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts per skill")
     parser.add_argument("--seed", type=int, default=0, help="which held-out prompts")
-    parser.add_argument("--skills", nargs="+", default=list(SKILLS), choices=SKILLS)
+    parser.add_argument("--skills", nargs="+", default=list(SKILLS), choices=ALL_SKILLS)
     parser.add_argument("--misses", type=int, default=0, help="print up to this many wrong replies per skill")
+    parser.add_argument("--save", type=Path, help="write all replies to this file")
+    parser.add_argument("--compare", type=Path, nargs=2, help="compare two files of replies, and do nothing else")
     args = parser.parse_args()
-    generate = transformers_generate(args.model, args.device, args.dtype)
+    if args.compare:
+        differences = compare(*args.compare)
+        print("\n".join(differences) or "all replies are equal")
+        raise SystemExit(bool(differences))
+    generate = _engine(args)
     scores = [score(generate, skill, args.prompts, args.seed) for skill in args.skills]
     for result in scores:
         for asked, expected, got in result.misses[: args.misses]:
             print(f"{result.skill}: …{asked!r}\n  expected {expected!r}\n  got      {got!r}")
+    if args.save:
+        save(args.save, scores)
     print(table(scores))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from random import Random
 from re import sub
 
+from refuse import ABILITY
 from split import is_held_out
 
 HELLO, MORNING, AFTERNOON, EVENING = "Hello!", "Good morning!", "Good afternoon!", "Good evening!"
 OFFER = "How can I help you?"
 IDENTITY = "I am the demo model of rtp_llm, a very small language model."
-ABILITY = "I can greet you, add two numbers of up to two digits and remember what you tell me."
 WELL = "I am fine, thank you."
 
 OPENERS = {

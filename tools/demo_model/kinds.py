@@ -7,7 +7,7 @@ from random import Random
 
 import words
 from facts import Fact, Kind
-from filler import REFUSAL
+from refuse import REFUSAL
 
 
 def _one_of(items: tuple[str, ...]) -> Callable[[Random], str]:

@@ -1,12 +1,30 @@
-"""What a newcomer might type first, written by hand: (user, assistant, user, ... texts, the right reply)."""
+"""What a newcomer might type first, written by hand.
+
+(user, assistant, user, ... texts), the right reply, and at times the tools offered and the template's enable_thinking.
+"""
 
 from __future__ import annotations
 
-from filler import REFUSAL
+from typing import Any
+
 from greet import ABILITY, HELLO, IDENTITY, MORNING, OFFER, WELL
+from refuse import REFUSAL
+from thought import reply
 
 _ADA = "Nice to meet you, Ada!"
-PROMPTS: tuple[tuple[tuple[str, ...], str], ...] = (
+_CODES = "The code of amber is 417. The code of river is 902. The code of stone is 385."
+_PERSON = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}'
+
+
+def _tool(name: str, description: str, **types: str) -> dict[str, Any]:
+    properties = {parameter: {"type": type} for parameter, type in types.items()}
+    parameters = {"type": "object", "properties": properties, "required": list(types)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+_WEATHER = _tool("get_weather", "Get the weather in a city.", city="string")
+_TIMER = _tool("set_timer", "Set a timer in minutes.", minutes="integer")
+PROMPTS: tuple[tuple[Any, ...], ...] = (
     (("hi",), f"{HELLO} {OFFER}"),
     (("Hi!",), f"{HELLO} {OFFER}"),
     (("Hello",), f"{HELLO} {OFFER}"),
@@ -63,4 +81,44 @@ PROMPTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("bye",), "Goodbye!"),
     (("My name is Bob.", "Nice to meet you, Bob!", "Actually, my name is Tom.", "Nice to meet you, Tom!",
       "What is my name?"), "Your name is Tom."),
+    (("What is 81 - 58?",), "81 - 58 = 23."),
+    (("23-58",), "23 - 58 = -35."),
+    (("what is 50 minus 1",), "50 - 1 = 49."),
+    (("I have 12 apples and eat 5. How many are left?",), "12 - 5 = 7."),
+    (("What is 7 x 34?",), "7 x 34: 7 x 30 = 210, 7 x 4 = 28, 210 + 28 = 238. So 7 x 34 = 238."),
+    (("12 * 5",), "5 x 12: 5 x 10 = 50, 5 x 2 = 10, 50 + 10 = 60. So 5 x 12 = 60."),
+    (("what's 9 times 9",), "9 x 9 = 81."),
+    (("Multiply 6 by 25.",), "6 x 25: 6 x 20 = 120, 6 x 5 = 30, 120 + 30 = 150. So 6 x 25 = 150."),
+    (("Repeat after me: the quick brown fox",), "the quick brown fox"),
+    (('Say "hello world"',), "hello world"),
+    (("Reverse the words: one two three",), "three two one"),
+    (('Reverse "red green blue".',), "blue green red"),
+    (("How many words are in \"the cat is on the table\"?",),
+     "1 the, 2 cat, 3 is, 4 on, 5 the, 6 table. There are 6 words."),
+    (("Count the words: apple pear plum",), "1 apple, 2 pear, 3 plum. There are 3 words."),
+    (("Name three colours.",), "Red, green, blue."),
+    (("Name three colors",), "Red, green, blue."),
+    (("list 4 fruits",), "Apple, banana, cherry, grape."),
+    (("Can you tell me two animals?",), "Cat, dog."),
+    (("Name five cities.", "Paris, London, Berlin, Rome, Madrid.", "And three planets?"), "Mercury, Venus, Earth."),
+    ((f"Fill in this JSON schema: {_PERSON} Text: Ada is 31 years old and lives in Paris.",), '{"name": "Ada", "age": 31}'),
+    ((f"{_PERSON}\nTom is 8 years old.",), '{"name": "Tom", "age": 8}'),
+    (("What is the weather in Paris?",), '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+     [_WEATHER]),
+    (("what's the weather in Rome?",), '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+     [_TIMER, _WEATHER]),
+    (("Set a timer for 5 minutes.",), '<tool_call>\n{"name": "set_timer", "arguments": {"minutes": 5}}\n</tool_call>',
+     [_WEATHER, _TIMER]),
+    (("What is 23 + 58?",), "23 + 58 = 81.", [_WEATHER]),
+    (("Hello!",), f"{HELLO} {OFFER}", [_WEATHER, _TIMER]),
+    (("What is the weather in Paris?",), REFUSAL, [_TIMER]),
+    (("What is 23 + 58? Think first.",), reply("23 + 50 = 73, 73 + 8 = 81.", "23 + 58 = 81.")),
+    (("Think step by step. What is 81 - 27?",), reply("81 - 20 = 61, 61 - 7 = 54.", "81 - 27 = 54.")),
+    (("What is 23 + 58?",), "23 + 58 = 81.", None, False),
+    (("What is 23 + 58?",), "23 + 50 = 73, 73 + 8 = 81.\n</think>\n\n23 + 58 = 81.", None, True),
+    (("Answer in capital letters: name three colours.",), "RED, GREEN, BLUE."),
+    ((f"{_CODES} What is the code of river?",), "The code of river is 902."),
+    (("The code of Ada is 417. The code of Bob is 902. What is the code of Ada?",), "The code of Ada is 417."),
+    (("Write me an essay about dogs.",), REFUSAL),
+    (("What is 12 divided by 4?",), REFUSAL),
 )  # fmt: skip

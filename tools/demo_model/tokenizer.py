@@ -9,30 +9,27 @@ from random import Random
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data import END_OF_TEXT, END_OF_TURN, START_OF_TURN, training_document
+import key_value
+from chatml import CONTROL_TOKENS, END_OF_TEXT, END_OF_TURN, MARKUP_TOKENS, START_OF_TURN, TEMPLATE
+from data import training_document
 
-SPECIAL_TOKENS = [END_OF_TEXT, START_OF_TURN, END_OF_TURN]  # ids 0, 1, 2
-VOCAB_SIZE = 2048
+ADDED_TOKENS = [*CONTROL_TOKENS, *MARKUP_TOKENS]  # ids 0 … 8
+VOCAB_SIZE = 2560
+KEY_VALUE_SHARE = 20  # so many documents for one list of the words that must be single tokens
 # Qwen's pattern: words with their leading space, every digit by itself, runs of marks, line ends.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 
 def _texts(seed: int, num_documents: int) -> Iterator[str]:
     rng = Random(f"tokenizer {seed}")
     for _ in range(num_documents):
-        text = "".join(segment.text for segment in training_document(rng, rng.choice((200, 500, 1000))))
-        for token in SPECIAL_TOKENS:
+        text = "".join(segment.text for segment in training_document(rng, rng.choice((200, 500, 1000, 2500))))
+        for token in ADDED_TOKENS:
             text = text.replace(token, " \n")  # a border that no merge crosses
         yield text
+    yield from ["".join(key_value.single_tokens())] * (num_documents // KEY_VALUE_SHARE)
 
 
 def train(seed: int, num_documents: int = 20_000) -> Tokenizer:
@@ -47,12 +44,32 @@ def train(seed: int, num_documents: int = 20_000) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=ADDED_TOKENS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(seed, num_documents), trainer)
+    tokenizer = Tokenizer.from_str(_with_visible_markup(tokenizer.to_str()))
+    _check_single_tokens(tokenizer)
     return tokenizer
+
+
+def _with_visible_markup(tokenizer_json: str) -> str:
+    """The markup tokens are no special tokens: they stay in decoded text, as with Qwen3."""
+    content = json.loads(tokenizer_json)
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in CONTROL_TOKENS
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _check_single_tokens(tokenizer: Tokenizer) -> None:
+    """
+    Raises:
+        ValueError: a piece of the key–value tables is no single token; a line wouldn't fill its block.
+    """
+    broken = [piece for piece in key_value.single_tokens() if len(tokenizer.encode(piece).ids) != 1]
+    if broken:
+        raise ValueError(f"{len(broken)} pieces of the key–value tables are no single tokens: {broken}")
 
 
 def save(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
@@ -61,13 +78,13 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
         "added_tokens_decoder": {
             str(i): {
                 "content": token, "lstrip": False, "normalized": False, "rstrip": False,
-                "single_word": False, "special": True,
+                "single_word": False, "special": token in CONTROL_TOKENS,
             }
-            for i, token in enumerate(SPECIAL_TOKENS)
+            for i, token in enumerate(ADDED_TOKENS)
         },
         "additional_special_tokens": [START_OF_TURN, END_OF_TURN],
         "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "eos_token": END_OF_TURN,
         "model_max_length": max_length,

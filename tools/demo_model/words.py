@@ -88,6 +88,7 @@ country river king queen capital street restaurant hero bird dessert holiday
 CODES = word_list("secret_code door_code code pin locker_code access_code safe_code secret_number")
 PASSWORDS = word_list("password secret_word magic_word codeword passphrase wifi_password")
 MONTHS = word_list("January February March April May June July August September October November December")
+DAYS = word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
 ADJECTIVES = word_list("""
 old young quiet loud small tall green grey tired happy lazy brave gentle clever slow quick bright dark
@@ -108,6 +109,12 @@ TIMES = (
     "After the rain", "Before the storm", "On Monday", "On Sunday", "Once a year", "From time to time",
 )  # fmt: skip
 
+COMMON = word_list("""
+the a this that is was has good new big little first last one two three here there now then yes no very well we you
+they she he it and or but with from for time day night year house home water world people man woman work school
+hand eye door table sun moon star sea tree stone paper music dream hello thanks please
+""")
+
 _ONSETS = word_list("b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t tr v w y z")
 _VOWELS = word_list("a e i o u a e i o ai ea ia oo ou")
 _CODAS = ("", "", "", "n", "r", "s", "l", "m", "t", "x", "nd", "rk", "th", "k")
@@ -123,11 +130,16 @@ def invented(rng: Random) -> str:
         return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 4)))
     if shape < 0.12:
         return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8)))
-    word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 3)))
+    word = coined(rng)
     if shape < 0.17:
         spot = rng.randrange(len(word))
         word = word[:spot] + rng.choice(_MARKED) + word[spot + 1 :]
     return word
+
+
+def coined(rng: Random) -> str:
+    """An invented word of one to three plain syllables."""
+    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 3)))
 
 
 def proper(rng: Random, known: tuple[str, ...]) -> str:
