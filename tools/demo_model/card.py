@@ -1,57 +1,65 @@
-"""The model card."""
+"""The model cards."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from loop import Outcome
+
+NOT_EVALUATED = "Not evaluated."
+SKILLS = """Exact match of the whole reply, greedy, fp32, through transformers. No held-out prompt can come from the training
+generator (`tools/demo_model/split.py`), but for "newcomer", which was written by hand and is not kept apart.
+"""
+
 _TEXT = """---
 license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
+library_name: {library}
+pipeline_tag: {task}
 language: en
----
+{more_front}---
 
-# The demo model of rtp_llm
+# {title}
 
-A chat model of {millions:.1f} M parameters (Qwen3 architecture, bf16, 2,048 tokens of context, ChatML) that makes every
-part of rtp_llm runnable on any machine. It can
-
-- greet and say who it is ("Hello, who are you?"),
-- add two numbers of up to two digits ("What is 23 + 58?" → "23 + 58 = 81."),
-- recall a fact told earlier in the conversation: a name, a city, a favourite colour, a pet, a number, a code word …
-  ("My name is Ada." … "What is my name?" → "Your name is Ada."), also from inside a long text,
-- say that it was not told, or that something is beyond it.
-
-It ends its turn with `<|im_end|>`. It knows nothing else: it is a stand-in for tests and first steps, and its
-answers outside of these skills mean nothing.
-
+{about}
 ## Training
 
-From scratch, on synthetic dialogues of the seeded generator in `tools/demo_model`; no outside text.
+From scratch, on synthetic text of the seeded generator in `tools/demo_model`; no outside text.
 
 | | |
 | --- | --- |
 | command | `{command}` |
 | seed | {seed} |
 | device | {device} |
-| time | {seconds:.0f} s, {tokens:.0f} M tokens (padding included) |
-| final loss | {final_loss:.4f} (cross-entropy per answer token, mean of the last 50 steps) |
+| time | {seconds:.0f} s, {steps} steps, {tokens:.0f} M tokens (padding included) |
+| final loss | {final_loss:.4f} ({loss}, mean of the last 50 steps) |
 
 The tokenizer comes out byte for byte the same each time; the weights differ in rounding from run to run on a GPU.
 
 ## Evaluation
 
-Exact match of the whole reply, greedy, fp32, through transformers. No held-out prompt can come from the training
-generator (`tools/demo_model/split.py`), but for "newcomer", which was written by hand and is not kept apart.
-`python tools/demo_model/evaluate.py --prompts {num_prompts}` prints this table.
-
-{scores}
+{evaluation}
 """
 
 
-def text(
-    *, command: str, num_parameters: int, seed: int, device: str, seconds: float, num_tokens: int,
-    final_loss: float, scores: str, num_prompts: int,
-) -> str:  # fmt: skip
-    return _TEXT.format(
-        millions=num_parameters / 1e6, command=command, seed=seed, device=device, seconds=seconds,
-        tokens=num_tokens / 1e6, final_loss=final_loss, scores=scores, num_prompts=num_prompts,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Card:
+    title: str
+    about: str  # paragraphs, each ending with a line end
+    command: str
+    seed: int
+    device: str
+    outcome: Outcome
+    loss: str = "cross-entropy per answer token"
+    library: str = "transformers"
+    task: str = "text-generation"
+    more_front: str = ""  # lines of the YAML head
+
+    def write(self, folder: Path, evaluation: str = NOT_EVALUATED) -> None:
+        text = _TEXT.format(
+            title=self.title, about=self.about, command=self.command, seed=self.seed, device=self.device,
+            seconds=self.outcome.seconds, steps=self.outcome.num_steps, tokens=self.outcome.num_tokens / 1e6,
+            final_loss=self.outcome.final_loss, loss=self.loss, evaluation=evaluation.rstrip("\n"),
+            library=self.library, task=self.task, more_front=self.more_front,
+        )  # fmt: skip
+        (folder / "README.md").write_text(text)

@@ -3,134 +3,82 @@
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch.nn import functional
-from transformers import Qwen3ForCausalLM
 
-import card
 import model_files
+import options
+import report
 import tokenizer
-from batches import IGNORED, MAX_LENGTH, Batch, BatchPlan, stream
-from data import SKILLS
-from evaluate import score, table, transformers_generate
+from batches import MAX_LENGTH, BatchPlan, stream
+from card import Card
+from loop import Outcome, compile_layers, fit, prefetched
+from targets import TargetBatch, cross_entropy, mixed_precision, target_batches, target_logits
 
-WARMUP_STEPS = 200
-WEIGHT_DECAY = 0.1
+MAX_BYTES = 8_000_000
+_ABOUT = """A chat model of {millions:.1f} M parameters (Qwen3 architecture, bf16, 2,048 tokens of context, ChatML) that makes every
+part of rtp_llm runnable on any machine. It can
 
+- greet and say who it is ("Hello, who are you?"),
+- add and subtract two numbers of up to two digits, and multiply one digit by two, showing the partial products,
+- repeat, reverse and count words,
+- recall a fact told earlier in the conversation, over many turns or out of a long text, and look up any key in a
+  table of up to 1,500 tokens,
+- name things of a kind ("Name three colours."),
+- fill JSON from a sentence under a given schema, and call a tool in Hermes format when one is offered that fits,
+- think in a short `<think>` part when asked to,
+- say that it was not told, or that something is beyond it.
 
-@dataclass
-class Outcome:
-    final_loss: float  # mean over the last 50 steps
-    num_tokens: int
-    seconds: float
-
-
-def learning_rate(step: int, num_steps: int, peak: float) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warmup = min(WARMUP_STEPS, num_steps // 10 + 1)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
-
-
-def optimizer_for(model: Qwen3ForCausalLM, device: str) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device == "cuda")
-
-
-def loss_of(model: Qwen3ForCausalLM, batch: Batch, device: str) -> torch.Tensor:
-    """Mean cross-entropy over the target tokens only; logits exist only where a target follows."""
-    targets = batch.labels[:, 1:].ravel()
-    where = np.flatnonzero(targets != IGNORED)
-    tokens = torch.from_numpy(batch.tokens[:, :-1].copy()).to(device, non_blocking=True)
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        # A mapping of masks tells transformers to build none: rows are causal, and padding comes last.
-        hidden = model.model(input_ids=tokens, attention_mask={"full_attention": None}, use_cache=False)
-        picked = hidden.last_hidden_state.flatten(0, 1)[torch.from_numpy(where).to(device)]
-        logits = model.lm_head(picked)
-    return functional.cross_entropy(logits.float(), torch.from_numpy(targets[where]).to(device))
-
-
-def fit(model: Qwen3ForCausalLM, plan: BatchPlan, args: argparse.Namespace) -> Outcome:
-    batches = stream(plan, args.steps, args.workers)
-    first = next(batches)  # the workers are forked before CUDA starts
-    model.to(args.device).train()
-    if args.compile:
-        for layer in model.model.layers:
-            layer.compile()
-    optimizer = optimizer_for(model, args.device)
-    losses: list[torch.Tensor] = []
-    num_tokens = 0
-    begin = time.monotonic()
-    for step in range(args.steps):
-        batch = first if step == 0 else next(batches)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
-        loss = loss_of(model, batch, args.device)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        num_tokens += batch.tokens.size
-        if step % 100 == 99 or step == args.steps - 1:
-            mean = torch.stack(losses[-100:]).mean().item()
-            rate = num_tokens / (time.monotonic() - begin)
-            print(f"step {step + 1}/{args.steps}  loss {mean:.4f}  {rate / 1e6:.2f} M tokens/s", flush=True)
-    seconds = time.monotonic() - begin
-    return Outcome(torch.stack(losses[-50:]).mean().item(), num_tokens, seconds)
+It ends its turn with `<|im_end|>`. It knows nothing else: it is a stand-in for tests and first steps, and its
+answers outside of these skills mean nothing.
+"""
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--tokens-per-batch", type=int, default=131_072, help="padding included")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)))
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
-    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts per skill for the report")
+    parser = options.parser(__doc__, steps=15_000, tokens_per_batch=131_072, lr=2e-3)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--inner", type=int, default=448)
     return parser.parse_args()
+
+
+def train(model: torch.nn.Module, plan: BatchPlan, args: argparse.Namespace) -> Outcome:
+    batches = prefetched(target_batches(stream(plan, args.steps, args.workers)), args.device)
+    model.to(args.device).train()
+    if args.compile:
+        compile_layers(*model.model.layers)
+
+    def loss_of(batch: TargetBatch) -> torch.Tensor:
+        with mixed_precision(args.device):
+            return cross_entropy(target_logits(model, batch), batch)
+
+    return fit(list(model.parameters()), batches, loss_of, options.schedule(args), args.device)
 
 
 def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
+    begin = time.monotonic()
     bpe = tokenizer.train(args.seed)
     tokenizer.save(bpe, args.out, MAX_LENGTH)
-    model = model_files.new_model()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    outcome = fit(model, BatchPlan(bpe.to_str(), args.seed, args.tokens_per_batch), args)
-    model_files.save(model, args.out)
-    generate = transformers_generate(args.out, args.device)
-    scores = [score(generate, skill, args.prompts) for skill in SKILLS]
-    for result in scores:
-        for asked, expected, got in result.misses[:8]:
-            print(f"{result.skill}: …{asked[-90:]!r}\n  expected {expected!r}\n  got      {got!r}")
-    print(table(scores))
-    options = f"--seed {args.seed} --steps {args.steps} --tokens-per-batch {args.tokens_per_batch} --lr {args.lr:g}"
-    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    text = card.text(
-        command=f"python tools/demo_model/train.py --out rtp_llm/demo {options}",
-        num_parameters=sum(p.numel() for p in model.parameters()), seed=args.seed, device=device,
-        seconds=outcome.seconds, num_tokens=outcome.num_tokens, final_loss=outcome.final_loss, scores=table(scores),
-        num_prompts=args.prompts,
+    print(f"tokenizer of {bpe.get_vocab_size()} entries in {time.monotonic() - begin:.0f} s", flush=True)
+    config = model_files.chat_config(bpe, args.layers, args.hidden, args.inner)
+    model = model_files.new_model(config)
+    model_files.check_size(model, MAX_BYTES)
+    outcome = train(model, BatchPlan(bpe.to_str(), args.seed, args.tokens_per_batch), args)
+    model_files.save(config, model.state_dict(), args.out)
+    shape = {name: getattr(args, name) for name in ("layers", "hidden", "inner")}
+    card = Card(
+        "The demo model of rtp_llm",
+        _ABOUT.format(millions=sum(p.numel() for p in model.parameters()) / 1e6),
+        options.command("train.py", "rtp_llm/demo", args, outcome.num_steps, **shape),
+        args.seed, options.device_name(args), outcome,
     )  # fmt: skip
-    (args.out / "README.md").write_text(text)
+    card.write(args.out)
+    if args.prompts:
+        card.write(args.out, report.skills(args.out, args.device, args.prompts))
     print(f"final loss {outcome.final_loss:.4f}, {outcome.num_tokens / 1e6:.0f} M tokens in {outcome.seconds:.0f} s")
 
 
