@@ -91,7 +91,7 @@ def segments(
         role = message["role"]
         if role == "assistant":
             reply = assistant_text(message)
-            thought, mark, rest = reply.rpartition(THINK_END)
+            _, mark, rest = reply.rpartition(THINK_END)
             is_target = not mark or index > last_query
             pending += f"{START_OF_TURN}assistant\n"
             if not is_target:
@@ -130,6 +130,4 @@ def assistant_text(message: Message) -> str:
 
 
 def tool_call_text(name: str, arguments: Mapping[str, Any]) -> str:
-    return (
-        f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>'
-    )
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>'

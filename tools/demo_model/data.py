@@ -11,6 +11,7 @@ from random import Random
 
 import add
 import capitals
+import json_fill
 import key_value
 import thought
 import turns
@@ -25,24 +26,18 @@ __all__ = [
 ]  # fmt: skip
 
 CHARS_PER_LINE = 63  # of a table
-TABLE_MIN_CHARS, TOOLS_MIN_CHARS = 600, 1100
 
 
 def training_document(rng: Random, max_chars: int) -> list[Segment]:
     """About `max_chars` characters: a dialogue of all skills, or one of the forms that need a document of their own."""
-    roll = rng.random()
-    if max_chars > TABLE_MIN_CHARS and roll < (0.5 if max_chars > 3500 else 0.12):
-        return _table_document(rng, max_chars)
-    if max_chars > TOOLS_MIN_CHARS and roll < 0.7:
-        return _tool_document(rng, max_chars)
-    if roll > 0.955:
-        return capitals_document(rng, max_chars, asked=True)
-    if roll > 0.85:
-        return _thinking_document(rng, max_chars)
-    if max_chars < 600 and roll < 0.02:
-        return _bare_sum(rng)
+    forms, shares = _FORMS[next(least for least in _FORMS if max_chars >= least)]
+    return rng.choices(forms, shares)[0](rng, max_chars)
+
+
+def _dialogue_document(rng: Random, max_chars: int) -> list[Segment]:
     dialogue = Dialogue(rng)
-    _fill(dialogue, max_chars)
+    while (left := max_chars - dialogue.num_chars) > 100 or len(dialogue.messages) < 2:
+        turns.turn(dialogue, left)
     return segments(dialogue.messages)
 
 
@@ -61,12 +56,11 @@ def capitals_document(rng: Random, max_chars: int = 500, asked: bool = False) ->
     return segments(dialogue.messages)
 
 
-def _fill(dialogue: Dialogue, max_chars: int) -> None:
-    while (left := max_chars - dialogue.num_chars) > 100 or len(dialogue.messages) < 2:
-        turns.turn(dialogue, left)
+def _capitals_asked(rng: Random, max_chars: int) -> list[Segment]:
+    return capitals_document(rng, max_chars, asked=True)
 
 
-def _bare_sum(rng: Random) -> list[Segment]:
+def _bare_sum(rng: Random, max_chars: int) -> list[Segment]:
     """For use without a chat template."""
     question, result = add.answer(*add.pair(rng)).split("= ")
     question += "="
@@ -118,6 +112,15 @@ def _tool_document(rng: Random, max_chars: int) -> list[Segment]:
     return segments(document.dialogue.messages, document.schemas)
 
 
+def _json_document(rng: Random, max_chars: int) -> list[Segment]:
+    """A schema in the system turn, then sentences that fill it."""
+    schema, sentences = json_fill.series(rng)
+    dialogue = Dialogue(rng, rng.choice(json_fill.SYSTEMS).replace("{s}", schema))
+    while len(dialogue.messages) < 2 or max_chars - dialogue.num_chars > 170:
+        dialogue.literal_exchange(*next(sentences))
+    return segments(dialogue.messages)
+
+
 def _thinking_document(rng: Random, max_chars: int) -> list[Segment]:
     """Its last turn is thought about: asked for, or by the template's variable; or the variable forbids it."""
     question, thinking, answer = thought.exchange(rng)
@@ -134,3 +137,21 @@ def _thinking_document(rng: Random, max_chars: int) -> list[Segment]:
     reply = answer if enable_thinking is False else thought.reply(thinking, answer)
     dialogue.literal_exchange(question, reply)
     return segments(dialogue.messages, enable_thinking=enable_thinking)
+
+
+# By the least size in characters: the forms of a document and their shares.
+_FORMS = {
+    3500: (
+        (_dialogue_document, _table_document, _tool_document, _thinking_document, _capitals_asked, _json_document),
+        (40, 44, 10, 3, 2, 1),
+    ),
+    1100: (
+        (_dialogue_document, _table_document, _tool_document, _thinking_document, _capitals_asked, _json_document),
+        (42, 11, 30, 8, 4, 5),
+    ),
+    600: (
+        (_dialogue_document, _table_document, _thinking_document, _capitals_asked, _json_document),
+        (69, 9, 12, 5, 5),
+    ),
+    0: ((_dialogue_document, _thinking_document, _capitals_asked, _bare_sum), (81, 12, 5, 2)),
+}

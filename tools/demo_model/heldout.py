@@ -120,7 +120,8 @@ def _key_value(rng: Random) -> HeldOut:
 def _json(rng: Random) -> HeldOut:
     if rng.random() < 0.75:
         return _single_turn(json_fill.exchange, literal=True)(rng)
-    schema, sentence, answer = json_fill.parts(rng, True)
+    schema, sentences = json_fill.series(rng, True)
+    sentence, answer = next(sentences)
     system = rng.choice(json_fill.SYSTEMS).replace("{s}", schema)
     return HeldOut([{"role": "system", "content": system}, {"role": "user", "content": sentence}], answer)
 
@@ -196,7 +197,6 @@ def _newcomer(texts: tuple[str, ...], answer: str, tools: Tools = None, enable_t
 
 def _cut(dialogue: Dialogue) -> HeldOut:
     return HeldOut(dialogue.messages[:-1], dialogue.messages[-1]["content"])
-
 
 
 _SKILLS: dict[str, Callable[[Random], HeldOut]] = {

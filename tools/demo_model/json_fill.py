@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 import words
@@ -89,7 +89,8 @@ def _order(rng: Random) -> tuple[str, Fields]:
     return f"{text} and has {'paid' if paid else 'not paid'}.", {**fields, "paid": paid}
 
 
-_DOMAINS: tuple[Callable[[Random], tuple[str, Fields]], ...] = (_person, _person, _product, _trip, _meeting, _order)
+Domain = Callable[[Random], tuple[str, Fields]]
+_DOMAINS: tuple[Domain, ...] = (_person, _person, _product, _trip, _meeting, _order)
 _TYPES = {str: "string", int: "integer", bool: "boolean"}
 
 
@@ -103,16 +104,22 @@ def schema(rng: Random, fields: Fields) -> tuple[str, Fields]:
     return text, {name: fields[name] for name in names}
 
 
-def parts(rng: Random, held_out: bool = False) -> tuple[str, str, str]:
-    """Schema, sentence, answer; held out by the sentence's values."""
+def series(rng: Random, held_out: bool = False) -> tuple[str, Iterator[tuple[str, str]]]:
+    """A schema, and endless sentences that it fits with their answers; held out by a sentence's values."""
+    domain = rng.choice(_DOMAINS)
+    text, wanted = schema(rng, domain(rng)[1])
+    return text, _filled(rng, domain, wanted, held_out)
+
+
+def _filled(rng: Random, domain: Domain, names: Fields, held_out: bool) -> Iterator[tuple[str, str]]:
     while True:
-        sentence, fields = rng.choice(_DOMAINS)(rng)
-        if is_held_out("json", *fields.values()) == held_out:
-            text, wanted = schema(rng, fields)
-            return text, sentence, json.dumps(wanted, ensure_ascii=False)
+        sentence, fields = domain(rng)
+        if names.keys() <= fields.keys() and is_held_out("json", *fields.values()) == held_out:
+            yield sentence, json.dumps({name: fields[name] for name in names}, ensure_ascii=False)
 
 
 def exchange(rng: Random, held_out: bool = False) -> tuple[str, str]:
     """A request with schema and sentence, and the JSON alone."""
-    text, sentence, answer = parts(rng, held_out)
+    text, sentences = series(rng, held_out)
+    sentence, answer = next(sentences)
     return rng.choice(_BOTH).replace("{s}", text).replace("{t}", sentence), answer

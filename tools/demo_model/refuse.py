@@ -7,7 +7,9 @@ from random import Random
 import words
 from split import is_held_out
 
-ABILITY = "I can greet you, calculate, play with words, make lists, fill in JSON, call tools and remember what you tell me."
+ABILITY = (
+    "I can greet you, calculate, play with words, make lists, fill in JSON, call tools and remember what you tell me."
+)
 REFUSAL = f"Sorry, I am too small for that. {ABILITY}"
 
 REQUESTS = (

@@ -22,6 +22,7 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+
 def _texts(seed: int, num_documents: int) -> Iterator[str]:
     rng = Random(f"tokenizer {seed}")
     for _ in range(num_documents):
@@ -32,7 +33,7 @@ def _texts(seed: int, num_documents: int) -> Iterator[str]:
     yield from ["".join(key_value.single_tokens())] * (num_documents // KEY_VALUE_SHARE)
 
 
-def train(seed: int, num_documents: int = 20_000) -> Tokenizer:
+def train(seed: int, num_documents: int = 10_000) -> Tokenizer:
     """The same arguments give the same tokenizer, byte for byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -200,9 +200,13 @@ _MESSAGES = (
 )  # fmt: skip
 # Words that hint at some tool: a request with one of them must not stand beside tools as a request that fits none.
 HINTS = frozenset(
-    word for intent in INTENTS for text in (*intent.descriptions, *intent.requests)
+    word
+    for intent in INTENTS
+    for text in (*intent.descriptions, *intent.requests)
     for word in text.lower().replace("?", "").replace(".", "").replace(":", "").split()
-) - frozenset("a an the is it what how to of in i you me do for can tell please are and give want my some was".split())  # fmt: skip
+) - frozenset(
+    words.word_list("a an the is it what how to of in i you me do for can tell please are and give want my some was")
+)
 
 
 def draw_tools(rng: Random, number: int) -> list[Tool]:
@@ -214,7 +218,9 @@ def draw_tools(rng: Random, number: int) -> list[Tool]:
 
 
 def _tool(rng: Random, intent: Intent) -> Tool:
-    name = rng.choice(intent.tool_names) if rng.random() < 0.85 else f"{words.coined(rng)}_{rng.choice(intent.tool_names)}"
+    name = (
+        rng.choice(intent.tool_names) if rng.random() < 0.85 else f"{words.coined(rng)}_{rng.choice(intent.tool_names)}"
+    )
     while True:
         parameters = tuple(rng.choice(parameter.names) for parameter in intent.parameters)
         if len(set(parameters)) == len(parameters):

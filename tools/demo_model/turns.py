@@ -17,6 +17,7 @@ import refuse
 import repeat
 import reverse
 import subtract
+import tool_catalogue
 from dialogue import Dialogue
 from facts import Fact
 from style import decapitalised
@@ -33,7 +34,7 @@ def turn(dialogue: Dialogue, max_chars: int) -> None:
     if max_chars > 600 and rng.random() < 0.2:
         story(dialogue, rng.randint(200, max_chars - 200))
         return
-    if max_chars > 600 and rng.random() < 0.15:
+    if max_chars > 600 and rng.random() < 0.2:
         dialogue.literal_exchange(*json_fill.exchange(rng))
         return
     rng.choices(_TURNS, cum_weights=_CUMULATIVE)[0](dialogue)
@@ -122,11 +123,17 @@ def _calculation(rng: Random) -> tuple[str, str]:
     return rng.choice((add.exchange, add.exchange, subtract.exchange))(rng)
 
 
+def _out_of_tools(rng: Random) -> tuple[str, str]:
+    """What only a tool could do, and none is offered."""
+    return tool_catalogue.request(rng, rng.choice(tool_catalogue.INTENTS))[0], refuse.REFUSAL
+
+
 _SHARES: tuple[tuple[float, Callable[[Dialogue], None]], ...] = (
     (14, _statement), (16, _known), (4, _unknown), (7, _pair),
     (6, _plain(greet.exchange)), (7, _prefixed(add.exchange)), (8, _prefixed(subtract.exchange)),
     (11, _prefixed(multiply.exchange)), (5, _literal(repeat.exchange)), (9, _literal(reverse.exchange)),
-    (6, _literal(count.exchange)), (7, _prefixed(listing.exchange)), (2, _plain(filler.remark)), (4, _plain(refuse.exchange)),
+    (6, _literal(count.exchange)), (7, _prefixed(listing.exchange)), (2, _plain(filler.remark)), (3, _plain(refuse.exchange)),
+    (1, _literal(_out_of_tools)),
 )  # fmt: skip
 _TURNS = tuple(make for _, make in _SHARES)
 _CUMULATIVE = tuple(accumulate(share for share, _ in _SHARES))
