@@ -1,7 +1,7 @@
 """Two sentences that say the same in other words: facts told, facts asked for, sums, requests.
 
 The split is the chat model's: sums by unordered pair, facts by (kind, subject, value). Questions are kept apart by
-(kind, subject), requests by their wording. Standard library only.
+(kind, subject), requests by their wording. ASCII only: rare characters have no place in a small vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 _WISHES = (
     "{w}.", "Please {w}.", "Can you {w}?", "Could you {w}?", "I want you to {w}.", "Would you {w}, please?",
-    "I would like you to {w}.", "{w} for me.", "Will you {w}?", "It would be nice if you could {w}.", "You should {w}.",
+    "I would like you to {w}.", "I need you to {w}.", "Will you {w}?", "It would be nice if you could {w}.", "You should {w}.",
 )  # fmt: skip
 _DEEDS = (
     "write a letter to {m}", "draw a {a} {n}", "translate {f} into French", "tell me a story about a {a} {n}",
@@ -42,7 +42,7 @@ def _two(rng: Random, templates: tuple[str, ...]) -> tuple[str, str]:
 def told(rng: Random, held_out: bool) -> Pair:
     while True:
         fact = kinds.draw(rng, held_out)
-        if len(fact.kind.tells) > 1:
+        if len(fact.kind.tells) > 1 and fact.fill("{p}{v}").isascii():
             first, second = (fact.fill(text) for text in _two(rng, fact.kind.tells))
             return Pair(first, second, f"told {fact.key} {fact.value.lower()}")
 
@@ -52,7 +52,7 @@ def asked(rng: Random, held_out: bool) -> Pair:
     while True:
         fact = kinds.draw(rng)
         kind, subject = fact.key
-        if (bool(subject) and is_held_out("asked", kind, subject)) == held_out:
+        if (bool(subject) and is_held_out("asked", kind, subject)) == held_out and subject.isascii():
             first, second = (fact.fill(text) for text in _two(rng, fact.kind.asks))
             return Pair(first, second, f"asked {fact.key}")
 
@@ -61,7 +61,7 @@ def summed(rng: Random, held_out: bool) -> Pair:
     a, b = add.pair(rng, held_out)
     item = rng.choice(add.ITEMS)
     first, second = (text.format(a=a, b=b, i=item) for text in _two(rng, add.QUESTIONS))
-    return Pair(first, second, f"sum {a} {b}")
+    return Pair(first, second, f"sum {min(a, b)} {max(a, b)}")
 
 
 def requested(rng: Random, held_out: bool) -> Pair:

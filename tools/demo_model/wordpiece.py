@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from random import Random
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from model_files import write_json
 from paraphrases import training_pair
@@ -15,15 +16,24 @@ VOCAB_SIZE = 1200
 
 
 def train(seed: int, num_pairs: int = 20_000) -> Tokenizer:
-    """The same arguments give the same tokenizer."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCAB_SIZE, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    """The characters and the commonest words; the same arguments give the same tokenizer, byte for byte.
+
+    tokenizers' own WordPieceTrainer gives another vocabulary each time.
+    """
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     rng = Random(f"wordpiece {seed}")
-    pairs = (training_pair(rng) for _ in range(num_pairs))
-    tokenizer.train_from_iterator((text for pair in pairs for text in (pair.first, pair.second)), trainer)
+    counts: Counter[str] = Counter()
+    for _ in range(num_pairs):
+        text = normalizer.normalize_str(" ".join(training_pair(rng)[:2]))
+        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
+    characters = sorted({character for word in counts for character in word})
+    common = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    entries = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters), *common][:VOCAB_SIZE]
+    tokenizer = Tokenizer(models.WordPiece({entry: i for i, entry in enumerate(entries)}, unk_token=UNKNOWN))
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", pair=f"{START} $A {END} $B:1 {END}:1", special_tokens=ends
