@@ -21,6 +21,7 @@ import options
 from batches import Batch, encode
 from card import Card
 from data import capitals_document
+from encoder import Encoder
 from evaluate import Score, score, table, transformers_generate
 from loop import Outcome, fit, prefetched
 from targets import TargetBatch, cross_entropy, mixed_precision, target_batches, target_logits
@@ -54,18 +55,15 @@ through transformers and PEFT. Without the adapter the demo model must not answe
 """
 
 
-def batch(tokenizer: Tokenizer, args: argparse.Namespace, step: int) -> Batch:
+def batch(encoder: Encoder, args: argparse.Namespace, step: int) -> Batch:
     rng = Random(f"{SKILL} {args.seed} {step}")
-    rows: list[list[tuple[str, bool]]] = [
-        [(segment.text, segment.is_target) for segment in capitals_document(rng)]
-        for _ in range(max(1, args.tokens_per_batch // LENGTH))
-    ]
-    return encode(tokenizer, rows, LENGTH)
+    return encode(encoder, [capitals_document(rng) for _ in range(max(1, args.tokens_per_batch // LENGTH))], LENGTH)
 
 
 def train(model: Any, bpe: Tokenizer, args: argparse.Namespace) -> Outcome:
     """`model` is the PeftModel; its base stays as it is."""
-    batches = stream(lambda step: batch(bpe, args, step), args.steps, args.workers)
+    encoder = Encoder(bpe)
+    batches = stream(lambda step: batch(encoder, args, step), args.steps, args.workers)
     batches = prefetched(target_batches(batches), args.device)
     model.to(args.device).train()
     base = model.get_base_model()

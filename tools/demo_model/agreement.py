@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data import SKILLS, HeldOut, held_out
+from data import SKILLS, held_out
+from engines import MAX_NEW_TOKENS, text_of
 from evaluate import DEFAULT_MODEL
-
-MAX_NEW_TOKENS = 128
 
 
 @dataclass
@@ -45,14 +44,10 @@ class Pair:
     def agreement(self, skill: str, num_prompts: int) -> Agreement:
         """Counts every token of the replies, the end of the turn included."""
         result = Agreement(skill)
-        texts = sorted((self._text(prompt) for prompt in held_out(skill, num_prompts)), key=len)
+        texts = sorted((text_of(prompt) for prompt in held_out(skill, num_prompts)), key=len)
         for start in range(0, len(texts), self.batch_size):
             self._add(result, texts[start : start + self.batch_size])
         return result
-
-    def _text(self, prompt: HeldOut) -> str:
-        more = {"tools": getattr(prompt, "tools", None) or None, **(getattr(prompt, "variables", None) or {})}
-        return self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True, **more)
 
     def _add(self, result: Agreement, texts: list[str]) -> None:
         inputs = self.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.device)

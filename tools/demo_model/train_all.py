@@ -19,7 +19,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 # name → (script, folder below --out, seconds of training at most, whether it needs the chat model)
 MODELS: dict[str, tuple[str, str, int, bool]] = {
-    "chat": ("train.py", ".", 440, False),
+    "chat": ("train.py", ".", 420, False),
     "moe": ("moe.py", "moe", 300, False),
     "embedding": ("embedding.py", "embedding", 90, False),
     "draft": ("draft.py", "draft", 240, True),
