@@ -23,8 +23,8 @@ from card import Card
 from data import capitals_document
 from encoder import Encoder
 from evaluate import Score, score, table, transformers_generate
-from loop import Outcome, fit, prefetched
-from targets import TargetBatch, cross_entropy, mixed_precision, target_batches, target_logits
+from loop import Outcome, fit
+from targets import TargetBatch, cross_entropy, mixed_precision, target_batch, target_logits
 from workers import stream
 
 SKILL = "capitals"
@@ -63,8 +63,7 @@ def batch(encoder: Encoder, args: argparse.Namespace, step: int) -> Batch:
 def train(model: Any, bpe: Tokenizer, args: argparse.Namespace) -> Outcome:
     """`model` is the PeftModel; its base stays as it is."""
     encoder = Encoder(bpe)
-    batches = stream(lambda step: batch(encoder, args, step), args.steps, args.workers)
-    batches = prefetched(target_batches(batches), args.device)
+    batches = stream(lambda step: target_batch(batch(encoder, args, step)), args.steps, args.workers, args.device)
     model.to(args.device).train()
     base = model.get_base_model()
 

@@ -1,11 +1,8 @@
-"""Turns the generator's documents into padded arrays, in worker processes, always in the same order."""
+"""Turns the generator's documents into padded arrays; a step's batch depends on seed and step alone."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from random import Random
 from typing import NamedTuple
 
@@ -66,20 +63,12 @@ def make_batch(encoder: Encoder, plan: BatchPlan, step: int) -> Batch:
     return encode(encoder, documents, length)
 
 
-_worker: tuple[Encoder, BatchPlan]
+class BatchMaker:
+    """The batch of any step. The words it has encoded are remembered, so a process keeps one."""
 
+    def __init__(self, plan: BatchPlan) -> None:
+        self._plan = plan
+        self._encoder = Encoder(Tokenizer.from_str(plan.tokenizer_json))
 
-def _start_worker(plan: BatchPlan) -> None:
-    global _worker
-    _worker = (Encoder(Tokenizer.from_str(plan.tokenizer_json)), plan)
-
-
-def _work(step: int) -> Batch:
-    return make_batch(*_worker, step)
-
-
-def stream(plan: BatchPlan, num_steps: int, num_workers: int) -> Iterator[Batch]:
-    """The batches of steps 0 … num_steps - 1. Start it before CUDA is initialised: workers are forked."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with get_context("fork").Pool(num_workers, _start_worker, (plan,)) as pool:
-        yield from pool.imap(_work, range(num_steps), chunksize=2)
+    def __call__(self, step: int) -> Batch:
+        return make_batch(self._encoder, self._plan, step)

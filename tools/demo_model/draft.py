@@ -14,11 +14,11 @@ import agreement
 import model_files
 import options
 import tokenizer
-from batches import MAX_LENGTH, BatchPlan, stream
+from batches import MAX_LENGTH, BatchPlan
 from card import Card
 from data import SKILLS
-from loop import Outcome, compile_layers, fit, prefetched
-from targets import TargetBatch, cross_entropy, mixed_precision, target_batches, target_logits
+from loop import Outcome, compile_layers, fit
+from targets import TargetBatch, cross_entropy, mixed_precision, target_logits, training_batches
 
 MAX_BYTES = 1_500_000
 _ABOUT = """A draft model for speculative decoding with the demo model of rtp_llm: {millions:.2f} M parameters (Qwen3 architecture,
@@ -36,7 +36,7 @@ def train(
     model: torch.nn.Module, chat: torch.nn.Module, plan: BatchPlan, args: argparse.Namespace
 ) -> Outcome:  # fmt: skip
     """Cross-entropy, and the divergence from the chat model's distribution at the same targets."""
-    batches = prefetched(target_batches(stream(plan, args.steps, args.workers)), args.device)
+    batches = training_batches(plan, args)
     model.to(args.device).train()
     chat.to(args.device).eval().requires_grad_(False)
     if args.compile:

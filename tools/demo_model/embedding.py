@@ -19,7 +19,7 @@ import model_files
 import options
 import wordpiece
 from card import Card
-from loop import Outcome, fit, prefetched
+from loop import Outcome, fit
 from paraphrases import SORTS, held_out, training_pair
 from targets import mixed_precision
 from workers import stream
@@ -86,7 +86,7 @@ def contrast(embeddings: torch.Tensor, meanings: torch.Tensor) -> torch.Tensor:
 
 
 def train(model: BertModel, tokenizer: Tokenizer, args: argparse.Namespace) -> Outcome:
-    batches = prefetched(stream(lambda step: batch(tokenizer, args, step), args.steps, args.workers), args.device)
+    batches = stream(lambda step: batch(tokenizer, args, step), args.steps, args.workers, args.device)
     model.to(args.device).train()
 
     def loss_of(batch: PairBatch) -> torch.Tensor:

@@ -1,24 +1,19 @@
-"""The training loop that every model here shares: AdamW, warm-up and cosine, batches fetched ahead."""
+"""The training loop that every model here shares: AdamW, warm-up and cosine."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 WARMUP_STEPS = 200
 WEIGHT_DECAY = 0.1
 LOG_EVERY = 250
-AHEAD = 6  # batches that wait in pinned memory
 
 
 @dataclass(frozen=True)
@@ -57,31 +52,6 @@ def compile_layers(*layers: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = 64
     for layer in layers:
         layer.compile(dynamic=False)
-
-
-def prefetched(batches: Iterator[Any], device: str) -> Iterator[Any]:
-    """The same named tuples of arrays as tensors on `device`, copied while earlier steps compute.
-
-    Draws the first batch before it returns. Call it before CUDA starts: that batch forks the worker processes.
-    """
-    return _prefetch(chain([next(batches)], batches), device)
-
-
-def _prefetch(batches: Iterator[Any], device: str) -> Iterator[Any]:
-    def load() -> Any:
-        batch = next(batches, None)
-        return batch if batch is None else type(batch)(*(_pinned(array, device) for array in batch))
-
-    with ThreadPoolExecutor(1) as executor:
-        pending = deque(executor.submit(load) for _ in range(AHEAD))
-        while (batch := pending.popleft().result()) is not None:
-            pending.append(executor.submit(load))
-            yield type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
-
-
-def _pinned(array: np.ndarray[Any, Any], device: str) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if device == "cuda" else tensor
 
 
 def fit(

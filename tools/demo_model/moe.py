@@ -14,10 +14,10 @@ import model_files
 import options
 import report
 import tokenizer
-from batches import MAX_LENGTH, BatchPlan, stream
+from batches import MAX_LENGTH, BatchPlan
 from card import Card
-from loop import Outcome, compile_layers, fit, prefetched
-from targets import TargetBatch, cross_entropy, mixed_precision, target_batches, target_logits
+from loop import Outcome, compile_layers, fit
+from targets import TargetBatch, cross_entropy, mixed_precision, target_logits, training_batches
 
 MAX_BYTES = 4_000_000
 BALANCE = 0.01  # weight of the load-balancing loss
@@ -68,7 +68,7 @@ def released_layout(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def train(model: nn.Module, plan: BatchPlan, args: argparse.Namespace) -> Outcome:
-    batches = prefetched(target_batches(stream(plan, args.steps, args.workers)), args.device)
+    batches = training_batches(plan, args)
     model.to(args.device).train()
     make_dense(model)
     if args.compile:

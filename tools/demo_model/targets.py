@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import argparse
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from batches import IGNORED, Batch
+from batches import IGNORED, Batch, BatchMaker, BatchPlan
+from workers import stream
 
 Array = Any  # numpy on the way to the device, torch there
 
@@ -20,12 +22,17 @@ class TargetBatch(NamedTuple):
     targets: Array  # int64 [n]
 
 
-def target_batches(batches: Iterable[Batch]) -> Iterator[TargetBatch]:
-    for batch in batches:
-        following = np.full_like(batch.labels, IGNORED)
-        following[:, :-1] = batch.labels[:, 1:]
-        where = np.flatnonzero(following != IGNORED)
-        yield TargetBatch(batch.tokens, where, following.ravel()[where])
+def target_batch(batch: Batch) -> TargetBatch:
+    following = np.full_like(batch.labels, IGNORED)
+    following[:, :-1] = batch.labels[:, 1:]
+    where = np.flatnonzero(following != IGNORED)
+    return TargetBatch(batch.tokens, where, following.ravel()[where])
+
+
+def training_batches(plan: BatchPlan, args: argparse.Namespace) -> Iterator[TargetBatch]:
+    """Of the generator's documents, on the device. Call it before CUDA starts."""
+    make = BatchMaker(plan)
+    return stream(lambda step: target_batch(make(step)), args.steps, args.workers, args.device)
 
 
 def mixed_precision(device: str) -> torch.autocast:

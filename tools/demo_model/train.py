@@ -11,10 +11,10 @@ import model_files
 import options
 import report
 import tokenizer
-from batches import MAX_LENGTH, BatchPlan, stream
+from batches import MAX_LENGTH, BatchPlan
 from card import Card
-from loop import Outcome, compile_layers, fit, prefetched
-from targets import TargetBatch, cross_entropy, mixed_precision, target_batches, target_logits
+from loop import Outcome, compile_layers, fit
+from targets import TargetBatch, cross_entropy, mixed_precision, target_logits, training_batches
 
 MAX_BYTES = 8_000_000
 _ABOUT = """A chat model of {millions:.1f} M parameters (Qwen3 architecture, bf16, 2,048 tokens of context, ChatML) that makes every
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def train(model: torch.nn.Module, plan: BatchPlan, args: argparse.Namespace) -> Outcome:
-    batches = prefetched(target_batches(stream(plan, args.steps, args.workers)), args.device)
+    batches = training_batches(plan, args)
     model.to(args.device).train()
     if args.compile:
         compile_layers(*model.model.layers)
