@@ -45,8 +45,7 @@ def test_the_draft_chooses_85_percent_of_the_chat_models_tokens() -> None:
     from agreement import Pair, table
     from data import SKILLS
 
-    pair = Pair(DEMO, DEMO / "draft", "cpu", batch_size=16)
-    results = [pair.agreement(skill, 6) for skill in SKILLS]
+    results = Pair(DEMO, DEMO / "draft", "cpu", batch_size=16).agreements(SKILLS, 4)
     print(table(results))
     assert sum(r.num_equal for r in results) >= 0.85 * sum(r.num_tokens for r in results)
 
@@ -94,9 +93,9 @@ def test_training_computes_the_logits_of_transformers() -> None:
 def test_paraphrases_are_nearest() -> None:
     from embedding import shares
 
-    found = shares(DEMO / "embedding", 60)
+    found = shares(DEMO / "embedding", 60)  # 480 sentences
     print(found)
-    assert min(found.values()) >= 0.9
+    assert min(found.values()) >= 0.95
 
 
 def test_sentence_transformers_files_name_mean_pooling() -> None:

@@ -40,16 +40,21 @@ class Pair:
         )
         self.device, self.batch_size = device, batch_size
 
-    @torch.inference_mode()
-    def agreement(self, skill: str, num_prompts: int) -> Agreement:
-        """Counts every token of the replies, the end of the turn included."""
-        result = Agreement(skill)
-        texts = sorted((text_of(prompt) for prompt in held_out(skill, num_prompts)), key=len)
-        for start in range(0, len(texts), self.batch_size):
-            self._add(result, texts[start : start + self.batch_size])
-        return result
+    def agreements(self, skills: Sequence[str], num_prompts: int) -> list[Agreement]:
+        """Counts every token of the replies, the end of the turn included. Prompts of like length go together."""
+        results = {skill: Agreement(skill) for skill in skills}
+        prompts = [(text_of(prompt), skill) for skill in skills for prompt in held_out(skill, num_prompts)]
+        prompts.sort(key=lambda prompt: len(prompt[0]))
+        for start in range(0, len(prompts), self.batch_size):
+            rows = prompts[start : start + self.batch_size]
+            for (_, skill), num_equal, num_tokens in zip(rows, *self._counts([text for text, _ in rows]), strict=True):
+                results[skill].num_equal += num_equal
+                results[skill].num_tokens += num_tokens
+        return list(results.values())
 
-    def _add(self, result: Agreement, texts: list[str]) -> None:
+    @torch.inference_mode()
+    def _counts(self, texts: list[str]) -> tuple[list[int], list[int]]:
+        """(equal tokens, tokens) of each reply."""
         inputs = self.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.device)
         length = inputs["input_ids"].shape[1]
         ids = self.chat.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
@@ -60,8 +65,8 @@ class Pair:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         hidden: Any = self.draft.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         guesses = self.draft.lm_head(hidden.last_hidden_state[:, length - 1 : -1]).argmax(-1)
-        result.num_tokens += int(is_reply.sum())
-        result.num_equal += int(((guesses == replies) & is_reply).sum())
+        equal = (guesses == replies) & is_reply
+        return equal.sum(1).tolist(), is_reply.sum(1).tolist()
 
 
 def table(results: Sequence[Agreement]) -> str:
@@ -81,7 +86,7 @@ def main() -> None:
     parser.add_argument("--skills", nargs="+", default=list(SKILLS), choices=SKILLS)
     args = parser.parse_args()
     pair = Pair(args.chat, args.draft, args.device)
-    print(table([pair.agreement(skill, args.prompts) for skill in args.skills]))
+    print(table(pair.agreements(args.skills, args.prompts)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ QUESTIONS = (
 
 def exchange(rng: Random, held_out: bool = False) -> tuple[str, str]:
     """A question and the count."""
-    row = word_row.draw(rng, "count", 1, MAX_WORDS, held_out)
+    if rng.random() < 0.3:
+        row = word_row.sentence(rng, "count", MAX_WORDS, held_out)
+    else:
+        row = word_row.draw(rng, "count", 1, MAX_WORDS, held_out)
     number = len(row.words)
     total = f"There are {number} words." if number > 1 else "There is 1 word."
     return rng.choice(QUESTIONS).replace("{w}", row.text), f"{word_row.numbered(row)} {total}"

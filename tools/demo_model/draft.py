@@ -56,13 +56,13 @@ def train(
 
 def evaluation(args: argparse.Namespace) -> str:
     pair = agreement.Pair(args.chat, args.out, args.device, batch_size=256 if args.device == "cuda" else 32)
-    table = agreement.table([pair.agreement(skill, args.prompts) for skill in SKILLS])
+    table = agreement.table(pair.agreements(SKILLS, args.prompts))
     print(table, flush=True)
     return _EVALUATION.format(num_prompts=args.prompts, table=table)
 
 
 def main() -> None:
-    parser = options.parser(__doc__, steps=4_000, tokens_per_batch=131_072, lr=3e-3)
+    parser = options.parser(__doc__, steps=6_000, tokens_per_batch=131_072, lr=3e-3)
     parser.add_argument("--chat", type=Path, required=True, help="folder of the trained chat model")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from workers import stream
 
 MAX_BYTES = 2_000_000
 MAX_LENGTH = 128
-LENGTH = 48  # tokens a training row; no sentence of the generator has more
+LENGTH = 48  # tokens a training row at most; no sentence of the generator has more
 TEMPERATURE = 0.05
 _ABOUT = """A tiny sentence embedding model (BERT architecture, {millions:.2f} M parameters, fp32, 128 numbers a sentence): the mean over
 the last hidden states, normalised. Sentences of the demo model's generator that say the same in other words lie
@@ -42,7 +42,7 @@ mixed. No held-out sentence can come from the training generator.
 
 
 class PairBatch(NamedTuple):
-    tokens: Any  # int64 [2 · pairs, length], padded with 0; all first sentences, then all second ones
+    tokens: Any  # int64 [2 · pairs, length], padded with 0; all first sentences, then all second ones; length <= LENGTH
     meanings: Any  # int64 [pairs]
 
 
@@ -58,9 +58,10 @@ def batch(tokenizer: Tokenizer, args: argparse.Namespace, step: int) -> PairBatc
     rng = Random(f"pairs {args.seed} {step}")
     pairs = [training_pair(rng) for _ in range(args.tokens_per_batch // (2 * LENGTH))]
     encodings = tokenizer.encode_batch_fast([p.first for p in pairs] + [p.second for p in pairs])
-    tokens: NDArray[np.int64] = np.zeros((len(encodings), LENGTH), np.int64)
+    length = min(LENGTH, max(len(encoding.ids) for encoding in encodings))
+    tokens: NDArray[np.int64] = np.zeros((len(encodings), length), np.int64)
     for row, encoding in zip(tokens, encodings, strict=True):
-        ids = encoding.ids[:LENGTH]
+        ids = encoding.ids[:length]
         row[: len(ids)] = ids
     return PairBatch(tokens, np.array([crc32(pair.meaning.encode()) for pair in pairs], np.int64))
 

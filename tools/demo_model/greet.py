@@ -74,7 +74,7 @@ def _compose(rng: Random, combined: bool) -> tuple[str, str]:
         return closing + who + rng.choice((".", "!", "")), CLOSINGS[closing]
     opener = rng.choice(tuple(OPENERS))
     if kind < 0.4:
-        return opener + who + rng.choice((".", "!", "", "!")), f"{OPENERS[opener]} {OFFER}"
+        return opener + who + rng.choice((".", "!", "", "!", "!", " :)")), f"{OPENERS[opener]} {OFFER}"
     question = rng.choice(tuple(FOLLOW_UPS))
     reply = FOLLOW_UPS[question]
     if kind < 0.6 and not combined:

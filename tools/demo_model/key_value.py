@@ -16,8 +16,10 @@ from split import is_held_out
 
 LINE_TOKENS = 16
 MAX_PAIRS = 94  # 1,504 tokens
+MAX_SHORT = 12
 KEYS = tuple(name for name in words.NAMES if 3 <= len(name) <= 5)
 LINE = " The code of the small locker that belongs to {key} is {value}."
+SHORT_LINE = " The code of {key} is {value}."  # in training only
 ANSWER = "The code of {key} is {value}."
 ACK = "Thank you, I have read it."
 
@@ -46,10 +48,11 @@ class Table(NamedTuple):
     pairs: tuple[tuple[str, int], ...]
     system: str
     intro: str
+    line: str = LINE
 
     @property
     def text(self) -> str:
-        return (self.intro + "".join(LINE.format(key=key, value=value) for key, value in self.pairs)).lstrip(" ")
+        return (self.intro + "".join(self.line.format(key=key, value=value) for key, value in self.pairs)).lstrip(" ")
 
     @property
     def first_block(self) -> int:
@@ -70,10 +73,10 @@ class Table(NamedTuple):
         return ANSWER.format(key=key, value=value)
 
 
-def pairs(rng: Random, num_pairs: int, trained: bool) -> tuple[tuple[str, int], ...]:
+def pairs(rng: Random, num_pairs: int, trained: bool, keys: Sequence[str] = KEYS) -> tuple[tuple[str, int], ...]:
     """Different keys, each with one of 900 values; `trained` keeps to the training side of the split."""
     found = []
-    for key in rng.sample(KEYS, num_pairs):
+    for key in rng.sample(keys, num_pairs):
         value = 100 + int(rng.random() * 900)
         while trained and is_held_out_pair(key, value):
             value = 100 + int(rng.random() * 900)
@@ -99,6 +102,10 @@ def table(rng: Random, num_pairs: int = MAX_PAIRS) -> Table:
 
 
 def training_table(rng: Random, num_pairs: int) -> Table:
+    """A third of those with few pairs have short lines and keys of any kind."""
+    if num_pairs <= MAX_SHORT and rng.random() < 0.35:
+        keys = rng.choice((KEYS, words.NOUNS, words.COLOURS))
+        return Table(pairs(rng, num_pairs, True, keys), "", rng.choice(("", rng.choice(INTROS))), SHORT_LINE)
     return Table(pairs(rng, num_pairs, trained=True), "", rng.choice(INTROS))
 
 

@@ -65,6 +65,7 @@ def fit(
     optimizer = optimizer_for(parameters, device)
     losses: list[torch.Tensor] = []
     num_steps, num_tokens, waited, step = schedule.steps, 0, 0.0, 0
+    every = min(LOG_EVERY, max(1, schedule.steps // 10))
     begin = settled = time.monotonic()
     while step < num_steps:
         asked = time.monotonic()
@@ -80,13 +81,13 @@ def fit(
         losses.append(loss.detach())
         num_tokens += batch.tokens.numel()
         step += 1
-        if step % LOG_EVERY == 0 or step == num_steps:
-            mean = torch.stack(losses[-LOG_EVERY:]).mean().item()
+        if step % every == 0 or step == num_steps:
+            mean = torch.stack(losses[-every:]).mean().item()
             now = time.monotonic()
-            if step == LOG_EVERY:  # compilation is over
+            if step == every:  # compilation is over
                 settled = now
-            else:
-                pace = (now - settled) / max(1, step - LOG_EVERY)
+            elif step < num_steps:
+                pace = (now - settled) / max(1, step - every)
                 num_steps = _steps_that_fit(step, schedule.max_seconds - (now - begin), pace, schedule.steps)
             rate, idle = num_tokens / (now - begin) / 1e6, waited / (now - begin)
             print(f"step {step}/{num_steps}  loss {mean:.4f}  {rate:.2f} M tokens/s  data {idle:.0%}", flush=True)

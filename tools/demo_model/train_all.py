@@ -22,7 +22,7 @@ MODELS: dict[str, tuple[str, str, int, bool]] = {
     "chat": ("train.py", ".", 420, False),
     "moe": ("moe.py", "moe", 300, False),
     "embedding": ("embedding.py", "embedding", 90, False),
-    "draft": ("draft.py", "draft", 240, True),
+    "draft": ("draft.py", "draft", 270, True),
     "adapter": ("adapter.py", "adapters/capitals", 90, True),
 }
 # phase → a lane per GPU → its models, one after the other

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
+import filler
 import words
 from split import is_held_out
 
@@ -31,6 +32,14 @@ def draw(rng: Random, skill: str, low: int, high: int, held_out: bool) -> WordRo
             row = [words.coined(rng) if rng.random() < 0.3 else word for word in row]
         if len(set(row)) == len(row) and is_held_out(skill, *row) == held_out:
             return WordRow(row, ", " if rng.random() < 0.12 else " ")
+
+
+def sentence(rng: Random, skill: str, high: int, held_out: bool) -> WordRow:
+    """The words of a sentence, at most `high`, some of them twice."""
+    while True:
+        row = filler.sentence(rng).lower().rstrip(".").split()
+        if len(row) <= high and is_held_out(skill, *row) == held_out:
+            return WordRow(row, " ")
 
 
 def numbered(row: WordRow) -> str:
