@@ -102,5 +102,5 @@ $(VENV)/.dev: constraints.txt $(VENV)/.build-requirements pyproject.toml
 
 $(VENV)/.hf: constraints.txt | $(VENV)/.built
 	$(PIP) install -q -c constraints.txt $(TORCH_SPEC)
-	$(PIP) install -q -c constraints.txt transformers
+	$(PIP) install -q -c constraints.txt transformers peft
 	touch $@

@@ -62,7 +62,7 @@ def evaluation(args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, steps=6_000, tokens_per_batch=131_072, lr=3e-3)
+    parser = options.parser(__doc__, steps=4_500, tokens_per_batch=131_072, lr=3e-3)
     parser.add_argument("--chat", type=Path, required=True, help="folder of the trained chat model")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

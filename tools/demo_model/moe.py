@@ -84,7 +84,7 @@ def train(model: nn.Module, plan: BatchPlan, args: argparse.Namespace) -> Outcom
 
 
 def main() -> None:
-    args = options.parser(__doc__, steps=9_000, tokens_per_batch=131_072, lr=2e-3).parse_args()
+    args = options.parser(__doc__, steps=7_300, tokens_per_batch=131_072, lr=2e-3).parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     bpe = tokenizer.train(args.seed)

@@ -36,7 +36,7 @@ answers outside of these skills mean nothing.
 
 
 def parse_args() -> argparse.Namespace:
-    parser = options.parser(__doc__, steps=15_000, tokens_per_batch=131_072, lr=2e-3)
+    parser = options.parser(__doc__, steps=11_100, tokens_per_batch=131_072, lr=2e-3)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--inner", type=int, default=448)
