@@ -74,7 +74,9 @@ def test_a_batch_gives_what_one_at_a_time_gives(llm: LLM) -> None:
 
 
 def test_logprobs_hold_the_sampled_token_and_the_highest(llm: LLM) -> None:
-    [request] = llm.generate("Hello", SamplingParams(temperature=1.5, seed=3, max_tokens=8, logprobs=3))
+    [request] = llm.generate(
+        "Hello", SamplingParams(temperature=1.5, seed=3, max_tokens=8, logprobs=3, ignore_eos=True)
+    )
     [answer] = request.outputs
     assert answer.logprobs is not None
     assert len(answer.logprobs) == 8
@@ -190,8 +192,8 @@ def test_each_bad_sampling_value_is_refused_by_name(field: str, value: object) -
 def test_bad_prompts_are_refused_by_name_and_nothing_is_left_running(llm: LLM) -> None:
     with pytest.raises(PromptTooLongError, match="prompt of 512 tokens is too long"):
         llm.generate(["Hello", [1] * 512], GREEDY)
-    with pytest.raises(InvalidRequestError, match=r"prompt\[0\] = 2048 is out of range"):
-        llm.generate([[1, 2], [2048]], GREEDY)
+    with pytest.raises(InvalidRequestError, match=r"prompt\[0\] = 2560 is out of range"):
+        llm.generate([[1, 2], [2560]], GREEDY)
     with pytest.raises(InvalidRequestError, match="at least one token"):
         llm.generate([{"prompt_token_ids": []}], GREEDY)
     with pytest.raises(InvalidRequestError, match=r"prompt_token_ids\[1\] must be a token id, got 'x'"):

@@ -96,7 +96,7 @@ async def test_a_bad_request_is_refused_and_disturbs_nobody() -> None:
     with make() as engine:
         good = asyncio.create_task(collect(engine, request_of(4)))
         sampling = request_of(1).sampling
-        with pytest.raises(InvalidRequestError, match=r"prompt\[1\] = 99999 is out of range, the vocabulary has 2048"):
+        with pytest.raises(InvalidRequestError, match=r"prompt\[1\] = 99999 is out of range, the vocabulary has 2560"):
             await collect(engine, Request(request_id="bad", prompt=[1, 99999], sampling=sampling))
         with pytest.raises(PromptTooLongError, match="prompt of 600 tokens is too long, max_model_len is 512"):
             await collect(engine, Request(request_id="bad", prompt=[1] * 600, sampling=sampling))

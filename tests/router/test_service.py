@@ -74,8 +74,8 @@ async def test_prompts_times_n_are_limited(service: Service) -> None:
 
 
 async def test_a_stop_token_outside_of_the_vocabulary_is_named(service: Service) -> None:
-    for asked in (service.complete(completion(stop_token_ids=[5, 2048])), service.chat(chat(stop_token_ids=[2048]))):
-        with pytest.raises(InvalidRequestError, match="stop_token_ids: token id 2048") as refused:
+    for asked in (service.complete(completion(stop_token_ids=[5, 2560])), service.chat(chat(stop_token_ids=[2560]))):
+        with pytest.raises(InvalidRequestError, match="stop_token_ids: token id 2560") as refused:
             await asked
         assert refused.value.param == "stop_token_ids"
 
