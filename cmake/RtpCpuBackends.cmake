@@ -2,7 +2,7 @@
 # else, inline templates of headers too, stays local, so that code for a higher level can never be
 # picked by the linker for a lower one.
 #
-# Each level's sources see RTP_CPU_ISA (a string) and the compiler's own __AVX2__, __AVX512BF16__.
+# Each level's sources see RTP_CPU_ISA (a string) and the compiler's own __AVX2__, __AVX512BF16__, __AMX_BF16__.
 
 rtp_glob(RTP_CPU_SOURCES "csrc/device/cpu")
 
@@ -36,6 +36,7 @@ if(RTP_CPU_SOURCES)
     rtp_cpu_backend(generic -march=x86-64-v2)
     rtp_cpu_backend(avx2 -march=x86-64-v3)
     rtp_cpu_backend(avx512bf16 -march=x86-64-v4 -mavx512bf16)
+    rtp_cpu_backend(amxbf16 -march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16)
   else()
     rtp_cpu_backend(generic)
   endif()

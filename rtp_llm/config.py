@@ -39,7 +39,7 @@ class ModelSettings(_Section):
 
 class EngineSettings(_Section):
     device: Literal["cpu"] = Field("cpu", description="backend")
-    isa: str = Field("", description="CPU: force one SIMD level (generic, avx2, avx512bf16); empty: the best")
+    isa: str = Field("", description="CPU: force one SIMD level (generic, avx2, avx512bf16, amxbf16); empty: the best")
     num_threads: int = Field(1, ge=1, description="CPU threads of one engine")
     max_num_batched_tokens: int = Field(512, ge=1, description="rows of one step")
     max_num_seqs: int = Field(64, ge=1, description="sequences that run at once")

@@ -2,12 +2,30 @@
 #include "device/device.h"
 
 #include <dlfcn.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
 #include "tensor/check.h"
 
 namespace rtp_llm {
+namespace {
+
+// Whether the CPU has AMX with bf16 and the kernel grants its tile data to this process, which must ask: arch_prctl
+// of ARCH_REQ_XCOMP_PERM, feature 18. The grant holds for all threads; a thread that uses no tiles pays nothing.
+bool amx_granted() {
+#if defined(__x86_64__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> isas;
@@ -19,7 +37,9 @@ std::vector<std::string> supported_isas() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  if (v4 && __builtin_cpu_supports("avx512bf16")) isas.push_back("avx512bf16");
+  const bool v4_bf16 = v4 && __builtin_cpu_supports("avx512bf16");
+  if (v4_bf16 && amx_granted()) isas.push_back("amxbf16");
+  if (v4_bf16) isas.push_back("avx512bf16");
   if (v3) isas.push_back("avx2");
 #endif
   isas.push_back("generic");

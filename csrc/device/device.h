@@ -70,7 +70,7 @@ class Device {
   virtual ~Device() = default;
 
   virtual std::string backend() const = 0;  // "cpu", "cuda"
-  virtual std::string isa() const = 0;      // "generic", "avx2", "avx512bf16"; "sm90"
+  virtual std::string isa() const = 0;      // "generic", "avx2", "avx512bf16", "amxbf16"; "sm90"
   virtual Ops& ops() = 0;
 
   // Throws Unavailable with the bytes, the tag and what is allocated already.
@@ -90,7 +90,8 @@ class Device {
 std::unique_ptr<Device> open_device(const std::string& backend, const DeviceOptions& options,
                                     const std::string& library_dir);
 
-// ISA levels of this machine, best first.
+// ISA levels of this machine, best first. Asks the kernel for AMX's registers, for the whole process, if the CPU has
+// them.
 std::vector<std::string> supported_isas();
 
 // The one symbol that a backend's shared object exports.

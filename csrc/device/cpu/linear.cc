@@ -1,7 +1,9 @@
 // linear: out = x W^T + bias + residual; and embedding, which gathers rows from the same panels.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
+#include "device/cpu/amx_kernel.h"
 #include "device/cpu/cpu_ops.h"
 #include "device/cpu/linear_kernel.h"
 #include "device/cpu/rows.h"
@@ -11,7 +13,14 @@ namespace rtp_llm::cpu {
 namespace {
 
 constexpr int64_t kChunkBytes = 256 << 10;  // weights of one claim: a few microseconds of streaming
-constexpr int64_t kRowsPerBlock = 64 * kTileRows;
+
+#if defined(__AMX_BF16__)
+template <class Format>
+using Kernel = std::conditional_t<std::is_same_v<Format, Bf16Format>, AmxKernel, VectorKernel<Format>>;
+#else
+template <class Format>
+using Kernel = VectorKernel<Format>;
+#endif
 
 // One product as the kernel sees it.
 template <class Format>
@@ -50,7 +59,8 @@ void finish_rows(const Product<Format>& product, int64_t row, int64_t rows, int6
 struct Region {
   int64_t first_row, end_row;
   int64_t first_panel, end_panel;
-  int64_t num_tiles() const { return (end_row - first_row + kTileRows - 1) / kTileRows; }
+  int64_t num_rows() const { return end_row - first_row; }
+  int64_t num_tiles(int64_t tile_rows) const { return (num_rows() + tile_rows - 1) / tile_rows; }
 };
 
 // One tile of rows: the weights stream by once, fetched ahead of use.
@@ -58,14 +68,16 @@ struct Region {
 template <class Format, class Out, class Residual>
 void compute_whole_panels(const Product<Format>& product, const Region& region) {
   constexpr int64_t kAheadWords = 8192 / 4;
-  const int lines = region.num_tiles() == 1 ? kPanelVectors : 0;
+  constexpr int kTileRows = Kernel<Format>::kTileRows;
+  const int lines = region.num_tiles(kTileRows) == 1 ? kPanelVectors : 0;
+  Kernel<Format> kernel;
   alignas(64) float sums[kTileRows * kPanelWidth];
   for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel)
     for (int64_t row = region.first_row; row < region.end_row; row += kTileRows) {
       const uint32_t* weights = product.weight->panel(panel);
       const int64_t rows = std::min<int64_t>(kTileRows, region.end_row - row);
-      multiply_rows<Format>(rows, product.x + row * product.x_stride, product.x_stride, weights,
-                            product.weight->steps(), {weights + kAheadWords, lines}, false, sums);
+      kernel.multiply(rows, product.x + row * product.x_stride, product.x_stride, weights, product.weight->steps(),
+                      {weights + kAheadWords, lines}, false, sums);
       finish_rows<Format, Out, Residual>(product, row, rows, panel, sums);
     }
 }
@@ -78,8 +90,10 @@ constexpr int64_t kMaxFewTiles = 16;
 template <class Format, class Out, class Residual>
 void compute_blocked_panels(const Product<Format>& product, const Region& region) {
   constexpr int64_t kBlockSteps = 65536 / (kPanelWidth * 4);
+  constexpr int kTileRows = Kernel<Format>::kTileRows;
   alignas(64) float sums[kMaxFewTiles * kTileRows * kPanelWidth];
-  const int64_t tiles = region.num_tiles(), total_steps = product.weight->steps();
+  const int64_t tiles = region.num_tiles(kTileRows), total_steps = product.weight->steps();
+  Kernel<Format> kernel;
   int shares = kPanelVectors;
   while (shares > tiles) shares /= 2;
   for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel) {
@@ -90,19 +104,19 @@ void compute_blocked_panels(const Product<Format>& product, const Region& region
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = region.first_row + tile * kTileRows;
         const uint32_t* share = weights + (steps + tile * steps / shares) * kPanelWidth;
-        multiply_rows<Format>(std::min<int64_t>(kTileRows, region.end_row - row),
-                              product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride,
-                              weights, steps, {share, last || tile >= shares ? 0 : kPanelVectors / shares}, begin > 0,
-                              sums + tile * kTileRows * kPanelWidth);
+        kernel.multiply(std::min<int64_t>(kTileRows, region.end_row - row),
+                        product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride, weights,
+                        steps, {share, last || tile >= shares ? 0 : kPanelVectors / shares}, begin > 0,
+                        sums + tile * kTileRows * kPanelWidth);
       }
     }
-    finish_rows<Format, Out, Residual>(product, region.first_row, region.end_row - region.first_row, panel, sums);
+    finish_rows<Format, Out, Residual>(product, region.first_row, region.num_rows(), panel, sums);
   }
 }
 
 template <class Format, class Out, class Residual>
 void compute_region(const Product<Format>& product, const Region& region) {
-  const int64_t tiles = region.num_tiles();
+  const int64_t tiles = region.num_tiles(Kernel<Format>::kTileRows);
   tiles > 1 && tiles <= kMaxFewTiles ? compute_blocked_panels<Format, Out, Residual>(product, region)
                                      : compute_whole_panels<Format, Out, Residual>(product, region);
 }
@@ -112,7 +126,7 @@ template <class Format, class Out, class Residual>
 void compute(ThreadPool& pool, const Product<Format>& product) {
   const PanelLinear& weight = *product.weight;
   const bool few_panels = weight.num_panels() < 4 * pool.num_threads();
-  const int64_t block = few_panels ? std::min(product.rows, kRowsPerBlock) : product.rows;
+  const int64_t block = std::min(product.rows, few_panels ? Kernel<Format>::kFewPanelRows : Kernel<Format>::kMaxRows);
   const int64_t blocks = (product.rows + block - 1) / block;
   const int64_t group = std::max<int64_t>(
       1, std::min(kChunkBytes / weight.panel_bytes(), weight.num_panels() / (8 * pool.num_threads())));
@@ -136,11 +150,11 @@ void compute_typed(ThreadPool& pool, const Product<Format>& product) {
   });
 }
 
-// One row of x rounded to bf16 as the kernel multiplies it, padded to a whole pair.
+// One row of x rounded to bf16 as the kernel multiplies it, and zeros up to padded_features.
 template <class In>
 void convert_row(const In* x, int64_t features, BFloat16* to) {
   for_lanes(features, [&](int64_t i, int64_t n) { store_run(to + i, load_run(x + i, n), n); });
-  if (features % 2 != 0) to[features] = BFloat16{0};
+  std::fill(to + features, to + padded_features(features), BFloat16{0});
 }
 
 template <class In>
@@ -149,14 +163,14 @@ void convert_row(const In* x, int64_t features, float* to, bool round) {
     const F32x16 value = load_run(x + i, n);
     store_run(to + i, round ? widen_bf16(round_bf16(value)) : value, n);
   });
-  if (features % 2 != 0) to[features] = 0.0f;
+  std::fill(to + features, to + padded_features(features), 0.0f);
 }
 
 }  // namespace
 
 const void* CpuOps::linear_input(const Tensor& x, DType weight_dtype, int64_t& row_stride) {
   const int64_t rows = x.shape[0], features = x.shape[1];
-  const int64_t padded = (features + 1) / 2 * 2;
+  const int64_t padded = padded_features(features);
   const bool as_pairs =
       weight_dtype == DType::kBF16 && sizeof(Bf16Format::Input) == 4 && Bf16Format::kInputsPerStep == 1;
   if (!as_pairs) {
@@ -174,7 +188,7 @@ const void* CpuOps::linear_input(const Tensor& x, DType weight_dtype, int64_t& r
     return to;
   }
   const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 4 == 0 && x.stride[0] % 2 == 0;
-  if (x.dtype == DType::kBF16 && features % 2 == 0 && aligned) {
+  if (x.dtype == DType::kBF16 && features == padded && aligned) {
     row_stride = x.stride[0] / 2;
     return x.data;
   }
@@ -228,7 +242,7 @@ void gather_row(const PanelLinear& table, int64_t token, Out* out) {
     else
       out[k] = to_bf16(value);
   };
-  for (int64_t step = 0; step < table.steps(); ++step) {
+  for (int64_t step = 0; step < (pairs ? (features + 1) / 2 : features); ++step) {
     const uint32_t word = at[step * kPanelWidth];
     if (!pairs) {
       put(step, word);

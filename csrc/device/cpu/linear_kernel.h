@@ -123,4 +123,16 @@ RTP_INLINE void multiply_rows(int64_t rows, const typename Format::Input* x, int
   multiply.template operator()<kPanelVectors>();
 }
 
+// The kernel of one region: multiply_rows of a format.
+template <class Format>
+struct VectorKernel {
+  static constexpr int kTileRows = cpu::kTileRows;
+  static constexpr int64_t kMaxRows = INT64_MAX;            // of a region
+  static constexpr int64_t kFewPanelRows = 64 * kTileRows;  // where panels alone don't feed the threads
+  static void multiply(int64_t rows, const typename Format::Input* x, int64_t x_stride, const uint32_t* panel,
+                       int64_t steps, const Prefetch& prefetch, bool accumulate, float* sums) {
+    multiply_rows<Format>(rows, x, x_stride, panel, steps, prefetch, accumulate, sums);
+  }
+};
+
 }  // namespace rtp_llm::cpu

@@ -4,7 +4,7 @@
 //   f32   [N / width][K]    [width]      floats
 //   bf16  [N / width][K / 2][width][2]   pairs (k even in the low half), one u32 each
 //
-// K is padded to pairs and N to whole panels with zeros.
+// K of bf16 is padded to kBf16Padding and N to whole panels with zeros.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +23,21 @@ inline constexpr int kPanelVectors = 1;
 #endif
 inline constexpr int kPanelWidth = kPanelVectors * kLanes;
 
+// Elements of K that one step of a bf16 product takes: a pair, or a row of an AMX tile.
+#if defined(__AMX_BF16__)
+inline constexpr int64_t kBf16Padding = 32;
+#else
+inline constexpr int64_t kBf16Padding = 2;
+#endif
+inline constexpr int64_t padded_features(int64_t features) {
+  return (features + kBf16Padding - 1) / kBf16Padding * kBf16Padding;
+}
+
 class PanelLinear final : public PackedLinear {
  public:
   PanelLinear(LinearSpec spec, Device& device)
       : PackedLinear(std::move(spec)),
-        steps_(spec_.dtype == DType::kBF16 ? (spec_.in_features + 1) / 2 : spec_.in_features),
+        steps_(spec_.dtype == DType::kBF16 ? padded_features(spec_.in_features) / 2 : spec_.in_features),
         num_panels_((spec_.out_features() + kPanelWidth - 1) / kPanelWidth),
         weights_(device.allocate(num_panels_ * panel_bytes(), spec_.name)) {
     if (spec_.bias) bias_ = device.allocate(num_panels_ * kPanelWidth * 4, spec_.name + ".bias");

@@ -114,6 +114,73 @@ TEST(linear_gives_a_row_the_same_bits_for_every_batch_order_and_thread_count) {
   });
 }
 
+// K longer than a block of it, more rows than a block of them, and K that is no whole number of steps.
+TEST(linear_gives_a_row_the_same_bits_in_blocks_of_k_and_of_rows) {
+  on_each_isa([](const std::string& isa) {
+    constexpr int64_t kRows = 600, kN = 130, kK = 1107;
+    const Owned weight = random_tensor(DType::kBF16, {kN, kK}, 3), x = random_tensor(DType::kF32, {kRows, kK}, 5);
+    for (int threads : {1, 2}) {
+      Ops& ops = device_of(isa, threads).ops();
+      const auto w = packed(ops, weight, DType::kBF16);
+      const Owned alone(DType::kF32, {1, kN});
+      for (int64_t m : {7, 17, 31, 33, 48, 200, 511, 513, 600}) {
+        const Owned out(DType::kF32, {m, kN});
+        ops.linear({.x = x.view().rows(0, m), .weight = w.get(), .out = out});
+        for (int64_t row = 0; row < m; row += std::max<int64_t>(1, m / 20)) {
+          ops.linear({.x = x.view().rows(row, 1), .weight = w.get(), .out = alone});
+          CHECK(same_row(out, row, alone, 0));
+        }
+        ops.linear({.x = x.view().rows(m - 1, 1), .weight = w.get(), .out = alone});
+        CHECK(same_row(out, m - 1, alone, 0));
+      }
+    }
+  });
+}
+
+// docs/numerics.md, "Linear on AMX", written out. fmaf is fused, as the tiles are.
+TEST(linear_on_amx_sums_even_and_odd_products_apart) {
+  on_each_isa([](const std::string& isa) {
+    if (isa != "amxbf16") return;
+    constexpr int64_t kRows = 20, kN = 70, kK = 112;
+    Ops& ops = device_of(isa).ops();
+    const Owned weight = random_tensor(DType::kBF16, {kN, kK}, 3), x = random_tensor(DType::kBF16, {kRows, kK}, 5);
+    const auto w = packed(ops, weight, DType::kBF16);
+    const Owned out(DType::kF32, {kRows, kN});
+    ops.linear({.x = x, .weight = w.get(), .out = out});
+    for (int64_t row = 0; row < kRows; ++row)
+      for (int64_t feature = 0; feature < kN; ++feature) {
+        float sum = 0;
+        for (int64_t begin = 0; begin < kK; begin += 32) {
+          float part[2] = {};
+          for (int64_t k = begin; k < std::min(begin + 32, kK); ++k)
+            part[k % 2] = std::fma(static_cast<float>(x.at(row * kK + k)),
+                                   static_cast<float>(weight.at(feature * kK + k)), part[k % 2]);
+          sum += part[0] + part[1];
+        }
+        CHECK_EQ(out.as<float>()[row * kN + feature], sum);
+      }
+  });
+}
+
+// Its neighbours' infinities and NaNs, in the pads of K too, don't reach a row.
+TEST(linear_of_a_row_ignores_what_lies_beside_it) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    for (int64_t k : {31, 32, 50, 64}) {
+      const Owned weight = random_tensor(DType::kBF16, {20, k}, 3), x = random_tensor(DType::kBF16, {3, 2 * k}, 5);
+      const auto w = packed(ops, weight, DType::kBF16);
+      const Owned clean(DType::kF32, {1, 20}), out(DType::kF32, {3, 20});
+      ops.linear({.x = x.view().rows(1, 1).columns(0, k), .weight = w.get(), .out = clean});
+      for (int64_t i = 0; i < 2 * k; ++i) {
+        x.set(i, INFINITY), x.set(4 * k + i, NAN);
+        if (i >= k) x.set(2 * k + i, NAN);
+      }
+      ops.linear({.x = x.view().columns(0, k), .weight = w.get(), .out = out});
+      CHECK(same_row(out, 1, clean, 0));
+    }
+  });
+}
+
 TEST(packing_in_any_chunks_and_parts_lays_out_the_same_weight) {
   on_each_isa([](const std::string& isa) {
     Ops& ops = device_of(isa).ops();
