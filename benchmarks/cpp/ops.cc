@@ -1,5 +1,5 @@
-// CPU ops against the machine: memory read rate and dot-product peak as yardsticks, then the linears of
-// one decode step and of a 512-token prefill on the shape of Qwen2.5-0.5B (bf16), in one run, best of
+// CPU ops against the machine: memory read rate and the peak of the level's bf16 products as yardsticks, then the
+// linears of one decode step and of a 512-token prefill on the shape of Qwen2.5-0.5B (bf16), in one run, best of
 // several rounds.
 //
 //   ops [LIBRARY_DIR] [ISA]       LIBRARY_DIR: where librtp_cpu_<isa>.so lies, default: beside librtp_core.so
@@ -80,6 +80,26 @@ __attribute__((target("avx512f,avx512bf16"))) float dot_products(int64_t rounds)
   for (const __m512& sum : sums) total += ((const float*)&sum)[0];
   return total;
 }
+
+// Products of tiles of zeros: 6 independent chains. open_device has asked for the tile registers.
+__attribute__((target("amx-tile,amx-bf16"))) void tile_products(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);  // zeroes the tiles
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_dpbf16ps(1, 6, 7);
+    _tile_dpbf16ps(2, 6, 7);
+    _tile_dpbf16ps(3, 6, 7);
+    _tile_dpbf16ps(4, 6, 7);
+    _tile_dpbf16ps(5, 6, 7);
+  }
+  _tile_release();
+}
 #else
 uint64_t read_all(const uint8_t* at, int64_t bytes) {
   uint64_t sum = 0;
@@ -100,18 +120,19 @@ double read_rate(const Buffer& buffer, int threads) {
   return static_cast<double>(piece * threads) / seconds / 1e9;
 }
 
-// GFLOP/s of vdpbf16ps in registers; 0 where there is none.
-double dot_product_peak(int threads) {
+// GFLOP/s of the level's bf16 products in registers; 0 where it has no instruction for them.
+double product_peak(const std::string& isa, int threads) {
 #if defined(__x86_64__)
-  if (supported_isas().front() != "avx512bf16") return 0;
-  constexpr int64_t kIterations = 2'000'000;
-  const double seconds = best_of(
-      kRounds, [&] { on_threads(threads, [&](int) { sink += static_cast<uint64_t>(dot_products(kIterations)); }); });
-  return static_cast<double>(threads) * kIterations * 24 * 64 / seconds / 1e9;
-#else
+  constexpr int64_t kIterations = 200'000;
+  const auto rate = [&](double flops, const std::function<void()>& work) {
+    return threads * flops / best_of(kRounds, [&] { on_threads(threads, [&](int) { work(); }); }) / 1e9;
+  };
+  if (isa == "amxbf16") return rate(kIterations * 6.0 * 16384, [&] { tile_products(kIterations); });
+  if (isa == "avx512bf16")
+    return rate(kIterations * 24.0 * 64, [&] { sink += static_cast<uint64_t>(dot_products(kIterations)); });
+#endif
   (void)threads;
   return 0;
-#endif
 }
 
 // ---- The model's linears -----------------------------------------------------------------------
@@ -293,8 +314,8 @@ int main(int argc, char** argv) {
     const Buffer memory = device->allocate(int64_t{512} << 20, "yardstick");
     std::memset(memory.data(), 1, static_cast<size_t>(memory.bytes()));
     const Model model(device->ops());
-    const double read = read_rate(memory, threads), peak = dot_product_peak(threads);
-    std::printf("%s, %d thread%s: memory read %.1f GB/s, bf16 dot-product peak %.0f GFLOP/s\n", device->isa().c_str(),
+    const double read = read_rate(memory, threads), peak = product_peak(device->isa(), threads);
+    std::printf("%s, %d thread%s: memory read %.1f GB/s, bf16 product peak %.0f GFLOP/s\n", device->isa().c_str(),
                 threads, threads > 1 ? "s" : "", read, peak);
     report_decode(*device, model, read);
     report_prefill(*device, model, peak);
