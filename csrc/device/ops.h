@@ -218,7 +218,7 @@ struct GatedMlpArgs {
   const PackedLinear* gate_up = nullptr;
   const PackedLinear* down = nullptr;
   Activation activation = Activation::kSilu;
-  Tensor gate_up_out;  // [M, 2 * intermediate] workspace
+  Tensor gate_up_out;  // [M, 2 * intermediate] workspace; holds nothing afterwards
   Tensor activated;    // [M, intermediate] workspace
   Tensor residual{};   // [M, hidden]
   Tensor out;          // [M, hidden]

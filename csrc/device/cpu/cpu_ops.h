@@ -41,6 +41,7 @@ class CpuOps final : public Ops {
   void paged_attention_prefill(const AttentionArgs& args) override;
   void paged_attention_decode(const AttentionArgs& args) override;
   void gated_activation(const GatedActivationArgs& args) override;
+  void gated_mlp(const GatedMlpArgs& args) override;
   void gather_rows(const GatherRowsArgs& args) override;
   void add(const Tensor& x, const Tensor& delta) override;
   void sample(const SampleArgs& args) override;

@@ -2,22 +2,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "device/cpu/activation.h"
 #include "device/cpu/cpu_ops.h"
 #include "device/cpu/rows.h"
 #include "device/cpu/slot_rows.h"
-#include "device/cpu/vec_math.h"
 
 namespace rtp_llm::cpu {
 namespace {
-
-template <Activation kActivation>
-RTP_INLINE F32x16 activate(const F32x16& x) {
-  if constexpr (kActivation == Activation::kSilu) return x * sigmoid(x);
-  const F32x16 half = x * splat(0.5f);
-  if constexpr (kActivation == Activation::kGelu) return half * (splat(1.0f) + erf(x * splat(0.70710678118654752f)));
-  const F32x16 cubic = fma(x * x * x, splat(0.044715f), x);
-  return half * (splat(1.0f) + tanh(cubic * splat(0.79788456080286536f)));
-}
 
 template <Activation kActivation, class In, class Out>
 void gated_row(const In* gate, const In* up, int64_t features, Out* out) {
@@ -46,11 +37,7 @@ void CpuOps::gated_activation(const GatedActivationArgs& args) {
                                  out + row * args.out.stride[0] + first);
         });
       };
-      switch (args.activation) {
-        case Activation::kSilu: return run.template operator()<Activation::kSilu>();
-        case Activation::kGelu: return run.template operator()<Activation::kGelu>();
-        case Activation::kGeluTanh: return run.template operator()<Activation::kGeluTanh>();
-      }
+      with_activation(args.activation, run);
     });
   });
 }

@@ -1,49 +1,20 @@
 // linear: out = x W^T + bias + residual; and embedding, which gathers rows from the same panels.
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
-#include "device/cpu/amx_kernel.h"
 #include "device/cpu/cpu_ops.h"
-#include "device/cpu/linear_kernel.h"
+#include "device/cpu/linear_product.h"
 #include "device/cpu/rows.h"
 #include "device/cpu/slot_rows.h"
 
 namespace rtp_llm::cpu {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 << 10;  // weights of one claim: a few microseconds of streaming
-
-#if defined(__AMX_BF16__)
-template <class Format>
-using Kernel = std::conditional_t<std::is_same_v<Format, Bf16Format>, AmxKernel, VectorKernel<Format>>;
-#else
-template <class Format>
-using Kernel = VectorKernel<Format>;
-#endif
-
-// One product as the kernel sees it.
-template <class Format>
-struct Product {
-  const typename Format::Input* x;
-  int64_t x_stride;
-  int64_t rows;
-  const PanelLinear* weight;
-  int64_t features;  // N
-  Tensor out;
-  Tensor residual;
-};
-
-const PanelLinear& panels_of(const char* op, const PackedLinear* weight) {
-  check(weight != nullptr, op, ": weight missing");
-  return static_cast<const PanelLinear&>(*weight);
-}
-
 // Adds bias, then residual, to the sums of rows [row, row + rows) of one panel and stores them.
 template <class Format, class Out, class Residual>
 void finish_rows(const Product<Format>& product, int64_t row, int64_t rows, int64_t panel, const float* sums) {
   const int64_t first = panel * kPanelWidth;
-  const int64_t width = std::min<int64_t>(kPanelWidth, product.features - first);
+  const int64_t width = std::min<int64_t>(kPanelWidth, product.features() - first);
   const float* bias = product.weight->bias();
   for (int64_t i = 0; i < rows; ++i, sums += kPanelWidth)
     for_lanes(width, [&](int64_t column, int64_t n) {
@@ -54,14 +25,6 @@ void finish_rows(const Product<Format>& product, int64_t row, int64_t rows, int6
       store_run(row_of<Out>(product.out, row + i) + first + column, sum, n);
     });
 }
-
-// A group of panels of one chunk by a block of rows.
-struct Region {
-  int64_t first_row, end_row;
-  int64_t first_panel, end_panel;
-  int64_t num_rows() const { return end_row - first_row; }
-  int64_t num_tiles(int64_t tile_rows) const { return (num_rows() + tile_rows - 1) / tile_rows; }
-};
 
 // One tile of rows: the weights stream by once, fetched ahead of use.
 // Many tiles: arithmetic takes far longer than the panel's way from memory, once it lies in L2.
@@ -82,61 +45,24 @@ void compute_whole_panels(const Product<Format>& product, const Region& region) 
     }
 }
 
-constexpr int64_t kMaxFewTiles = 16;
-
-// A few tiles: arithmetic and memory take about as long, so both must go on at once. The panel is cut
-// into blocks of K; while the tiles multiply one block they fetch the next, each its share. Sums wait
-// in memory between blocks, which changes no bits.
 template <class Format, class Out, class Residual>
 void compute_blocked_panels(const Product<Format>& product, const Region& region) {
-  constexpr int64_t kBlockSteps = 65536 / (kPanelWidth * 4);
-  constexpr int kTileRows = Kernel<Format>::kTileRows;
-  alignas(64) float sums[kMaxFewTiles * kTileRows * kPanelWidth];
-  const int64_t tiles = region.num_tiles(kTileRows), total_steps = product.weight->steps();
+  alignas(64) float sums[kBlockedSums<Format>];
   Kernel<Format> kernel;
-  int shares = kPanelVectors;
-  while (shares > tiles) shares /= 2;
   for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel) {
-    for (int64_t begin = 0; begin < total_steps; begin += kBlockSteps) {
-      const int64_t steps = std::min(kBlockSteps, total_steps - begin);
-      const uint32_t* weights = product.weight->panel(panel) + begin * kPanelWidth;
-      const bool last = panel + 1 == region.end_panel && begin + steps == total_steps;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t row = region.first_row + tile * kTileRows;
-        const uint32_t* share = weights + (steps + tile * steps / shares) * kPanelWidth;
-        kernel.multiply(std::min<int64_t>(kTileRows, region.end_row - row),
-                        product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride, weights,
-                        steps, {share, last || tile >= shares ? 0 : kPanelVectors / shares}, begin > 0,
-                        sums + tile * kTileRows * kPanelWidth);
-      }
-    }
+    const bool last = panel + 1 == region.end_panel;
+    multiply_blocked(kernel, product, region, panel, last ? nullptr : product.weight->panel(panel + 1), sums);
     finish_rows<Format, Out, Residual>(product, region.first_row, region.num_rows(), panel, sums);
   }
 }
 
 template <class Format, class Out, class Residual>
-void compute_region(const Product<Format>& product, const Region& region) {
-  const int64_t tiles = region.num_tiles(Kernel<Format>::kTileRows);
-  tiles > 1 && tiles <= kMaxFewTiles ? compute_blocked_panels<Format, Out, Residual>(product, region)
-                                     : compute_whole_panels<Format, Out, Residual>(product, region);
-}
-
-// Chunks are groups of panels; where panels are few, also blocks of rows.
-template <class Format, class Out, class Residual>
 void compute(ThreadPool& pool, const Product<Format>& product) {
   const PanelLinear& weight = *product.weight;
-  const bool few_panels = weight.num_panels() < 4 * pool.num_threads();
-  const int64_t block = std::min(product.rows, few_panels ? Kernel<Format>::kFewPanelRows : Kernel<Format>::kMaxRows);
-  const int64_t blocks = (product.rows + block - 1) / block;
-  const int64_t group = std::max<int64_t>(
-      1, std::min(kChunkBytes / weight.panel_bytes(), weight.num_panels() / (8 * pool.num_threads())));
-  const int64_t groups = (weight.num_panels() + group - 1) / group;
-  pool.run(groups * blocks, [&](int64_t chunk, int) {
-    const int64_t first_row = chunk % blocks * block, first_panel = chunk / blocks * group;
-    compute_region<Format, Out, Residual>(product, {.first_row = first_row,
-                                                    .end_row = std::min(product.rows, first_row + block),
-                                                    .first_panel = first_panel,
-                                                    .end_panel = std::min(weight.num_panels(), first_panel + group)});
+  for_regions<Format>(pool, product.rows, weight.num_panels(), weight.panel_bytes(), [&](const Region& region) {
+    const int64_t tiles = region.num_tiles(Kernel<Format>::kTileRows);
+    tiles > 1 && tiles <= kMaxFewTiles ? compute_blocked_panels<Format, Out, Residual>(product, region)
+                                       : compute_whole_panels<Format, Out, Residual>(product, region);
   });
 }
 
@@ -216,7 +142,6 @@ void CpuOps::linear(const LinearArgs& args) {
                                   .x_stride = stride,
                                   .rows = rows,
                                   .weight = &weight,
-                                  .features = features,
                                   .out = args.out,
                                   .residual = args.residual});
   };

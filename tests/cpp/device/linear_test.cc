@@ -181,6 +181,38 @@ TEST(linear_of_a_row_ignores_what_lies_beside_it) {
   });
 }
 
+TEST(gated_mlp_has_the_bits_of_its_ops_one_by_one) {
+  on_each_isa([](const std::string& isa) {
+    constexpr int64_t kHidden = 70;
+    for (auto [dtype, inter] : {std::pair{DType::kBF16, int64_t{192}}, {DType::kF32, 192}, {DType::kBF16, 90}})
+      for (int threads : {1, 2}) {
+        Ops& ops = device_of(isa, threads).ops();
+        const Owned bias = random_tensor(DType::kF32, {2 * inter}, 1);
+        const auto gate_up = packed(ops, random_tensor(dtype, {2 * inter, kHidden}, 2), dtype, &bias);
+        const auto down = packed(ops, random_tensor(dtype, {kHidden, inter}, 3), dtype);
+        for (int64_t rows : {1, 7, 33, 96, 200, 530})
+          for (Activation activation : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+            const Owned x = random_tensor(dtype, {rows, kHidden}, 4);
+            const Owned wide(DType::kF32, {rows, 2 * inter}), activated(dtype, {rows, inter});
+            const Owned fused(dtype, {rows, inter}), out(DType::kF32, {rows, kHidden});
+            const Owned expected(DType::kF32, {rows, kHidden});
+            ops.linear({.x = x, .weight = gate_up.get(), .out = wide});
+            ops.gated_activation({.gate_up = wide, .activation = activation, .out = activated});
+            ops.linear({.x = activated, .weight = down.get(), .out = expected});
+            ops.gated_mlp({.x = x,
+                           .gate_up = gate_up.get(),
+                           .down = down.get(),
+                           .activation = activation,
+                           .gate_up_out = wide,
+                           .activated = fused,
+                           .out = out});
+            CHECK(same_bits(activated, fused));
+            CHECK(same_bits(out, expected));
+          }
+      }
+  });
+}
+
 TEST(packing_in_any_chunks_and_parts_lays_out_the_same_weight) {
   on_each_isa([](const std::string& isa) {
     Ops& ops = device_of(isa).ops();
