@@ -105,6 +105,7 @@ class ChatBody(_Body):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -113,6 +114,7 @@ class ChatBody(_Body):
         """Without max_tokens an answer may use what the context leaves."""
         self._refuse_what_is_not_computed()
         _refuse("continue_final_message", self.continue_final_message, (None, False))
+        _refuse("tool_choice", self.tool_choice, (None, "auto", "none"))
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError(
                 f"top_logprobs {self.top_logprobs} needs logprobs: true", param="top_logprobs", value=self.top_logprobs
@@ -123,6 +125,11 @@ class ChatBody(_Body):
             check_integer("max_completion_tokens", self.max_completion_tokens, 1, MAX_TOKENS)
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return self._sampling(defaults, limit, (self.top_logprobs or 0) if self.logprobs else None)
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]] | None:
+        """What the template sees. Whether to call one is the model's choice, so "none" offers none."""
+        return None if self.tool_choice == "none" else self.tools
 
     def template_variables(self) -> dict[str, Any]:
         """chat_template_kwargs, none of which stands for what the body says elsewhere."""

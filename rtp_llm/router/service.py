@@ -158,7 +158,7 @@ class Service:
     def _chat_tokens(self, body: ChatBody) -> Sequence[int]:
         text = self._chat_template.render(
             body.messages,
-            tools=body.tools,
+            tools=body.offered_tools,
             add_generation_prompt=body.add_generation_prompt is not False,
             **body.template_variables(),
         )

@@ -92,6 +92,8 @@ CHAT_VALUES: list[tuple[Body, str, str]] = [
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "reserved"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", "0"),
     ({"continue_final_message": True}, "continue_final_message", "True"),
+    ({"tool_choice": "required"}, "tool_choice", "required"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "'name': 'f'"),
 ]
 BYTES: list[tuple[bytes, int, str]] = [
     (b"", 400, "JSON"),

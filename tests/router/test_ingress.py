@@ -152,6 +152,7 @@ async def test_completions_take_lists_and_number_choices_by_prompt(client: opena
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"presence_penalty": 1.0}, "presence_penalty"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"model": "other"}, "model"),
     ],
 )

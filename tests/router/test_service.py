@@ -1,6 +1,7 @@
 """What a router makes of a body before any worker sees it."""
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -111,3 +112,22 @@ async def test_reserved_variables_of_chat_templates_are_refused(service: Service
         await service.chat(chat(chat_template_kwargs={name: []}))
     assert refused.value.param == f"chat_template_kwargs.{name}"
     await service.chat(chat(chat_template_kwargs={"enable_thinking": False}))
+
+
+async def test_tools_reach_the_template_unless_none_is_chosen(service: Service) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    service.max_model_len = 4096
+    without = (await service.chat(chat())).tokens
+    assert (await service.chat(chat(tools=tools, tool_choice="none"))).tokens == without
+    offered = (await service.chat(chat(tools=tools))).tokens
+    assert len(offered) > len(without)
+    assert (await service.chat(chat(tools=tools, tool_choice="auto"))).tokens == offered
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}, 1])
+async def test_a_tool_choice_that_would_be_ignored_is_refused(service: Service, choice: object) -> None:
+    with pytest.raises(
+        InvalidRequestError, match=re.escape(f"tool_choice is not supported, got {choice!r}")
+    ) as refused:
+        await service.chat(chat(tool_choice=choice))
+    assert (refused.value.param, refused.value.value) == ("tool_choice", choice)
