@@ -1,6 +1,7 @@
 """Bodies of the OpenAI-style endpoints, and how they become `SamplingParams`.
 
-Unknown fields are ignored. A known field that this server doesn't compute is refused when it would change the answer.
+Unknown fields are ignored. A known field is refused when it would change the answer and this server doesn't compute it, or when
+it needs another field that isn't given.
 """
 
 from __future__ import annotations
@@ -61,12 +62,17 @@ class _Body(BaseModel):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def _refuse_what_is_not_computed(self) -> None:
+    def _refuse_what_cannot_be_done(self) -> None:
         neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
         for name, value in neutral.items():
             _refuse(name, getattr(self, name), (None, value))
         _refuse("logit_bias", self.logit_bias, (None, {}))
         _refuse("response_format", self.response_format, (None, {"type": "text"}))
+        if self.stream_options is not None and not self.stream:
+            given = self.stream_options.model_dump(exclude_unset=True)
+            raise InvalidRequestError(
+                f"stream_options {_shortened(given)} needs stream: true", param="stream_options", value=given
+            )
 
     def _sampling(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         given = {name: getattr(self, name) for name in SAME_IN_SAMPLING if getattr(self, name) is not None}
@@ -82,7 +88,7 @@ class CompletionBody(_Body):
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """`defaults`: sampling values of the model's generation_config.json."""
-        self._refuse_what_is_not_computed()
+        self._refuse_what_cannot_be_done()
         _refuse("echo", self.echo, (None, False))
         _refuse("best_of", self.best_of, (None, self.n or 1))
         _refuse("suffix", self.suffix, (None, ""))
@@ -112,7 +118,7 @@ class ChatBody(_Body):
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """Without max_tokens an answer may use what the context leaves."""
-        self._refuse_what_is_not_computed()
+        self._refuse_what_cannot_be_done()
         _refuse("continue_final_message", self.continue_final_message, (None, False))
         _refuse("tool_choice", self.tool_choice, (None, "auto", "none"))
         if self.top_logprobs is not None and not self.logprobs:

@@ -49,6 +49,7 @@ VALUES: list[tuple[Body, str, str]] = [
     ({"stop_token_ids": [5, 2560]}, "stop_token_ids", "2560"),
     ({"stop_token_ids": [5] * 129}, "stop_token_ids", "129"),
     ({"stream": "yes"}, "stream", "yes"),
+    ({"stream": False, "stream_options": {"include_usage": True}}, "stream_options", "'include_usage': True"),
     ({"ignore_eos": 1}, "ignore_eos", "1"),
     ({"presence_penalty": 1.0}, "presence_penalty", "1.0"),
     ({"frequency_penalty": -1.0}, "frequency_penalty", "-1.0"),

@@ -153,6 +153,8 @@ async def test_completions_take_lists_and_number_choices_by_prompt(client: opena
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"presence_penalty": 1.0}, "presence_penalty"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {}, "stream": False}, "stream_options"),
         ({"model": "other"}, "model"),
     ],
 )
