@@ -62,6 +62,11 @@ class _Body(BaseModel):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def limit_field(self) -> str | None:
+        """The field that asks for a number of tokens, if one is given."""
+        return None if self.max_tokens is None else "max_tokens"
+
     def _refuse_what_cannot_be_done(self) -> None:
         neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
         for name, value in neutral.items():
@@ -131,6 +136,10 @@ class ChatBody(_Body):
             check_integer("max_completion_tokens", self.max_completion_tokens, 1, MAX_TOKENS)
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return self._sampling(defaults, limit, (self.top_logprobs or 0) if self.logprobs else None)
+
+    @property
+    def limit_field(self) -> str | None:
+        return super().limit_field if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:

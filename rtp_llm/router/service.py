@@ -120,14 +120,13 @@ class Service:
             raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
         self._check_choices(len(prompts), sampling.n)
         tokens = await asyncio.to_thread(lambda: [self._tokens(each) for each in prompts])
-        clamp = body.max_tokens is None
-        return [self._prompt(each, sampling, "prompt", clamp=clamp) for each in tokens]
+        return [self._prompt(each, sampling, "prompt", body.limit_field) for each in tokens]
 
     async def chat(self, body: ChatBody) -> TokenizedPrompt:
         sampling = self._sampling(body)
         self._check_choices(1, sampling.n)
         tokens = await asyncio.to_thread(self._chat_tokens, body)
-        return self._prompt(tokens, sampling, "messages")
+        return self._prompt(tokens, sampling, "messages", body.limit_field)
 
     def _sampling(self, body: CompletionBody | ChatBody) -> SamplingParams:
         sampling = body.sampling(self._defaults.sampling)
@@ -202,22 +201,28 @@ class Service:
     # --- On the event loop again.
 
     def _prompt(
-        self, tokens: Sequence[int], sampling: SamplingParams, param: str, *, clamp: bool = False
+        self, tokens: Sequence[int], sampling: SamplingParams, param: str, limit_field: str | None
     ) -> TokenizedPrompt:
-        """`clamp`: max_tokens wasn't asked for, so it may be what the context leaves, if that is less."""
+        """`limit_field` set sampling.max_tokens. None: nobody asked, so it may be what the context leaves, if that is less."""
         if not tokens:
             raise InvalidRequestError(f"{param}: the prompt has no tokens", param=param)
         room = self.max_model_len - len(tokens)
-        wanted = room if sampling.max_tokens is None else sampling.max_tokens
-        if clamp:
-            wanted = min(wanted, room)
-        if room < 1 or wanted > room:
-            open_ended = clamp or sampling.max_tokens is None
-            answer = "one more for the answer" if open_ended else f"max_tokens {sampling.max_tokens}"
+        if room < 1:
             raise PromptTooLongError(
-                f"{param}: {len(tokens)} prompt tokens and {answer} exceed the model's context of {self.max_model_len}",
+                f"{param}: {len(tokens)} prompt tokens and one more for the answer exceed the model's context of "
+                f"{self.max_model_len}",
                 param=param,
                 value=len(tokens),
+            )
+        wanted = room if sampling.max_tokens is None else sampling.max_tokens
+        if limit_field is None:
+            wanted = min(wanted, room)
+        elif wanted > room:
+            raise PromptTooLongError(
+                f"{limit_field}: {wanted} and {len(tokens)} prompt tokens exceed the model's context of "
+                f"{self.max_model_len}, which leaves {room}",
+                param=limit_field,
+                value=wanted,
             )
         complete = replace(sampling, max_tokens=wanted, min_tokens=min(sampling.min_tokens, wanted)).with_seed()
         return TokenizedPrompt(tokens, complete, self.dispatcher.next_request(), self)

@@ -73,7 +73,7 @@ COMPLETION_VALUES: list[tuple[Body, str, str]] = [
     ({"prompt": None}, "prompt", "None"),
     ({"prompt": "half a pair \ud800"}, "prompt", "Unicode"),
     ({"prompt": [5] * MAX_MODEL_LEN}, "prompt", str(MAX_MODEL_LEN)),
-    ({"prompt": [5] * 1000, "max_tokens": 25}, "prompt", "1000"),
+    ({"prompt": [5] * 1000, "max_tokens": 25}, "max_tokens", "25 and 1000 prompt tokens"),
     ({"prompt": "x" * 60_000}, "prompt", "60000 bytes"),
     ({"prompt": [[5]] * 65, "n": 2}, "prompt", "130"),
     ({"prompt": "a b c d e f g h i j k l m n o p " * 200}, "prompt", str(MAX_MODEL_LEN)),

@@ -95,8 +95,23 @@ async def test_a_completion_without_max_tokens_gets_what_the_context_leaves_of_t
         assert prompt.sampling.max_tokens == limit
     with pytest.raises(PromptTooLongError, match="64 prompt tokens and one more for the answer"):
         await service.complete(completion(prompt=[5] * 64))
-    with pytest.raises(PromptTooLongError, match="60 prompt tokens and max_tokens 5 exceed"):
+
+
+async def test_a_limit_beyond_what_the_context_leaves_is_named_unless_the_prompt_alone_is_too_long(
+    service: Service,
+) -> None:
+    with pytest.raises(
+        PromptTooLongError, match=r"max_tokens: 5 and 60 prompt tokens .* 64, which leaves 4"
+    ) as refused:
         await service.complete(completion(prompt=[5] * 60, max_tokens=5))
+    assert (refused.value.param, refused.value.value) == ("max_tokens", 5)
+    with pytest.raises(PromptTooLongError, match="prompt: 64 prompt tokens and one more") as refused:
+        await service.complete(completion(prompt=[5] * 64, max_tokens=5))
+    assert (refused.value.param, refused.value.value) == ("prompt", 64)
+    for field in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(PromptTooLongError, match=f"^{field}: 64 and") as refused:
+            await service.chat(chat(**{field: 64}))
+        assert (refused.value.param, refused.value.value) == (field, 64)
 
 
 async def test_a_chat_that_fills_the_context_is_refused_without_naming_a_max_tokens(service: Service) -> None:
