@@ -8,13 +8,15 @@ command line.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from rtp_llm.errors import ConfigError
 
@@ -63,13 +65,41 @@ class TransferSettings(_Section):
 
 class HandoverSettings(_Section):
     heartbeat_s: float = Field(0.5, gt=0, description="each way, every session")
-    lost_after_s: float = Field(2.5, gt=0, description="silence after which the other side is lost")
+    lost_after_s: float = Field(
+        2.5,
+        gt=0,
+        validate_default=True,
+        description="silence after which the other side is lost; more than heartbeat_s",
+    )
     lease_s: float = Field(5.0, gt=0, description="a grant's, from the last heartbeat that lists it")
-    lease_margin_s: float = Field(0.5, ge=0, description="a sender stops posting so long before the lease ends")
+    lease_margin_s: float = Field(
+        0.5,
+        ge=0,
+        validate_default=True,
+        description="a sender stops posting so long before the lease ends; with heartbeat_s less than lease_s",
+    )
     repeat_s: float = Field(1.0, gt=0, description="silence after which Reserve or Commit is repeated")
     reserve_wait_s: float = Field(1.0, gt=0, description="a Reserve that doesn't fit waits so long, then NoRoom")
     router_expiry_s: float = Field(10.0, gt=0, description="after a router's session is lost")
     memory_s: float = Field(60.0, gt=0, description="what is over is remembered so long")
+
+    @field_validator("lost_after_s")
+    @classmethod
+    def _heartbeats_come_before_a_loss(cls, value: float, info: ValidationInfo) -> float:
+        heartbeat = info.data.get("heartbeat_s", 0.0)
+        if value <= heartbeat:
+            text = "must be more than handover.heartbeat_s {heartbeat}"
+            raise PydanticCustomError("lost_after_s", text, {"heartbeat": heartbeat})
+        return value
+
+    @field_validator("lease_margin_s")
+    @classmethod
+    def _leases_are_renewed_before_they_end(cls, value: float, info: ValidationInfo) -> float:
+        heartbeat, lease = info.data.get("heartbeat_s", 0.0), info.data.get("lease_s", math.inf)
+        if value + heartbeat >= lease:
+            text = "with handover.heartbeat_s {heartbeat} must be less than handover.lease_s {lease}"
+            raise PydanticCustomError("lease_margin_s", text, {"heartbeat": heartbeat, "lease": lease})
+        return value
 
 
 class WorkerSettings(_Section):

@@ -49,6 +49,35 @@ def test_a_wrong_setting_is_refused_by_path_and_value(path: str, value: object, 
         load_config(overrides={path: value}, environ={})
 
 
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ({"lost_after_s": 0.5}, "handover.lost_after_s: must be more than handover.heartbeat_s 0.5, got 0.5"),
+        ({"heartbeat_s": 3}, "handover.lost_after_s: must be more than handover.heartbeat_s 3.0, got 2.5"),
+        (
+            {"lease_s": 1},
+            "handover.lease_margin_s: with handover.heartbeat_s 0.5 must be less than handover.lease_s 1.0, got 0.5",
+        ),
+        (
+            {"lease_margin_s": "4.5"},
+            "handover.lease_margin_s: with handover.heartbeat_s 0.5 must be less than handover.lease_s 5.0, got '4.5'",
+        ),
+        ({"heartbeat_s": 0}, "handover.heartbeat_s: Input should be greater than 0, got 0"),
+        ({"lease_s": "long"}, "handover.lease_s: Input should be a valid number"),
+    ],
+)
+def test_times_that_do_not_go_together_are_refused_by_both_names_and_values(
+    times: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(overrides={f"handover.{name}": value for name, value in times.items()}, environ={})
+
+
+def test_times_just_within_their_limits_are_taken() -> None:
+    just = {"handover.lost_after_s": 0.51, "handover.lease_s": 1.01}
+    assert load_config(overrides=just, environ={}).handover.lease_s == 1.01
+
+
 def test_a_variable_of_no_setting_is_refused_by_name_and_its_value_is_not_shown() -> None:
     for name in ("RTP_LLM_ENGINE__MAX_NUM_SEQ", "RTP_LLM_WORKER__TOKENS"):
         with pytest.raises(ConfigError, match=f"{name}: there is no such setting") as refused:

@@ -24,7 +24,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "tcp": {"transfer.mode": "tcp"},
     # Room for two requests a worker: grants wait or are refused, sequences are preempted.
     "scarce": {"engine.num_kv_blocks": 140, "engine.kv_cache_bytes": 0},
-    "forgetful": {"handover.lease_s": 1.0, "handover.memory_s": 2.0, "handover.router_expiry_s": 3.0},
+    "forgetful": {"handover.lease_s": 1.25, "handover.memory_s": 2.0, "handover.router_expiry_s": 3.0},
 }
 
 
