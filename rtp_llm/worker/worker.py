@@ -88,6 +88,7 @@ class Worker:
         self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pulse: asyncio.TimerHandle | None = None
         self._pulse_is_near = False
+        self._stopping = False
         self._ran = False  # since the last idle check
         self._suspicious = False  # the last one found something
         self._fault = ""
@@ -129,6 +130,7 @@ class Worker:
 
     async def stop(self) -> None:
         """End sessions and threads; what still runs is lost here and retried elsewhere. Idempotent."""
+        self._stopping = True
         if self._pulse is not None:
             self._pulse.cancel()
         self._routers.close()
@@ -256,6 +258,8 @@ class Worker:
             self._schedule_pulse(LOAD_DELAY_S)
 
     def _schedule_pulse(self, delay_s: float) -> None:
+        if self._stopping:  # sessions and machines still speak while they end
+            return
         if self._pulse is not None:
             self._pulse.cancel()
         self._pulse = asyncio.get_running_loop().call_later(delay_s, self._on_pulse)

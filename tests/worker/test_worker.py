@@ -7,7 +7,10 @@ import asyncio
 import pytest
 
 from rtp_llm._native import _engine
+from rtp_llm.engine import NativeEngine
 from rtp_llm.errors import EngineError
+from rtp_llm.wire.v1 import router_pb2 as pb
+from rtp_llm.worker.worker import LOAD_DELAY_S
 from tests.worker.tiny import VOCAB, ScriptedRouter, idle, tiny_config, tiny_engine, tiny_worker
 
 ALONE, SENDER, RECEIVER = 3, 1, 2
@@ -196,6 +199,18 @@ async def test_a_worker_that_fails_is_lost_at_once_and_says_why() -> None:
             worker.check_health()
         assert await worker.drain() is False
         await router.close()
+
+
+async def test_a_message_after_the_stop_is_no_reason_to_look_at_the_engine_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with tiny_worker("prefill") as worker:
+        pass
+    looks: list[NativeEngine] = []
+    monkeypatch.setattr(NativeEngine, "load", lambda engine: looks.append(engine))
+    worker.router_said(77, pb.RouterMessage())
+    await asyncio.sleep(3 * LOAD_DELAY_S)
+    assert looks == []
 
 
 def test_an_engine_of_another_block_size_says_what_differs() -> None:
