@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
 from rtp_llm.worker import to_native, to_wire
+
+log = logging.getLogger("rtp_llm.worker")
 
 _SENDER_BUSY = ("queued", "computing", "pushing", "awaiting", "committing", "local", "flushing", "pushes_in_flight")
 _RECEIVER_BUSY = ("queued", "granted", "verifying", "running", "quarantined_grants", "receives_in_flight")
@@ -98,8 +101,12 @@ class Machines:
             self._native.post(event)
 
     def _drain_outbox(self) -> None:
+        """What is taken is gone: one that can't be said must not take the others along."""
         for outgoing in self._native.take():
-            self._said[type(outgoing)](outgoing)
+            try:
+                self._said[type(outgoing)](outgoing)
+            except Exception:
+                log.exception("not said: %.300r", outgoing)
 
     def _on_fault(self, fault: Any) -> None:
         self._over = True
