@@ -68,7 +68,8 @@ class Dispatcher:
         self._arrivals = 0
         self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
-        self._turn = 0
+        self._sender_turn = 0
+        self._receiver_turn = 0
         self._random = random.Random()
         fleet.listener = self
 
@@ -300,15 +301,17 @@ class Dispatcher:
             prompt_tokens=answer.prompt_tokens,
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
             prefer=[worker.id for worker in answer.machine.prefer],
-            turn=self._turn,
+            sender_turn=self._sender_turn,
+            receiver_turn=self._receiver_turn,
             random=self._random,
         )
 
     def _place(self, answer: Answer, placement: Placement) -> None:
-        self._turn += 1
+        self._sender_turn += 1
         sender = WorkerKey(placement.sender.id, placement.sender.epoch)
         receiver = None
         if placement.receiver is not None:
+            self._receiver_turn += 1
             receiver = WorkerKey(placement.receiver.id, placement.receiver.epoch)
             if placement.receiver.numerics_id != placement.sender.numerics_id:
                 self._metrics.numerics_mismatches.inc()

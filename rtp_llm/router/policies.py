@@ -6,6 +6,7 @@ worker alone. It never waits and keeps no state but what it is given.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,8 @@ class PlacementQuery:
     prompt_tokens: int
     must_run_alone: bool = False  # after two Released, or a request that ends with its first token
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
-    turn: int = 0  # counts placements of this router: for round-robin
+    sender_turn: int = 0  # counts this router's placements, for round-robin
+    receiver_turn: int = 0  # counts those with a receiver
     random: random.Random = field(default_factory=random.Random)
 
 
@@ -73,13 +75,18 @@ def least_loaded(workers: Sequence[WorkerView], query: PlacementQuery) -> Placem
 
 
 def round_robin(workers: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
-    """Each pool in turn, in order of worker id."""
+    """Each pool in turn, in order of worker id. After a round of pairs (the least common multiple of the pools' sizes) the
+    receivers shift by one, so that in time every sender meets every receiver."""
+    num_senders = sum(w.pool != DECODE and not w.draining for w in workers)
 
-    def turn(candidates: list[WorkerView]) -> WorkerView:
-        ordered = sorted(candidates, key=lambda w: w.id)
-        return ordered[query.turn % len(ordered)]
+    def sender(candidates: list[WorkerView]) -> WorkerView:
+        return _in_turn(candidates, query.sender_turn)
 
-    return _place(workers, query, turn, turn)
+    def receiver(candidates: list[WorkerView]) -> WorkerView:
+        shift = query.receiver_turn // math.lcm(num_senders, len(candidates))
+        return _in_turn(candidates, query.receiver_turn + shift)
+
+    return _place(workers, query, sender, receiver)
 
 
 POLICIES: dict[str, Policy] = {"least_loaded": least_loaded, "round_robin": round_robin}
@@ -114,6 +121,11 @@ def _place(
     if query.must_run_alone or sender.pool == DECODE or not receivers:
         return Placement(sender=sender)
     return Placement(sender=sender, receiver=choose_receiver(receivers))
+
+
+def _in_turn(candidates: list[WorkerView], turn: int) -> WorkerView:
+    ordered = sorted(candidates, key=lambda w: w.id)
+    return ordered[turn % len(ordered)]
 
 
 def _near_best(candidates: list[WorkerView], load: Callable[[WorkerView], int], query: PlacementQuery) -> WorkerView:

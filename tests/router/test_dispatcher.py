@@ -12,7 +12,7 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import FinishReason, Request, SamplingParams
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
-from rtp_llm.router.policies import DECODE, PREFILL, WorkerView, least_loaded
+from rtp_llm.router.policies import DECODE, PREFILL, Policy, WorkerView, least_loaded, round_robin
 from rtp_llm.wire.convert import failed_message, key_message, key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -99,9 +99,9 @@ def fleet() -> ScriptedFleet:
     return ScriptedFleet()
 
 
-def dispatcher(fleet: ScriptedFleet, **settings: float) -> Dispatcher:
+def dispatcher(fleet: ScriptedFleet, policy: Policy = least_loaded, **settings: float) -> Dispatcher:
     metrics = RouterMetrics(CollectorRegistry())
-    return Dispatcher(fleet, least_loaded, RouterSettings(**settings), metrics)  # type: ignore[arg-type]
+    return Dispatcher(fleet, policy, RouterSettings(**settings), metrics)  # type: ignore[arg-type]
 
 
 def request(**sampling: object) -> Request:
@@ -236,6 +236,18 @@ async def test_what_is_cancelled_or_refused_counts_no_more_against_its_worker(fl
     await asyncio.gather(waiting, return_exceptions=True)
     await stream.aclose()
     assert fleet.find(P).placed == set() and fleet.find(D).placed == set()
+
+
+async def test_an_answer_without_a_receiver_takes_no_receivers_turn(fleet: ScriptedFleet) -> None:
+    fleet.there.append(WorkerView(id="e", epoch=3, pool=DECODE, max_queued_tokens=100))
+    router = dispatcher(fleet, round_robin)
+    tasks = [asyncio.create_task(collect(router, request(max_tokens=n))) for n in (4, 1, 4, 1)]
+    await turn()
+    submits = [m.submit for _, m in fleet.sent if m.WhichOneof("message") == "submit"]
+    assert [submit.receiver.id for submit in submits] == ["d", "", "e", ""]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_draining_worker_is_acknowledged_when_no_answer_names_it(fleet: ScriptedFleet) -> None:

@@ -1,6 +1,9 @@
 """Placement policies over written-out fleets."""
 
 import random
+from collections import Counter
+
+import pytest
 
 from rtp_llm.router.policies import DECODE, PREFILL, PlacementQuery, WorkerView, least_loaded, round_robin
 
@@ -33,13 +36,27 @@ def test_least_loaded_spreads_over_workers_near_the_best() -> None:
     assert chosen == {"p0", "p1", "p2", "p3"}
 
 
-def test_round_robin_takes_turns_in_each_pool() -> None:
-    turns = [round_robin(FLEET, query(turn=turn)) for turn in range(3)]
-    assert [(p.sender.id, p.receiver.id) for p in turns if p and p.receiver] == [
-        ("p0", "d0"),
-        ("p1", "d1"),
-        ("p0", "d0"),
-    ]
+def round_robin_pairs(fleet: list[WorkerView], count: int) -> list[tuple[str, str]]:
+    turns = [round_robin(fleet, query(sender_turn=turn, receiver_turn=turn)) for turn in range(count)]
+    return [(p.sender.id, p.receiver.id) for p in turns if p and p.receiver]
+
+
+def test_round_robin_takes_turns_in_each_pool_and_changes_the_pairs() -> None:
+    assert round_robin_pairs(FLEET, 4) == [("p0", "d0"), ("p1", "d1"), ("p0", "d1"), ("p1", "d0")]
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(2, 2), (1, 3), (3, 1), (2, 3), (4, 2), (2, 4), (4, 6)])
+def test_in_round_robin_every_sender_meets_every_receiver_equally_often(prefill: int, decode: int) -> None:
+    fleet = [worker(f"p{i}", PREFILL) for i in range(prefill)] + [worker(f"d{i}", DECODE) for i in range(decode)]
+    pairs = Counter(round_robin_pairs(fleet, prefill * decode * decode))
+    assert len(pairs) == prefill * decode
+    assert set(pairs.values()) == {decode}
+
+
+def test_round_robins_pools_take_turns_of_their_own() -> None:
+    placement = round_robin(FLEET, query(sender_turn=4, receiver_turn=1))
+    assert placement is not None and placement.receiver is not None
+    assert (placement.sender.id, placement.receiver.id) == ("p0", "d1")
 
 
 def test_a_full_or_draining_worker_is_not_chosen() -> None:
