@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rtp_llm import errors
 from rtp_llm.errors import InvalidRequestError, ProtocolError, RtpLlmError
-from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2, types_pb2
 
@@ -83,33 +83,6 @@ def request_message(request: Request) -> types_pb2.Request:
     )
 
 
-def request_of(message: types_pb2.Request, *, choice: int = 0, output: Sequence[int] = ()) -> Request:
-    """
-    Raises:
-        InvalidRequestError: a sampling value is out of range; names field and value.
-    """
-    sampling = message.sampling
-    return Request(
-        request_id=message.request_id,
-        prompt=list(message.prompt),
-        sampling=SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            ignore_eos=sampling.ignore_eos,
-            stop_token_ids=list(sampling.stop_token_ids),
-            logprobs=None if sampling.num_logprobs < 0 else sampling.num_logprobs,
-        ),
-        choice=choice,
-        output=list(output),
-        cache_salt=message.cache_salt,
-    )
-
-
 def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:
     """One columnar message per router epoch, rows in the columns' order. A column that no row of it needs stays empty."""
     rows_of: dict[int, list[int]] = {}
@@ -163,15 +136,6 @@ def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple
                 message.cached_tokens[row] if message.cached_tokens else 0,
             ),
         )
-
-
-def failed_message(key: RequestKey, error: RtpLlmError) -> router_pb2.Failed:
-    return router_pb2.Failed(
-        key=key_message(key),
-        type=type(error).__name__,
-        message=error.message,
-        param=getattr(error, "param", None) or "",
-    )
 
 
 def error_of(message: router_pb2.Failed) -> RtpLlmError:

@@ -20,7 +20,7 @@ For a router, per worker of the membership:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -37,7 +37,7 @@ from rtp_llm.wire.endpoint import (
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.server import AcceptedEndpoint, Acceptor, SessionServer
 from rtp_llm.wire.v1 import peer_pb2, router_pb2
-from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderHeartbeat, SenderMessage
+from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import (
     Heartbeat,
     MetricsReply,
@@ -202,8 +202,8 @@ def metrics_method(text: Callable[[], bytes]) -> grpc.RpcMethodHandler[Any, Any]
 
 class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
     """S's end of its session with a receiver. `hello()` describes this worker (layout, numerics_id, transport address), asked
-    for each connection. `heartbeat_due()` is called every heartbeat_s: the machine that knows what S counts on answers with
-    `send_heartbeat`.
+    for each connection. `heartbeat_due()` is called every heartbeat_s: the machine that knows which grants S counts on sends
+    the heartbeat that lists them, and R renews their leases.
 
     A worker that can't meet (version, layout, identity) answers `refused`, which names what differs: S goes on without it.
     """
@@ -232,10 +232,6 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
             heartbeat=lambda number: heartbeat_due(),
             token=token,
         )
-
-    def send_heartbeat(self, grants: Sequence[int]) -> bool:
-        """The grants that S counts on; R renews their leases."""
-        return self.send(SenderMessage(heartbeat=SenderHeartbeat(grants=grants)))
 
     def ask_hello(self) -> bool:
         """Send a hello again. R answers with one that arrives as a message and holds a fresh nonce."""

@@ -13,7 +13,7 @@ from rtp_llm.request import FinishReason, Request, SamplingParams
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.policies import DECODE, PREFILL, Policy, WorkerView, least_loaded, round_robin
-from rtp_llm.wire.convert import failed_message, key_message, key_of
+from rtp_llm.wire.convert import key_message, key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
 
@@ -266,7 +266,7 @@ async def test_a_refused_request_fails_with_the_workers_error(fleet: ScriptedFle
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request()))
     await turn()
-    failed = failed_message(fleet.key(), EngineError("broken"))
+    failed = pb.Failed(key=key_message(fleet.key()), type="EngineError", message="broken")
     fleet.listener.said(P, pb.WorkerMessage(failed=failed))
     with pytest.raises(EngineError, match="broken"):
         await task

@@ -17,17 +17,6 @@ def test_keys_and_workers_come_back_as_they_were() -> None:
     assert convert.worker_of(convert.worker_message(worker)) == worker
 
 
-def test_a_request_comes_back_with_what_the_engine_needs() -> None:
-    sampling = SamplingParams(
-        temperature=0.5, top_p=0.25, top_k=-1, seed=-1, max_tokens=7, min_tokens=2, stop_token_ids=[3], logprobs=0
-    )
-    request = Request(request_id="x", prompt=[1, 2], sampling=sampling, choice=3, output=[9], cache_salt="s")
-    back = convert.request_of(convert.request_message(request), choice=3, output=[9])
-    assert (back.prompt, back.output, back.choice, back.cache_salt) == ([1, 2], [9], 3, "s")
-    assert (back.sampling.seed, back.sampling.top_k, back.sampling.logprobs) == (2**64 - 1, 0, 0)
-    assert (back.sampling.temperature, back.sampling.top_p, back.sampling.stop_token_ids) == (0.5, 0.25, [3])
-
-
 def test_a_request_without_a_seed_is_not_sent() -> None:
     with pytest.raises(ProtocolError, match="seed None"):
         convert.request_message(Request(request_id="x", prompt=[1], sampling=SamplingParams()))
@@ -68,10 +57,10 @@ def test_outputs_of_unequal_columns_break_the_protocol() -> None:
 
 
 def test_an_error_keeps_its_type_text_and_field() -> None:
-    error = PromptTooLongError("prompt has 9 tokens, at most 8 fit", param="prompt", value=9)
-    back = convert.error_of(convert.failed_message(KEY, error))
+    failed = router_pb2.Failed(type="PromptTooLongError", message="prompt has 9 tokens, at most 8 fit", param="prompt")
+    back = convert.error_of(failed)
     assert type(back) is PromptTooLongError
-    assert (back.message, back.param) == (error.message, "prompt")
+    assert (back.message, back.param) == (failed.message, "prompt")
 
 
 def test_an_unknown_error_type_becomes_an_engine_error() -> None:

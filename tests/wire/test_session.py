@@ -456,14 +456,17 @@ class ServedReceiver:
 @contextlib.asynccontextmanager
 async def peers(layout: str = "L") -> AsyncIterator[tuple[ServedReceiver, ReceiverSession, Events]]:
     receiver, events = ServedReceiver(), Events()
-    beats: list[bool] = []
+
+    def heartbeat_due() -> None:
+        session.send(peer_pb2.SenderMessage(heartbeat=peer_pb2.SenderHeartbeat(grants=[11, 12])))
+
     await receiver.start()
     session = ReceiverSession(
         WorkerKey("R", 9),
         receiver.address,
         sender_epoch=4,
         hello=lambda: peer_pb2.PeerHello(worker=types_pb2.WorkerKey(id="S", epoch=4), layout_fingerprint=layout),
-        heartbeat_due=lambda: beats.append(session.send_heartbeat([11, 12])),
+        heartbeat_due=heartbeat_due,
         events=events,
         timing=TIMING,
     )

@@ -1,0 +1,29 @@
+"""Wire messages as the native machines take them."""
+
+from __future__ import annotations
+
+from rtp_llm.request import Request, SamplingParams
+from rtp_llm.wire import convert
+from rtp_llm.wire.key import RequestKey
+from rtp_llm.wire.v1 import router_pb2 as pb
+from rtp_llm.worker import to_native
+
+KEY = RequestKey(2**64 - 1, 5, 3, 2)
+
+
+def test_a_submit_brings_what_the_engine_needs() -> None:
+    sampling = SamplingParams(
+        temperature=0.5, top_p=0.25, top_k=-1, seed=-1, max_tokens=7, min_tokens=2, stop_token_ids=[3], logprobs=0
+    )
+    request = Request(request_id="x", prompt=[1, 2], sampling=sampling, cache_salt="s")
+    submit = pb.Submit(key=convert.key_message(KEY), request=convert.request_message(request), output=[9], alone=True)
+    spec = to_native.from_router(pb.RouterMessage(submit=submit)).spec
+    assert (spec.key, list(spec.prompt), list(spec.output), spec.cache_salt) == (
+        to_native.key(submit.key),
+        [1, 2],
+        [9],
+        "s",
+    )
+    assert (spec.seed, spec.top_k, spec.num_logprobs) == (2**64 - 1, 0, 0)
+    assert (spec.temperature, spec.top_p, list(spec.stop_token_ids)) == (0.5, 0.25, [3])
+    assert (spec.max_tokens, spec.min_tokens, spec.ignore_eos) == (7, 2, False)
