@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import select
 import signal
 import sys
 import threading
@@ -33,7 +34,21 @@ SHORT_FLAGS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status. A wrong flag is one line on stderr and status 2, an error of ours 1."""
+    """Runs one command; returns the exit status. A wrong flag is one line on stderr and status 2, an error of ours 1. As shells
+    count signals, Ctrl-C is 130, and 141 that nobody reads stdout any more (`rtp-llm env | head -1`)."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # here, and not when Python ends
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still buffered
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
@@ -42,6 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _nobody_reads(pipe: int) -> bool:
+    """The other end of `pipe` is closed."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 class _Parser(argparse.ArgumentParser):

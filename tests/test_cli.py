@@ -1,6 +1,7 @@
 """The commands, as far as they need no deployment."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -85,6 +86,34 @@ def test_env_says_versions_and_simd_levels(capsys: pytest.CaptureFixture[str]) -
     assert status == 0
     assert re.search(r"^ray +2\.\d+", out, re.M)
     assert re.search(r"^isa levels .*generic$", out, re.M)
+
+
+def test_a_command_that_nobody_reads_ends_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "rtp_llm.cli", "env"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_env", broken)
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(BrokenPipeError):
+            cli.main(["env"])
 
 
 def test_chat_says_that_no_server_is_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
