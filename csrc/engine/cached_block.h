@@ -17,8 +17,8 @@ namespace rtp_llm {
 // kv_layout().groups[0].block_bytes() bytes; nullopt if the cache doesn't know the hash.
 std::optional<std::vector<uint8_t>> read_cached_block(Engine& engine, const BlockHash& hash);
 
-// False if the cache doesn't know the hash. REQUIRES: no running step reads the block. Throws InvalidArgument if `bytes`
-// is not a block long.
+// False if the cache doesn't know the hash. REQUIRES: no running step reads the block. Throws InvalidArgument if
+// `bytes` is not a block long.
 bool write_cached_block(Engine& engine, const BlockHash& hash, std::span<const uint8_t> bytes);
 
 }  // namespace rtp_llm
