@@ -122,10 +122,7 @@ def main() -> None:
         args.seed, options.device_name(args), outcome,
         library="peft", more_front="base_model: rtp_llm/demo\n",
     )  # fmt: skip
-    card.write(args.out)
-    if args.prompts:
-        card.write(args.out, evaluation(args))
-    print(f"final loss {outcome.final_loss:.4f}, {outcome.num_tokens / 1e6:.0f} M tokens in {outcome.seconds:.0f} s")
+    card.publish(args, lambda: evaluation(args))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,14 @@ class Card:
     library: str = "transformers"
     task: str = "text-generation"
     more_front: str = ""  # lines of the YAML head
+
+    def publish(self, args: argparse.Namespace, evaluate: Callable[[], str]) -> None:
+        """Writes the card, and once more with what `evaluate` found where prompts are asked for: if it fails, the rest is there."""
+        self.write(args.out)
+        if args.prompts:
+            self.write(args.out, evaluate())
+        tokens, seconds = self.outcome.num_tokens / 1e6, self.outcome.seconds
+        print(f"final loss {self.outcome.final_loss:.4f}, {tokens:.0f} M tokens in {seconds:.0f} s")
 
     def write(self, folder: Path, evaluation: str = NOT_EVALUATED) -> None:
         text = _TEXT.format(

@@ -82,10 +82,7 @@ def main() -> None:
         args.seed, options.device_name(args), outcome,
         loss="cross-entropy per answer token + divergence from the demo model",
     )  # fmt: skip
-    card.write(args.out)
-    if args.prompts:
-        card.write(args.out, evaluation(args))
-    print(f"final loss {outcome.final_loss:.4f}, {outcome.num_tokens / 1e6:.0f} M tokens in {outcome.seconds:.0f} s")
+    card.publish(args, lambda: evaluation(args))
 
 
 if __name__ == "__main__":

@@ -164,10 +164,7 @@ def main() -> None:
         loss=f"contrast of a sentence with all others of its batch, temperature {TEMPERATURE}",
         library="sentence-transformers", task="sentence-similarity",
     )  # fmt: skip
-    card.write(args.out)
-    if args.prompts:
-        card.write(args.out, evaluation(args, args.prompts // 2))
-    print(f"final loss {outcome.final_loss:.4f}, {outcome.num_tokens / 1e6:.0f} M tokens in {outcome.seconds:.0f} s")
+    card.publish(args, lambda: evaluation(args, args.prompts // 2))
 
 
 if __name__ == "__main__":

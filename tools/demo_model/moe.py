@@ -104,10 +104,7 @@ def main() -> None:
         args.seed, options.device_name(args), outcome,
         loss=f"cross-entropy per answer token + {BALANCE} x load balancing",
     )  # fmt: skip
-    card.write(args.out)
-    if args.prompts:
-        card.write(args.out, report.skills(args.out, args.device, args.prompts))
-    print(f"final loss {outcome.final_loss:.4f}, {outcome.num_tokens / 1e6:.0f} M tokens in {outcome.seconds:.0f} s")
+    card.publish(args, lambda: report.skills(args.out, args.device, args.prompts))
 
 
 if __name__ == "__main__":

@@ -76,10 +76,7 @@ def main() -> None:
         options.command("train.py", "rtp_llm/demo", args, outcome.num_steps, **shape),
         args.seed, options.device_name(args), outcome,
     )  # fmt: skip
-    card.write(args.out)
-    if args.prompts:
-        card.write(args.out, report.skills(args.out, args.device, args.prompts))
-    print(f"final loss {outcome.final_loss:.4f}, {outcome.num_tokens / 1e6:.0f} M tokens in {outcome.seconds:.0f} s")
+    card.publish(args, lambda: report.skills(args.out, args.device, args.prompts))
 
 
 if __name__ == "__main__":
