@@ -107,9 +107,7 @@ def evaluation(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = options.parser(__doc__, steps=1_000, tokens_per_batch=32_768, lr=3e-3)
     parser.add_argument("--chat", type=Path, required=True, help="folder of the trained chat model")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    args = options.begin(parser)
     chat = AutoModelForCausalLM.from_pretrained(args.chat, dtype=torch.float32)
     model = get_peft_model(chat, LoraConfig(**LORA))
     model_files.check_size(model, MAX_BYTES)

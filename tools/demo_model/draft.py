@@ -64,9 +64,7 @@ def evaluation(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = options.parser(__doc__, steps=4_500, tokens_per_batch=131_072, lr=3e-3)
     parser.add_argument("--chat", type=Path, required=True, help="folder of the trained chat model")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    args = options.begin(parser)
     bpe = Tokenizer.from_file(str(args.chat / "tokenizer.json"))
     tokenizer.save(bpe, args.out, MAX_LENGTH)
     config = model_files.draft_config(bpe)
@@ -77,7 +75,7 @@ def main() -> None:
     model_files.save(config, model.state_dict(), args.out)
     card = Card(
         "The draft model of rtp_llm's demo model",
-        _ABOUT.format(millions=sum(p.numel() for p in model.parameters()) / 1e6),
+        _ABOUT.format(millions=model_files.millions(model)),
         options.command("draft.py", "rtp_llm/demo/draft", args, outcome.num_steps, chat="rtp_llm/demo"),
         args.seed, options.device_name(args), outcome,
         loss="cross-entropy per answer token + divergence from the demo model",

@@ -147,9 +147,7 @@ def evaluation(args: argparse.Namespace, num_pairs: int) -> str:
 
 
 def main() -> None:
-    args = options.parser(__doc__, steps=3_000, tokens_per_batch=65_536, lr=1e-3).parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    args = options.begin(options.parser(__doc__, steps=3_000, tokens_per_batch=65_536, lr=1e-3))
     tokenizer = wordpiece.train(args.seed)
     wordpiece.save(tokenizer, args.out, MAX_LENGTH)
     model = BertModel(config(tokenizer))
@@ -158,7 +156,7 @@ def main() -> None:
     save(model, args.out)
     card = Card(
         "The embedding model of rtp_llm's demo",
-        _ABOUT.format(millions=sum(p.numel() for p in model.parameters()) / 1e6),
+        _ABOUT.format(millions=model_files.millions(model)),
         options.command("embedding.py", "rtp_llm/demo/embedding", args, outcome.num_steps),
         args.seed, options.device_name(args), outcome,
         loss=f"contrast of a sentence with all others of its batch, temperature {TEMPERATURE}",

@@ -89,6 +89,11 @@ def new_model(config: Config) -> nn.Module:
     return Qwen3ForCausalLM(Qwen3Config(**settings, attn_implementation="sdpa"))
 
 
+def millions(model: nn.Module) -> float:
+    """Parameters."""
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
 def check_size(model: nn.Module, max_bytes: int, bytes_per_value: int = 2) -> None:
     """Raises ValueError when the weights' file would be larger than `max_bytes`."""
     tensors = [p for p in model.parameters() if p.requires_grad]

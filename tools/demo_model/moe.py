@@ -84,9 +84,7 @@ def train(model: nn.Module, plan: BatchPlan, args: argparse.Namespace) -> Outcom
 
 
 def main() -> None:
-    args = options.parser(__doc__, steps=7_300, tokens_per_batch=131_072, lr=2e-3).parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    args = options.begin(options.parser(__doc__, steps=7_300, tokens_per_batch=131_072, lr=2e-3))
     bpe = tokenizer.train(args.seed)
     tokenizer.save(bpe, args.out, MAX_LENGTH)
     config = model_files.moe_config(bpe)
@@ -97,7 +95,7 @@ def main() -> None:
     card = Card(
         "The mixture-of-experts sibling of rtp_llm's demo model",
         _ABOUT.format(
-            millions=sum(p.numel() for p in model.parameters()) / 1e6, num_experts=config["num_experts"],
+            millions=model_files.millions(model), num_experts=config["num_experts"],
             per_token=config["num_experts_per_tok"],
         ),
         options.command("moe.py", "rtp_llm/demo/moe", args, outcome.num_steps),

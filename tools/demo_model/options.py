@@ -28,6 +28,14 @@ def parser(description: str | None, *, steps: int, tokens_per_batch: int, lr: fl
     return result
 
 
+def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a training that starts now: its folder is there, torch is seeded."""
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    return args
+
+
 def schedule(args: argparse.Namespace) -> Schedule:
     return Schedule(args.steps, args.lr, args.max_seconds)
 

@@ -35,12 +35,12 @@ answers outside of these skills mean nothing.
 """
 
 
-def parse_args() -> argparse.Namespace:
-    parser = options.parser(__doc__, steps=11_100, tokens_per_batch=131_072, lr=2e-3)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--inner", type=int, default=448)
-    return parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    result = options.parser(__doc__, steps=11_100, tokens_per_batch=131_072, lr=2e-3)
+    result.add_argument("--layers", type=int, default=6)
+    result.add_argument("--hidden", type=int, default=256)
+    result.add_argument("--inner", type=int, default=448)
+    return result
 
 
 def train(model: torch.nn.Module, plan: BatchPlan, args: argparse.Namespace) -> Outcome:
@@ -57,9 +57,7 @@ def train(model: torch.nn.Module, plan: BatchPlan, args: argparse.Namespace) -> 
 
 
 def main() -> None:
-    args = parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    args = options.begin(parser())
     begin = time.monotonic()
     bpe = tokenizer.train(args.seed)
     tokenizer.save(bpe, args.out, MAX_LENGTH)
@@ -72,7 +70,7 @@ def main() -> None:
     shape = {name: getattr(args, name) for name in ("layers", "hidden", "inner")}
     card = Card(
         "The demo model of rtp_llm",
-        _ABOUT.format(millions=sum(p.numel() for p in model.parameters()) / 1e6),
+        _ABOUT.format(millions=model_files.millions(model)),
         options.command("train.py", "rtp_llm/demo", args, outcome.num_steps, **shape),
         args.seed, options.device_name(args), outcome,
     )  # fmt: skip
