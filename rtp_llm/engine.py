@@ -89,7 +89,7 @@ class NativeEngine:
         return list(self.device.allocations())
 
     def block_hashes(self, tokens: Sequence[int], cache_salt: str = "") -> list[bytes]:
-        """What the prefix cache knows each full block of `tokens` by."""
+        """What the prefix cache knows each full block of `tokens` by, where prefill and decode forms are equal (CPU)."""
         salt = _engine.block_hash_salt(self.model_digest, cache_salt)
         return list(_engine.block_hashes(salt, list(tokens), self.block_tokens))
 
