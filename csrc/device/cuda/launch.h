@@ -1,0 +1,50 @@
+// launch: how every kernel of this backend is started.
+//
+// Programmatic dependent launch: a kernel may start while its predecessor on the stream still runs, and waits for it
+// by wait_for_predecessor() (ptx.cuh) before it touches what others write. Each kernel must call that wait in every
+// CTA, also where it needs nothing: order is transitive only over kernels that wait.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "device/cuda/cuda_check.h"
+
+namespace rtp_llm::cuda {
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;  // dynamic
+  bool dependent = true;    // programmatic dependent launch
+};
+
+template <class... Parameters, class... Args>
+void launch(cudaStream_t stream, const LaunchShape& shape, const char* name, void (*kernel)(Parameters...),
+            Args&&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = shape.dependent ? 1 : 0;
+  cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Args>(args))...), name);
+}
+
+// Once a kernel, at start-up: its dynamic shared memory, and the largest carve-out for all kernels alike, so that
+// kernels of different sizes share an SM (a change of carve-out waits for an idle SM).
+template <class Kernel>
+void prepare_kernel(Kernel kernel, size_t shared_bytes, const char* name) {
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), name);
+  if (shared_bytes > 48 * 1024)
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)), name);
+}
+
+}  // namespace rtp_llm::cuda
