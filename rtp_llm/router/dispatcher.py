@@ -42,6 +42,7 @@ class Answer:
         self.deadline: asyncio.TimerHandle | None = None
         self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
         self.wait_timer: asyncio.TimerHandle | None = None
+        self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
 
     @property
     def prompt_tokens(self) -> int:
@@ -225,10 +226,8 @@ class Dispatcher:
         self._leave_queue(answer)
         if answer.deadline is not None:
             answer.deadline.cancel()
+        self._forget_placement(answer)
         key = answer.machine.key
-        for each in answer.machine.workers():
-            if (worker := self._fleet.find(each)) is not None:
-                worker.forget(key)
         self._answers.pop((key.request, key.choice), None)
         self._metrics.requests_running.set(len(self._answers))
         self._metrics.request_duration.observe(self._loop.time() - answer.started)
@@ -255,6 +254,7 @@ class Dispatcher:
         """Queue for a worker, in order of arrival."""
         if cause != "first":
             self._metrics.retries.labels(cause).inc()
+        self._forget_placement(answer)
         now = self._loop.time()
         if cause != "busy" or answer.wait_until is None:
             answer.wait_until = now + self._settings.queue_timeout_s
@@ -317,6 +317,15 @@ class Dispatcher:
                 self._metrics.numerics_mismatches.inc()
         self._run(answer, answer.machine.handle(machine.Planned(sender, receiver)))
 
+    def _forget_placement(self, answer: Answer) -> None:
+        """Its attempt is over: it counts nowhere any more, whichever of its workers have spoken."""
+        if answer.placed is not None:
+            key, workers = answer.placed
+            answer.placed = None
+            for each in workers:
+                if (worker := self._fleet.find(each)) is not None:
+                    worker.forget(key)
+
     def _submit(self, answer: Answer, action: machine.Submit) -> None:
         submit = pb.Submit(
             key=key_message(action.key),
@@ -324,6 +333,7 @@ class Dispatcher:
             output=action.output,
             alone=action.receiver is None,
         )
+        answer.placed = (action.key, [action.worker] if action.receiver is None else [action.worker, action.receiver])
         if action.receiver is not None:
             submit.receiver.CopyFrom(worker_message(action.receiver))
             receiver = self._fleet.find(action.receiver)

@@ -50,10 +50,11 @@ class RemoteWorker:
         self.load = Load()
         self.draining = False
         self.departed = False  # the membership doesn't name it any more
-        # What this router has placed and neither a word about it nor a later Load has shown. A Load that crosses a Submit on
-        # the wire clears it too early; then the worker's own limit answers Busy.
+        # What this router has submitted and neither a word about it nor a later Load has shown. A Load that crosses a Submit
+        # on the wire clears it too early; then the worker's own limit answers Busy.
         self._submitted: dict[RequestKey, int] = {}  # prompt tokens
-        self._received: set[RequestKey] = set()  # handovers to it
+        # Handovers to it of which it hasn't spoken. No Load shows them: R hears of one when S schedules the prompt.
+        self._received: set[RequestKey] = set()
         self._fleet = fleet
         self.session = WorkerSession(
             WorkerKey(member.id, member.epoch),
@@ -90,7 +91,7 @@ class RemoteWorker:
         self._received.add(key)
 
     def forget(self, key: RequestKey) -> None:
-        """The worker has spoken of `key`, or the answer is over or cancelled: its Load speaks for it now."""
+        """The worker has spoken of `key`, or the attempt is over: its Load speaks for it now."""
         self._submitted.pop(key, None)
         self._received.discard(key)
 
@@ -117,7 +118,7 @@ class RemoteWorker:
         kind = message.WhichOneof("message")
         if kind == "load":
             self.load = message.load
-            self._forget_placements()
+            self._submitted.clear()
             self._fleet.worker_changed()
         elif kind == "draining":
             self.draining = True

@@ -131,6 +131,19 @@ async def test_tokens_of_both_workers_become_one_stream_without_repeat(fleet: Sc
     assert router.num_live == 0 and fleet.kinds() == [("p", "submit")]
 
 
+async def test_an_attempt_that_s_was_too_busy_for_counts_at_r_no_more(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    first = fleet.key()
+    assert fleet.find(P).placed == fleet.find(D).placed == {first}
+    fleet.listener.said(P, pb.WorkerMessage(busy=pb.Busy(key=key_message(first), queued_tokens=9, limit=9)))
+    await turn()
+    assert fleet.key() != first
+    assert fleet.find(P).placed == fleet.find(D).placed == {fleet.key()}
+    task.cancel()
+
+
 async def test_an_answer_of_one_token_runs_alone(fleet: ScriptedFleet) -> None:
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request(max_tokens=1)))

@@ -1,6 +1,8 @@
 """What a router knows of its workers, over sessions that the test speaks for."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +13,7 @@ from rtp_llm.directory import Member, StaticMembership
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
+from rtp_llm.router.policies import PlacementQuery, WorkerView, least_loaded
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -56,9 +59,13 @@ class Listener:
         self.heard.append(("room_changed", None))
 
 
+def member(name: str) -> Member:
+    return Member(id=name, epoch=0, pool="decode", address=f"{name}:1")
+
+
 @pytest.fixture
 def membership() -> StaticMembership:
-    return StaticMembership([Member(id=name, epoch=0, pool="decode", address=f"{name}:1") for name in ("a", "b")])
+    return StaticMembership([member("a"), member("b")])
 
 
 @pytest.fixture
@@ -108,6 +115,33 @@ async def test_a_placement_counts_until_the_worker_speaks_of_it(fleet: Fleet) ->
     assert (worker.view().queued_tokens, worker.view().running) == (30, 2)
     worker.forget(KEY)
     assert (worker.view().queued_tokens, worker.view().running) == (0, 0)
+
+
+DECODE_SEQUENCES = (10, 12, 14, 16)
+
+
+@pytest.mark.parametrize("loads_between", [False, True])
+@pytest.mark.parametrize("membership", [StaticMembership([member(f"d{i}") for i in range(4)])])
+async def test_handovers_under_way_count_whatever_loads_come_in_between(fleet: Fleet, loads_between: bool) -> None:
+    """64 placements within one prefill: R can't know of them yet, so its Loads say nothing of them."""
+    workers = [connect(fleet, f"d{i}") for i in range(4)]
+    loads = [pb.Load(max_queued_tokens=100, running=running) for running in DECODE_SEQUENCES]
+    for worker, load in zip(workers, loads, strict=True):
+        worker.message(pb.WorkerMessage(load=load))
+    draw, chosen = random.Random(0), Counter[str]()
+    for number in range(64):
+        prefill = WorkerView(id="p", epoch=1, pool="prefill", max_queued_tokens=100)
+        placement = least_loaded([prefill, *fleet.views()], PlacementQuery(prompt_tokens=8, random=draw))
+        assert placement is not None and placement.receiver is not None
+        chosen[placement.receiver.id] += 1
+        receiver = fleet.find(WorkerKey(placement.receiver.id, 1))
+        assert receiver is not None
+        receiver.note_receives(RequestKey(7, number, 0, 0))
+        if loads_between:
+            for worker, load in zip(workers, loads, strict=True):
+                worker.message(pb.WorkerMessage(load=load))
+    ends = [running + chosen[f"d{i}"] for i, running in enumerate(DECODE_SEQUENCES)]
+    assert max(ends) <= min(ends) * 1.1 + 1  # (52 + 64) / 4 each, but for the policy's 10%
 
 
 async def test_a_busy_worker_accepts_again_after_its_next_load(fleet: Fleet) -> None:
