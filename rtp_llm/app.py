@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtp_llm import serve_internals
 from rtp_llm.config import Config, HttpSettings, load_config
 from rtp_llm.errors import ConfigError, UnavailableError
 from rtp_llm.router.policies import policy_named
@@ -30,7 +32,6 @@ from rtp_llm.router.policies import policy_named
 if TYPE_CHECKING:
     from ray import serve
 
-APPLICATION = "rtp-llm"
 OBJECT_STORE_BYTES = 128 << 20  # no token and no KV passes through Ray's objects; its default is 30% of the memory
 READY_TIMEOUT_S = 60
 READY_MARGIN_S = 10  # for the answer of a router that has waited so long
@@ -49,32 +50,35 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
     from rtp_llm.prefill.deployment import prefill_pool
     from rtp_llm.router.deployment import router_ingress
 
-    config = load_config(overrides=_paths(args or {}))
+    config = load_config(overrides=_paths(args or {})).with_absolute_path()
     _check(config)
     pools = [(prefill_pool, config.prefill), (decode_pool, config.decode)]
     return router_ingress(config, [pool(config) for pool, settings in pools if settings.replicas])
 
 
 @contextlib.contextmanager
-def running(config: Config, progress: Progress = lambda _: None) -> Iterator[str]:
+def running(config: Config, progress: Progress = lambda _: None, *, replace: bool = False) -> Iterator[str]:
     """Serves `config` on a Ray of its own (or on RAY_ADDRESS's) while the block runs; yields the base URL.
 
     Leaving the block drains: running answers finish first, then the application goes, and with it all that was started here.
-    REQUIRES: the main thread. The caller's signal handlers stay in force.
+    On RAY_ADDRESS's cluster it stands beside other applications and touches none of them; `replace`: but one of its own name,
+    which it takes the place of. REQUIRES: the main thread. The caller's signal handlers stay in force.
 
     Raises:
         ConfigError: no worker is configured, or no such policy.
-        UnavailableError: the HTTP port is taken, or the deployment didn't become healthy.
+        UnavailableError: the HTTP port is taken, name or route are another application's, or the deployment didn't become
+            healthy.
     """
     _check(config)
     config = config.with_token().with_absolute_path()
-    http = _listenable(config.http)
+    http = config.http if _joins() else _listenable(config.http)
     with _ray(http, progress):
+        application = _Application(config, _http_there(http) if _joins() else http, progress)
         try:
-            yield _deploy(config, http, progress)
+            yield application.start(replace)
         finally:
             progress("stopping: running answers finish first")
-            _undeploy(config)
+            application.stop()
 
 
 def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
@@ -128,8 +132,8 @@ def _ray(http: HttpSettings, progress: Progress) -> Iterator[None]:
     """This process as a driver: of RAY_ADDRESS's cluster, or of a Ray of its own on loopback that ends with the block."""
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {}
-        if address := os.environ.get("RAY_ADDRESS"):
-            progress(f"joining Ray at {address}")
+        if _joins():
+            progress(f"joining Ray at {os.environ['RAY_ADDRESS']}")
         else:
             progress("starting Ray")
             state = Path(tempfile.mkdtemp(prefix="rtp-", dir="/tmp"))
@@ -166,47 +170,141 @@ def _where_the_package_lies() -> Iterator[None]:
 def _signals_deferred() -> Iterator[None]:
     """SIGINT and SIGTERM that come in the block take effect at its end: Ray, interrupted while it starts, would leave processes
     behind, and it puts a SIGTERM handler of its own in place. REQUIRES: the main thread."""
-    from ray._private import utils
-
     came: list[int] = []
     handlers = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    set_sigterm_handler = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda _: None
     for number in handlers:
         signal.signal(number, lambda number, _: came.append(number))
     try:
-        yield
+        with serve_internals.sigterm_left_alone():
+            yield
     finally:
-        utils.set_sigterm_handler = set_sigterm_handler
         for number, handler in handlers.items():
             signal.signal(number, handler)
     for number in came:
         signal.raise_signal(number)
 
 
-def _deploy(config: Config, http: HttpSettings, progress: Progress) -> str:
-    from ray import serve
+class _Application:
+    """Our application on the Serve of this driver's Ray, from start() to stop(). It deletes nothing that others deployed."""
 
-    progress("starting Serve")
-    serve.start(http_options={"host": http.host, "port": http.port}, proxy_location="HeadOnly")
-    progress(
-        f"starting {config.router.replicas} router, {config.prefill.replicas} prefill, {config.decode.replicas} decode"
-    )
-    application = build(config.model_dump())
-    try:
-        serve.run(application, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        raise UnavailableError(f"the application didn't start: {_causes(error)}") from error
-    url = _url(http)
-    progress(f"connecting workers, asking {url}/health" if "RAY_ADDRESS" in os.environ else "connecting workers")
-    _wait_ready(url, config.prefill.replicas + config.decode.replicas)
-    return url
+    def __init__(self, config: Config, http: HttpSettings, progress: Progress) -> None:
+        self.name = application_name(config)
+        self._config = config
+        self._http = http
+        self._progress = progress
+        self._is_deployed = False
+        self._since: float | None = None  # when Serve took it: tells it from one that has replaced it
+
+    def start(self, replace: bool) -> str:
+        """Returns the URL at which it is ready."""
+        from ray import serve
+
+        config, http, progress = self._config, self._http, self._progress
+        progress("starting Serve")
+        serve.start(http_options={"host": http.host, "port": http.port}, proxy_location="HeadOnly")
+        self._check_place(replace)
+        progress(
+            f"starting {config.router.replicas} router, {config.prefill.replicas} prefill, "
+            f"{config.decode.replicas} decode"
+        )
+        application = build(config.model_dump())
+        self._is_deployed = True
+        try:
+            serve.run(application, name=self.name, route_prefix=http.route_prefix)
+        except RuntimeError as error:
+            raise UnavailableError(f"the application didn't start: {_causes(self.name, error)}") from error
+        self._since = self._deployed_at()
+        url = _url(http)
+        progress(f"connecting workers, asking {url}/health" if _joins() else "connecting workers")
+        _wait_ready(url, config.prefill.replicas + config.decode.replicas)
+        return url
+
+    def stop(self) -> None:
+        """serve.shutdown() stops the proxy first and cuts streams, so the application is deleted, and gone, before it."""
+        if self._is_deployed and self._is_still_ours():
+            self._delete()
+        if not _joins():
+            serve_internals.shut_down_serve(SHUTDOWN_TIMEOUT_S)
+
+    def _check_place(self, replace: bool) -> None:
+        """
+        Raises:
+            UnavailableError: name or route are another application's.
+        """
+        for name, route in serve_internals.routes().items():
+            if name == self.name:
+                if not replace:
+                    raise UnavailableError(
+                        f"an application {name!r} is on this Ray already: --replace takes its place, --served-model-name "
+                        "gives this one another name"
+                    )
+            elif route == self._http.route_prefix:
+                raise UnavailableError(
+                    f"http.route_prefix {route} belongs to application {name!r} on this Ray: --http.route-prefix gives "
+                    "this one another"
+                )
+
+    def _is_still_ours(self) -> bool:
+        """On a Ray of our own everything is."""
+        found = self._deployed_at()
+        if not _joins() or self._since is None or found is None or found == self._since:
+            return True
+        self._progress(f"application {self.name!r} was deployed anew by somebody else: it stays")
+        return False
+
+    def _deployed_at(self) -> float | None:
+        from ray import serve
+
+        status = serve.status().applications.get(self.name)
+        return None if status is None else status.last_deployed_time_s
+
+    def _delete(self) -> None:
+        from ray import serve
+
+        from rtp_llm.directory import remove_directory
+
+        while True:
+            try:
+                serve.delete(self.name)
+                break
+            except TimeoutError:  # Serve waits 60 s; the workers' own limit is worker.drain_timeout_s
+                continue
+        remove_directory(self._config.directory_of(self.name))
+
+
+def application_name(config: Config) -> str:
+    """What `rtp-llm serve` calls its application in Serve, which makes file names of it."""
+    return re.sub(r"[^\w.-]", "_", config.served_name)
+
+
+def _joins() -> bool:
+    """Whether this driver joins a Ray that runs, instead of starting one."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _http_there(http: HttpSettings) -> HttpSettings:
+    """`http` on the Ray that was joined: what its Serve listens on, if one runs.
+
+    Raises:
+        UnavailableError: it listens elsewhere. Serve would only log that, and leave it so.
+    """
+    found = serve_internals.http_address()
+    if found is None:
+        return _listenable(http)
+    host, port = found
+    for name, wanted, there in (("host", http.host, host), ("port", http.port or port, port)):
+        if wanted != there:
+            raise UnavailableError(
+                f"http.{name} {wanted}: Serve runs on this Ray already and listens on {host}:{port}; "
+                f"--{name} {there} joins it there"
+            )
+    return http.model_copy(update={"port": port})
 
 
 def _url(http: HttpSettings) -> str:
     """Where this machine reaches the endpoint."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}{http.route_prefix.rstrip('/')}"
 
 
 def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -238,11 +336,11 @@ def _reason(error: urllib.error.HTTPError) -> str:
         return f"{error.code} {error.reason}"
 
 
-def _causes(error: RuntimeError) -> str:
+def _causes(application: str, error: RuntimeError) -> str:
     """Why, of each deployment that didn't start: our error's own words, else the last line of what Serve quotes."""
     from ray import serve
 
-    status = serve.status().applications.get(APPLICATION)
+    status = serve.status().applications.get(application)
     quotes = {name: d.message.strip() for name, d in status.deployments.items() if d.message.strip()} if status else {}
     return "; ".join(f"{name}: {_last_words(quote)}" for name, quote in quotes.items()) or str(error)
 
@@ -250,31 +348,6 @@ def _causes(error: RuntimeError) -> str:
 def _last_words(quote: str) -> str:
     _, ours, words = quote.rpartition("rtp_llm.errors.")
     return words if ours else quote.splitlines()[-1]
-
-
-def _undeploy(config: Config) -> None:
-    """serve.shutdown() stops the proxy first and cuts streams, so the application is deleted, and gone, before it."""
-    import ray
-    from ray import serve
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-    from ray.serve.exceptions import RayServeException
-
-    from rtp_llm.directory import remove_directory
-
-    while True:
-        try:
-            serve.delete(APPLICATION)
-            break
-        except TimeoutError:  # Serve waits 60 s; the workers' own limit is worker.drain_timeout_s
-            continue
-        except RayServeException:  # stopped before Serve had started
-            return
-    remove_directory(config.directory_name)
-    if "RAY_ADDRESS" not in os.environ:
-        # serve.shutdown(), but for the retry of a call that ends with its callee, which Ray would report as an error.
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=SHUTDOWN_TIMEOUT_S)
 
 
 def _listenable(http: HttpSettings) -> HttpSettings:

@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
     serve.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
+    serve.add_argument(
+        "--replace", action="store_true", help="take the place of the application of this name on RAY_ADDRESS's Ray"
+    )
     _add_settings(serve)
     serve.set_defaults(command=_serve)
 
@@ -154,7 +157,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     from rtp_llm.app import running
 
-    with contextlib.suppress(_Stopped), _stopped_by_signals(), running(config, progress) as url:
+    served = running(config, progress, replace=options.replace)
+    with contextlib.suppress(_Stopped), _stopped_by_signals(), served as url:
         print(_ready_text(url, config.served_name), flush=True)
         threading.Event().wait()
     return 0

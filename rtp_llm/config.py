@@ -115,7 +115,7 @@ class WorkerSettings(_Section):
     )
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
-    directory: str = Field("", description="name of the membership actor; default: of the served model")
+    directory: str = Field("", description="name of the membership actor; default: of application and model")
 
 
 class PoolSettings(_Section):
@@ -147,6 +147,11 @@ class RouterSettings(_Section):
 class HttpSettings(_Section):
     host: str = Field("127.0.0.1", description="address of the HTTP endpoint")
     port: int = Field(8000, ge=0, le=65535, description="port of the HTTP endpoint")
+    route_prefix: str = Field(
+        "/",
+        pattern=r"^/$|^(/[\w.~-]+)+$",
+        description="path under which the application answers; others may stand beside it on one Ray",
+    )
     hard_stop_after_s: int = Field(3600, ge=1, description="longest stream that survives a proxy reload")
 
 
@@ -184,9 +189,9 @@ class Config(_Section):
         model = self.model.model_copy(update={"path": str(Path(self.model.path).absolute())})
         return self.model_copy(update={"model": model})
 
-    @property
-    def directory_name(self) -> str:
-        return self.worker.directory or f"rtp_llm-{self.served_name}"
+    def directory_of(self, application: str) -> str:
+        """The membership actor of this Serve application: two on one Ray are two fleets, also when they serve one model."""
+        return self.worker.directory or f"rtp_llm-{application}-{self.served_name}"
 
     @property
     def served_name(self) -> str:

@@ -9,24 +9,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray.util
-from ray.serve._private import replica as serve_replica
+from ray import serve
 
 from rtp_llm.config import Config
+from rtp_llm.serve_internals import handle_calls_listen_on
 
 NODE = "node"
 
 
 def prepare_replica(sections: Mapping[str, Any]) -> Config:
-    """First thing in a deployment's constructor: its config, with the host "node" replaced by this node's address in Ray."""
+    """First thing in a deployment's constructor: its config, with the host "node" replaced by this node's address in Ray, and
+    `worker.directory` by the name of this application's."""
     _log_with_serve()
-    _listen_on_node_address()
     here = {"host": ray.util.get_node_ip_address()}
+    handle_calls_listen_on(here["host"])
     config = Config.model_validate(sections)
+    worker = {"directory": config.directory_of(serve.get_replica_context().app_name)}
     return config.model_copy(
         update={
-            name: section.model_copy(update=here)
-            for name, section in (("worker", config.worker), ("transfer", config.transfer))
-            if section.host == NODE
+            "worker": config.worker.model_copy(update=worker | (here if config.worker.host == NODE else {})),
+            "transfer": config.transfer.model_copy(update=here if config.transfer.host == NODE else {}),
         }
     )
 
@@ -49,15 +51,3 @@ class _Formatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         return "".join(traceback.format_exception(*ei)).rstrip("\n")
-
-
-def _listen_on_node_address() -> None:
-    """Serve gives each replica a gRPC server for handle calls (we make none) on all interfaces, without a setting for it. It is
-    started after the constructor: here its address becomes the one by which Ray knows this node."""
-    add_port = serve_replica.add_port_to_grpc_server
-
-    def add_port_at_node(server: Any, address: str) -> int:
-        port = address.rpartition(":")[2]
-        return int(add_port(server, f"{ray.util.get_node_ip_address()}:{port}"))
-
-    serve_replica.add_port_to_grpc_server = add_port_at_node

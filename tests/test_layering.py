@@ -39,7 +39,7 @@ INCLUDE_HOMES = {
 NOUNS = {"errors", "config", "request", "metrics"}
 BELOW_ENGINE = NOUNS | {"wire", "model"}
 BELOW_WORKER = BELOW_ENGINE | {"engine"}
-BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "replica"}
+BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
 NATIVE = {"_native", "_engine"}
 
 # room: the rooms that its modules may import, besides their own. The nouns all raise `errors`.
@@ -48,7 +48,8 @@ IMPORTS = {
     "config": {"errors"},
     "request": {"errors"},
     "metrics": {"errors"},
-    "replica": {"config"},
+    "serve_internals": set(),
+    "replica": {"config", "serve_internals"},
     "wire": NOUNS,
     "model": NOUNS,
     "engine": BELOW_ENGINE | NATIVE,
@@ -68,7 +69,7 @@ IMPORTS = {
 
 # distribution's module: the rooms that may import it
 IMPORT_HOMES = {
-    "ray": {"directory", "replica", "prefill", "decode", "router", "app"},
+    "ray": {"directory", "serve_internals", "replica", "prefill", "decode", "router", "app"},
     "grpc": {"wire"},
     "google": {"wire"},
     "fastapi": {"router"},

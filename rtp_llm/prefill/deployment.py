@@ -30,7 +30,7 @@ class PrefillWorker:
         await self._worker.start()
         key = self._worker.key
         self._member = Member(id=key.id, epoch=key.epoch, pool=POOL, address=self._worker.address)
-        self._directory = DirectoryClient(config.directory_name)
+        self._directory = DirectoryClient(config.worker.directory)
         self._registration = asyncio.ensure_future(self._directory.keep_registered(self._member))
         self._at_stop.push_async_callback(self._leave)
 

@@ -25,7 +25,7 @@ class Router:
     async def __init__(self, sections: Mapping[str, Any], *pools: object) -> None:  # type: ignore[misc]
         self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
         config = prepare_replica(sections)
-        self._service = Service(config, DirectoryClient(config.directory_name))
+        self._service = Service(config, DirectoryClient(config.worker.directory))
         self._at_stop.push_async_callback(self._service.close)
         self._service.start()
 

@@ -18,6 +18,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(__file__).parent / "bin" / "rtp-llm"  # as pip installs it: the working directory isn't on its path
+APPLICATION = "demo"  # as the served model
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 
@@ -87,7 +88,9 @@ class Deployment:
 
     def replicas(self, name: str) -> list[int]:
         """Process ids of the replicas of this deployment."""
-        return [pid for pid, text in self.processes().items() if text.startswith(f"ray::ServeReplica:rtp-llm:{name}")]
+        return [
+            pid for pid, text in self.processes().items() if text.startswith(f"ray::ServeReplica:{APPLICATION}:{name}")
+        ]
 
     def replica(self, name: str) -> int:
         """Process id of its one replica."""

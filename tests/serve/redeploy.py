@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.serve.deployment import Deployment, environment
+from tests.serve.deployment import APPLICATION, Deployment, environment
 
 # What `rtp-llm serve` sets for its own Ray, as far as a driver must agree on it.
 JOIN = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
@@ -27,7 +27,7 @@ def redeploy(deployment: Deployment, args: dict[str, Any], **replicas: int) -> N
     """Returns when the application runs with these sections of the config tree and these sizes of pools; what is replaced may
     still drain."""
     declared = {
-        "name": "rtp-llm",
+        "name": APPLICATION,
         "route_prefix": "/",
         "import_path": "rtp_llm.app:build",
         "args": args,

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.serve.deployment import ROOT, Deployment, alive, environment, wait_for
+from tests.serve.redeploy import JOIN
 from tests.serve.streams import Streams
 
 DEMO = ROOT / "rtp_llm" / "demo"
@@ -89,3 +90,67 @@ def test_too_little_shared_memory_is_warned_of_and_kv_goes_over_tcp() -> None:
     assert deployment.metrics().total("rtp_llm_transfer_bytes_total", direction="received", transport="tcp") > 0
     assert deployment.stop() == 0
     assert any("/dev/shm has " in line and "KV goes over TCP" in line for line in deployment.lines)
+
+
+def serve_on(ray_address: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`rtp-llm serve` on a Ray that runs, where it is to be refused."""
+    return subprocess.run(
+        [sys.executable, "-m", "rtp_llm.cli", "serve", *flags],
+        env=environment() | JOIN | {"RAY_ADDRESS": ray_address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_second_serve_on_one_ray_that_would_disturb_the_first_is_refused(deployment: Deployment) -> None:
+    """Another port, the same name, or another name on the first one's route."""
+    port = int(deployment.url.rpartition(":")[2])
+    before = deployment.replicas("router") + deployment.replicas("prefill") + deployment.replicas("decode")
+    for flags, says in (
+        (
+            ["--port", "1", "--served-model-name", "other"],
+            f"http.port 1: Serve runs on this Ray already and listens on 127.0.0.1:{port}",
+        ),
+        (["--port", "0"], "an application 'demo' is on this Ray already: --replace takes its place"),
+        (
+            ["--port", f"{port}", "--served-model-name", "other"],
+            "http.route_prefix / belongs to application 'demo' on this Ray",
+        ),
+    ):
+        run = serve_on(deployment.ray_address, *flags)
+        assert run.returncode == 1, run.stderr
+        assert says in run.stderr.splitlines()[-1]
+    assert deployment.is_healthy() and deployment.models() == ["demo"]
+    assert deployment.replicas("router") + deployment.replicas("prefill") + deployment.replicas("decode") == before
+
+
+BESIDE = """
+import ray, sys
+from ray import serve
+from rtp_llm.app import build
+
+ray.init(logging_level="WARNING", log_to_driver=False)
+serve.run(build({"decode": {"replicas": 0}, "worker": {"token": "the second's"}}), name="second", route_prefix="/second")
+print("runs", flush=True)
+sys.stdin.read()
+serve.delete("second")
+"""
+
+
+def test_two_applications_of_one_model_on_one_ray_have_their_own_workers(deployment: Deployment) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BESIDE],
+        env=environment() | JOIN | {"RAY_ADDRESS": deployment.ray_address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as second:
+        assert second.stdout is not None and second.stdin is not None
+        assert b"runs" in iter(second.stdout.readline, b"").__next__()
+        for prefix, own in (("", 2), ("/second", 1)):
+            health = httpx.get(f"{deployment.url}{prefix}/health", params={"workers": own, "wait_s": 60}, timeout=70)
+            assert health.status_code == 200
+            assert httpx.get(f"{deployment.url}{prefix}/health", params={"workers": own + 1}).status_code == 503
+        second.stdin.close()
+        assert second.wait(60) == 0
+    assert deployment.is_healthy()

@@ -58,7 +58,7 @@ async def test_replicas_of_both_pools_serve_and_drain_when_they_are_removed(serv
         "engine.num_kv_blocks": 512,
     }
     config = load_config(overrides=overrides, environ={})
-    directory = DirectoryClient(config.directory_name)
+    directory = DirectoryClient(config.worker.directory)
     try:
         for name, pool in (("p", prefill_pool), ("d", decode_pool)):
             await asyncio.to_thread(serve.run, pool(config), name=name, route_prefix=f"/{name}")
@@ -79,4 +79,4 @@ async def test_replicas_of_both_pools_serve_and_drain_when_they_are_removed(serv
     finally:
         for name in ("p", "d"):
             await asyncio.to_thread(serve.delete, name)
-        remove_directory(config.directory_name)
+        remove_directory(config.worker.directory)

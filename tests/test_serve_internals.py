@@ -1,0 +1,51 @@
+"""What we use of Ray's insides is still there: each of these fails where an update of Ray has taken it away."""
+
+import inspect
+import signal
+
+import pytest
+from ray._private import utils, worker
+from ray.serve import context
+from ray.serve._private import client, constants, controller, replica
+
+from rtp_llm import serve_internals
+
+
+def test_ray_sets_its_sigterm_handler_where_it_is_kept_from_it() -> None:
+    assert "ray._private.utils.set_sigterm_handler(" in inspect.getsource(worker)
+    before = signal.getsignal(signal.SIGTERM)
+    with serve_internals.sigterm_left_alone():
+        utils.set_sigterm_handler(lambda *_: None)
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert inspect.getmodule(utils.set_sigterm_handler) is utils
+
+
+def test_a_replica_opens_its_port_for_handle_calls_where_it_is_told_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "_internal_grpc_port = add_port_to_grpc_server(" in inspect.getsource(replica)
+    asked: list[str] = []
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda _, address: asked.append(address) or 7)
+    serve_internals.handle_calls_listen_on("127.0.0.1")
+    assert replica.add_port_to_grpc_server(None, "[::]:0") == 7
+    assert asked == ["127.0.0.1:0"]
+
+
+def test_the_controller_tells_address_and_routes_and_shuts_down() -> None:
+    assert "raise_if_no_controller_running" in inspect.signature(context._get_global_client).parameters
+    assert isinstance(client.ServeControllerClient.http_config, property)
+    assert callable(client.ServeControllerClient.get_serve_details)
+    assert "graceful_shutdown" in dir(controller.ServeController)
+    assert constants.SERVE_CONTROLLER_NAME and constants.SERVE_NAMESPACE
+
+
+def test_nobody_else_opens_rays_private_rooms() -> None:
+    from tests.test_layering import PACKAGE, imported, package_files
+
+    private = [
+        f"{path.relative_to(PACKAGE)}:{line}: {module}"
+        for path in package_files()
+        for line, module in imported(path)
+        if module.startswith("ray.") and ("_private" in module or "._" in module) and path.name != "serve_internals.py"
+    ]
+    assert private == []
