@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ REGISTER_EVERY_S = 1.0
 LEASE_S = 3.0
 WATCH_TIMEOUT_S = 30.0
 RETRY_S = 0.5
+DESERTED_AFTER_S = 2 * WATCH_TIMEOUT_S  # longer than any member or router of a deployment is silent
 # What Ray raises while actor, node or head are away; OSError: its own connection failed, ValueError: the name is unknown.
 AWAY = (RayError, asyncio.TimeoutError, OSError, ValueError)
 
@@ -69,11 +70,20 @@ class StaticMembership:
 class Directory:
     """The actor's class: members by id, each until its lease ends. A plain asyncio object without Ray.
 
-    A version names one state of one incarnation: unequal means changed, whatever came between.
+    A version names one state of one incarnation: unequal means changed, whatever came between. `deserted()` is called once
+    nobody has called for `deserted_after_s`, while nothing is heard or waited for: whoever comes later makes a new one.
     """
 
-    def __init__(self, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self,
+        lease_s: float = LEASE_S,
+        deserted_after_s: float = DESERTED_AFTER_S,
+        deserted: Callable[[], None] = lambda: None,
+    ) -> None:
         self._lease_s = lease_s
+        self._deserted_after_s = deserted_after_s
+        self._deserted = deserted
+        self._desertion: asyncio.TimerHandle | None = None
         self._members: dict[str, Member] = {}
         self._leases: dict[str, asyncio.TimerHandle] = {}
         self._version = random.getrandbits(48) << 16
@@ -81,6 +91,7 @@ class Directory:
 
     async def register(self, member: Member) -> None:
         """Begin or renew the lease of `member`. A new epoch of an id replaces the old one."""
+        self._was_called()
         if (lease := self._leases.pop(member.id, None)) is not None:
             lease.cancel()
         loop = asyncio.get_running_loop()
@@ -91,14 +102,21 @@ class Directory:
 
     async def withdraw(self, member: Member) -> None:
         """`member` takes no new work. Idempotent; a later epoch of its id stays."""
+        self._was_called()
         self._remove(member)
 
     async def members(self, known_version: int = 0, timeout_s: float = 0.0) -> tuple[int, list[Member]]:
         """Version and members; waits up to `timeout_s` for a version other than `known_version`."""
+        self._was_called()
         if known_version == self._version and timeout_s > 0:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
         return self._version, list(self._members.values())
+
+    def _was_called(self) -> None:
+        if self._desertion is not None:
+            self._desertion.cancel()
+        self._desertion = asyncio.get_running_loop().call_later(self._deserted_after_s, self._deserted)
 
     def _remove(self, member: Member) -> None:
         if self._members.get(member.id, member).epoch != member.epoch:
@@ -171,10 +189,19 @@ def remove_directory(name: str) -> None:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
 
+class DirectoryActor(Directory):
+    """Detached, so that it outlives whoever made it; it ends by itself when it is deserted."""
+
+    def __init__(self, deserted_after_s: float = DESERTED_AFTER_S) -> None:
+        super().__init__(
+            deserted_after_s=deserted_after_s, deserted=lambda: ray.kill(ray.get_runtime_context().current_actor)
+        )
+
+
 def _actor(name: str) -> Any:
     """The running actor of this name, or a new one. Blocks for a moment."""
     return (
-        ray.remote(Directory)
+        ray.remote(DirectoryActor)
         .options(
             name=name,
             namespace=NAMESPACE,

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +93,12 @@ def _has_ipv6_loopback() -> bool:
         except OSError:
             return False
         return True
+
+
+def test_all_replicas_look_for_a_relative_model_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have other working directories than where the application is built."""
+    monkeypatch.chdir(tmp_path)
+    application = app.build({"model": {"path": "models/m"}})
+    bound = [application._bound_deployment, *application._bound_deployment.init_args[1:]]
+    sections = [each.init_args[0] for each in (bound[0], *(pool._bound_deployment for pool in bound[1:]))]
+    assert [each["model"]["path"] for each in sections] == [str(tmp_path / "models" / "m")] * 3

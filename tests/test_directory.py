@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from rtp_llm.directory import Directory, DirectoryClient, Member, StaticMembership, remove_directory
+from rtp_llm.directory import (
+    NAMESPACE,
+    Directory,
+    DirectoryActor,
+    DirectoryClient,
+    Member,
+    StaticMembership,
+    remove_directory,
+)
 
 A = Member(id="a", epoch=1, pool="prefill", address="127.0.0.1:1")
 B = Member(id="b", epoch=2, pool="decode", address="127.0.0.1:2")
@@ -68,6 +76,16 @@ async def test_a_new_epoch_replaces_the_old_and_its_withdrawal_comes_too_late() 
     await directory.withdraw(A2)
     await directory.withdraw(A2)
     assert await members(directory) == []
+
+
+async def test_a_directory_that_nobody_calls_any_more_is_deserted_once() -> None:
+    deserted = asyncio.Event()
+    directory = Directory(deserted_after_s=0.5, deserted=deserted.set)
+    for _ in range(4):
+        await asyncio.sleep(0.2)
+        await directory.register(A)
+        assert not deserted.is_set()
+    await asyncio.wait_for(deserted.wait(), 10)
 
 
 async def test_a_static_membership_yields_now_and_after_each_change() -> None:
@@ -148,3 +166,13 @@ async def test_the_actor_may_be_killed_and_its_members_are_back_within_seconds(l
         for each in registering:
             each.cancel()
         remove_directory(name)
+
+
+async def test_the_actor_ends_by_itself_when_it_is_deserted(local_ray: Any) -> None:
+    options = {"name": "deserted", "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
+    actor = local_ray.remote(DirectoryActor).options(**options).remote(0.2)
+    version, _ = await actor.members.remote()
+    with pytest.raises(local_ray.exceptions.ActorDiedError):
+        await actor.members.remote(version, 30.0)
+    with pytest.raises(ValueError, match="deserted"):
+        local_ray.get_actor("deserted", namespace=NAMESPACE)
