@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -96,7 +97,10 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for listening on loopback only, on Linux too
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "router" / "haproxy_loopback.sh"),
+        # Else Serve puts what we send into a queue without end, and a client that doesn't read is never noticed.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "router" / "haproxy.sh"),
+        "RTP_LLM_PYTHON": sys.executable,
         "RTP_LLM_HAPROXY": str(Path(haproxy.origin).parent / "bin" / "haproxy"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(http.hard_stop_after_s),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(state / "haproxy.cfg"),

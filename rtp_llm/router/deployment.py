@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,6 +17,8 @@ from rtp_llm.replica import prepare_replica
 from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.service import Service
 
+log = logging.getLogger(__name__)
+
 NAME = "router"
 MAX_ONGOING_REQUESTS = 100_000  # admission is the dispatcher's matter (router.max_waiting)
 
@@ -25,6 +29,7 @@ class Router:
     async def __init__(self, sections: Mapping[str, Any], *pools: object) -> None:  # type: ignore[misc]
         self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
         config = prepare_replica(sections)
+        _warn_of_serves_thread()
         self._service = Service(config, DirectoryClient(config.worker.directory))
         self._at_stop.push_async_callback(self._service.close)
         self._service.start()
@@ -35,6 +40,14 @@ class Router:
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended."""
         await self._at_stop.aclose()
+
+
+def _warn_of_serves_thread() -> None:
+    if os.environ.get("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "1") != "0":
+        log.warning(
+            "Ray was started without RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 (deploy/ray/environment.sh): Serve buffers "
+            "without end for clients that don't read, router.client_buffer_tokens bounds nothing"
+        )
 
 
 def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.Application:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.serve.deployment import Deployment
 
+CLIENT_BUFFER_TOKENS = 300  # few, for a client that doesn't read
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -19,7 +21,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     cwd = tmp_path_factory.mktemp("checkout")
     (cwd / "rtp_llm").mkdir()
     (cwd / "rtp_llm" / "__init__.py").write_text("raise ImportError('of the working directory')")
-    found = Deployment(cwd=cwd)
+    found = Deployment("--router.client-buffer-tokens", str(CLIENT_BUFFER_TOKENS), cwd=cwd)
     yield found
     assert found.stop() == 0, "\n".join(found.lines)
 

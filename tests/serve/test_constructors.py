@@ -67,3 +67,14 @@ async def test_a_worker_that_was_loaded_is_stopped(
     monkeypatch.setattr(Worker, "stopped", 0)
     await construct_and_destroy(cls, monkeypatch)
     assert Worker.stopped == loads
+
+
+async def test_a_router_warns_where_serve_would_buffer_without_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
+    for value, warnings in ((None, 1), ("1", 1), ("0", 0)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        caplog.clear()
+        router._warn_of_serves_thread()
+        assert [name in record.message for record in caplog.records] == [True] * warnings

@@ -1,0 +1,150 @@
+"""Clients that leave, or that don't read, through HAProxy: their answers end with them."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from rtp_llm.router import haproxy
+from tests.serve.conftest import CLIENT_BUFFER_TOKENS
+from tests.serve.deployment import Deployment, title, wait_for
+
+WITHIN_S = 1.0  # of the close nothing runs any more
+ENDLESS = {"prompt": [5, 6, 7], "max_tokens": 1900, "min_tokens": 1900, "ignore_eos": True, "temperature": 0}
+
+Segments = Callable[[bytes, bytes], Sequence[bytes]]
+SEGMENTS: dict[str, Segments] = {
+    "one segment": lambda head, body: [head + body],
+    "headers, body": lambda head, body: [head, body],
+    "many segments": lambda head, body: [head[:20], head[20:], *(body[i : i + 40] for i in range(0, len(body), 40))],
+}
+
+
+def running(deployment: Deployment) -> float:
+    return deployment.metrics().total("rtp_llm_requests_running")
+
+
+def connect(deployment: Deployment) -> socket.socket:
+    url = httpx.URL(deployment.url)
+    client = socket.socket()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.connect((url.host, url.port))
+    return client
+
+
+def head(body: bytes, path: str = "/v1/completions") -> bytes:
+    lines = (
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "",
+        "",
+    )
+    return "\r\n".join(lines).encode()
+
+
+@contextmanager
+def asking(deployment: Deployment, body: dict[str, Any], segments: Segments, count: int = 6) -> Iterator[None]:
+    """So many clients have asked and don't read."""
+    content = json.dumps(body).encode()
+    clients = [connect(deployment) for _ in range(count)]
+    try:
+        for pieces in zip(*[segments(head(content), content)] * count, strict=True):
+            for client, piece in zip(clients, pieces, strict=True):
+                client.sendall(piece)
+            time.sleep(0.005)  # a segment of its own
+        yield
+    finally:
+        for client in clients:
+            client.close()
+
+
+def nothing_runs_within(deployment: Deployment, seconds: float) -> None:
+    """By the router's own count, and at the workers: blocks referenced."""
+    began = time.monotonic()
+    wait_for(lambda: running(deployment) == 0, timeout_s=seconds + 5)
+    took = time.monotonic() - began
+    assert took < seconds, f"ran on for {took:.1f} s"
+    wait_for(lambda: deployment.metrics().total("rtp_llm_kv_blocks", state="referenced") == 0, timeout_s=5)
+
+
+def test_the_running_haproxy_has_read_a_file_without_faults(deployment: Deployment) -> None:
+    [pid] = [pid for pid, text in deployment.processes().items() if "/haproxy -db " in text]
+    path = Path(title(pid).partition(" -f ")[2].split()[0])
+    text = path.read_text()
+    assert haproxy.faults(text) == []
+    assert f"bind {httpx.URL(deployment.url).host}:{httpx.URL(deployment.url).port}" in text
+
+
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_answers_of_clients_that_left_end(deployment: Deployment, stream: bool, segments: Segments) -> None:
+    with asking(deployment, {**ENDLESS, "stream": stream}, segments):
+        wait_for(lambda: running(deployment) == 6)
+    nothing_runs_within(deployment, WITHIN_S)
+
+
+def test_a_client_that_does_not_read_is_cut(deployment: Deployment) -> None:
+    """What the sockets between take is some megabytes; an answer of 24,000 tokens with 20 alternatives each is 18."""
+    before = deployment.metrics().total("rtp_llm_output_tokens_total")
+    body = {**ENDLESS, "max_tokens": 1500, "min_tokens": 1500, "n": 16, "logprobs": 20, "stream": True}
+    with asking(deployment, body, SEGMENTS["one segment"], count=1):
+        wait_for(lambda: running(deployment) == 16)
+        wait_for(lambda: running(deployment) == 0, timeout_s=90)
+        made = deployment.metrics().total("rtp_llm_output_tokens_total") - before
+        assert 16 * CLIENT_BUFFER_TOKENS < made < 16 * 1500
+
+
+def openai_client(deployment: Deployment, **options: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="none", max_retries=0, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_nothing_runs_a_second_after_200_openai_chats_have_timed_out(
+    deployment: Deployment, stream: bool
+) -> None:
+    url, seen, left = f"{deployment.url}/v1", 0.0, asyncio.Event()
+
+    async def chat() -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=0.5) as client:
+            asked = client.chat.completions.create(
+                model="demo",
+                messages=[{"role": "user", "content": "Count."}],
+                max_tokens=1900,
+                stream=stream,  # type: ignore[call-overload]
+                extra_body={"min_tokens": 1900, "ignore_eos": True},
+            )
+            try:
+                answer = await asked
+                if stream:
+                    async for _ in answer:
+                        if left.is_set():
+                            break
+            except openai.APITimeoutError:
+                await left.wait()  # the connection is closed by now
+
+    # The connections of 200 clients need more than 0.5 s of two cores: they leave when enough run.
+    chats = [asyncio.create_task(chat()) for _ in range(200)]
+    await asyncio.sleep(0)
+    while (seen := max(seen, await asyncio.to_thread(running, deployment))) < 100:
+        assert not all(task.done() for task in chats), f"never more than {seen:.0f} ran"
+    left.set()
+    for task in chats:
+        task.cancel()
+    await asyncio.gather(*chats, return_exceptions=True)
+    await asyncio.to_thread(nothing_runs_within, deployment, WITHIN_S)
+    began = time.monotonic()
+    await asyncio.to_thread(
+        openai_client(deployment).completions.create, model="demo", prompt="1 2 3", max_tokens=4, timeout=10
+    )
+    assert time.monotonic() - began < 1
