@@ -135,6 +135,7 @@ class RouterSettings(_Section):
     replicas: int = Field(1, ge=1, description="router processes")
     policy: str = Field("least_loaded", description="placement policy")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="larger request bodies are refused")
+    upload_timeout_s: float = Field(20.0, gt=0, description="a request body of which nothing comes for so long: 408")
     max_choices: int = Field(128, ge=1, description="answers of one HTTP request (prompts times n); more: 400")
     max_waiting: int = Field(4096, ge=1, description="requests that may wait for a worker; more: 429")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request")

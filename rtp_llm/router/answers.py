@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.router.responses import Delta, Shape, Usage
+
+# (choice index, what it said), where None is its end; None alone is a ping.
+Queue: TypeAlias = "asyncio.Queue[tuple[int, Delta | BaseException | None] | None]"
 
 
 class Prompt(Protocol):
@@ -42,19 +45,26 @@ class Answers:
     async def collect(self, shape: Shape) -> tuple[list[dict[str, Any]], Usage]:
         texts: list[list[Delta]] = [[] for _ in self.indices]
         async with aclosing(self.stream()) as deltas:
-            async for index, delta in deltas:
-                texts[index].append(delta)
+            async for said in deltas:
+                if said is not None:
+                    texts[said[0]].append(said[1])
         choices = [shape.whole_choice(i, _joined(parts), self.logprobs) for i, parts in enumerate(texts)]
         return choices, self.usage
 
-    async def stream(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        """(choice index, delta) as they come. The first error ends all choices."""
-        queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(maxsize=64)
+    async def stream(self, ping_s: float | None = None) -> AsyncGenerator[tuple[int, Delta] | None, None]:
+        """(choice index, delta) as they come, None after each silence of `ping_s`. The first error ends all choices."""
+        queue: Queue = asyncio.Queue(maxsize=64)
         tasks = [asyncio.create_task(self._run(i, p, c, queue)) for i, (p, c) in enumerate(self.indices)]
+        pings = _Pings(queue, ping_s)
         try:
             running = len(tasks)
             while running:
-                index, item = await queue.get()
+                said = await queue.get()
+                pings.put_off()
+                if said is None:
+                    yield None
+                    continue
+                index, item = said
                 if item is None:
                     running -= 1
                 elif isinstance(item, BaseException):
@@ -63,11 +73,12 @@ class Answers:
                     self._count(index, item)
                     yield index, item
         finally:
+            pings.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, index: int, prompt: int, choice: int, queue: asyncio.Queue[Any]) -> None:
+    async def _run(self, index: int, prompt: int, choice: int, queue: Queue) -> None:
         try:
             if choice:
                 await self._computed[prompt].wait()
@@ -85,6 +96,39 @@ class Answers:
         prompt, choice = self.indices[index]
         if choice == 0:  # usage counts a prompt once
             self.usage.cached_tokens += min(delta.num_cached_tokens, self.prompts[prompt].num_tokens)
+
+
+class _Pings:
+    """Puts None into a queue that nobody has put anything into for `ping_s`. One timer looks so often: a token costs it nothing
+    but a look at the clock."""
+
+    def __init__(self, queue: Queue, ping_s: float | None) -> None:
+        self._queue = queue
+        self._ping_s = ping_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.put_off()
+        self._wait()
+
+    def put_off(self) -> None:
+        """Something was said."""
+        self._last = self._loop.time()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        if self._ping_s is not None:
+            self._timer = self._loop.call_at(self._last + self._ping_s, self._due)
+
+    def _due(self) -> None:
+        assert self._ping_s is not None
+        if self._loop.time() - self._last >= self._ping_s:
+            if self._queue.empty():
+                self._queue.put_nowait(None)
+            self.put_off()
+        self._wait()
 
 
 def _joined(parts: list[Delta]) -> Delta:

@@ -7,9 +7,9 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Endpoint = Callable[[object, "Backend", str], Awaitable[Response]]
 MAX_HEALTH_WAIT_S = 60.0
 LARGE_BODY_BYTES = 256 << 10  # parsed in a thread
+Item: TypeAlias = "tuple[int, Delta] | None"  # of Answers.stream
+PING = b": ping\n\n"
 EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -47,6 +49,9 @@ class Backend(Protocol):
     def max_body_bytes(self) -> int: ...
 
     @property
+    def upload_timeout_s(self) -> float: ...
+
+    @property
     def ping_s(self) -> float: ...
 
     async def complete(self, body: CompletionBody) -> Sequence[Prompt]: ...
@@ -64,6 +69,12 @@ class BodyTooLargeError(InvalidRequestError):
     """The request body exceeds `router.max_body_bytes`."""
 
     http_status = 413
+
+
+class UploadTimeoutError(InvalidRequestError):
+    """The body stopped coming (`router.upload_timeout_s`)."""
+
+    http_status = 408
 
 
 class ModelNotFoundError(InvalidRequestError):
@@ -152,7 +163,7 @@ async def _chat(content: object, backend: Backend, request_id: str) -> Response:
 
 async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endpoint) -> Response:
     try:
-        content = await _read_json(http, backend.max_body_bytes)
+        content = await _parsed(await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s))
         request_id = uuid.uuid4().hex
         response = await _until_disconnect(http, handle(content, backend, request_id))
     except ClientDisconnect:
@@ -166,16 +177,27 @@ async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endp
     return response
 
 
-async def _read_json(http: HttpRequest, limit: int) -> object:
-    chunks, size = [], 0
-    async for chunk in http.stream():
-        size += len(chunk)
+async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytes:
+    """The whole body; between its parts a client may be silent for `timeout_s`."""
+    chunks, size, more = [], 0, True
+    while more:
+        try:
+            message = await asyncio.wait_for(http.receive(), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise UploadTimeoutError(f"nothing came for {timeout_s:g} s, {size} bytes of the body are here") from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        more = message.get("more_body", False)
         if size > limit:
             raise BodyTooLargeError(f"the body is larger than {limit} bytes", param=None, value=size)
-        chunks.append(chunk)
-    body = b"".join(chunks)
+    return b"".join(chunks)
+
+
+async def _parsed(body: bytes) -> object:
     try:
-        return json.loads(body) if size <= LARGE_BODY_BYTES else await asyncio.to_thread(json.loads, body)
+        return json.loads(body) if len(body) <= LARGE_BODY_BYTES else await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
 
@@ -208,44 +230,49 @@ async def _respond(
     if not stream:
         choices, usage = await answers.collect(envelope.shape)
         return JSONResponse(envelope.whole(choices, usage))
-    # The first delta decides the status: an error before it is a plain HTTP error.
-    deltas = answers.stream()
+    # What comes first decides the status: an error before it is a plain HTTP error. A silence is something, too.
+    items = answers.stream(backend.ping_s)
     try:
-        first = await anext(deltas)
+        first = await anext(items)
     except BaseException:
-        await deltas.aclose()
+        await items.aclose()
         raise
-    events = _events(envelope, answers, first, deltas, include_usage, backend.ping_s)
+    events = _events(envelope, answers, first, items, include_usage)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM)
 
 
 async def _events(
     envelope: Envelope,
     answers: Answers,
-    first: tuple[int, Delta],
-    rest: AsyncGenerator[tuple[int, Delta], None],
+    item: Item,
+    rest: AsyncGenerator[Item, None],
     include_usage: bool,
-    ping_s: float,
 ) -> AsyncGenerator[bytes, None]:
+    """`item` and the rest as events; None is a ping."""
+
     def event(choice: dict[str, Any]) -> bytes:
         return _event(envelope.chunk([choice], None, include_usage))
+
+    def events_of(index: int, delta: Delta) -> Iterator[bytes]:
+        if index not in opened:
+            opened.add(index)
+            opening = shape.first_chunk(index)
+            if opening is not None:
+                yield event(opening)
+        if delta.text or delta.finish_reason or delta.logprobs:
+            yield event(shape.delta_choice(index, delta, answers.logprobs))
 
     shape = envelope.shape
     opened: set[int] = set()
     try:
-        async with aclosing(_with_pings(first, rest, ping_s)) as items:
-            async for item in items:
-                if item is None:
-                    yield b": ping\n\n"
-                    continue
-                index, delta = item
-                if index not in opened:
-                    opened.add(index)
-                    opening = shape.first_chunk(index)
-                    if opening is not None:
-                        yield event(opening)
-                if delta.text or delta.finish_reason or delta.logprobs:
-                    yield event(shape.delta_choice(index, delta, answers.logprobs))
+        async with aclosing(rest):
+            while True:
+                for each in (PING,) if item is None else events_of(*item):
+                    yield each
+                try:
+                    item = await anext(rest)
+                except StopAsyncIteration:
+                    break
         if include_usage:
             yield _event(envelope.chunk([], answers.usage, True))
     except RtpLlmError as error:
@@ -256,39 +283,13 @@ async def _events(
     yield b"data: [DONE]\n\n"
 
 
-async def _with_pings(
-    first: tuple[int, Delta], rest: AsyncGenerator[tuple[int, Delta], None], ping_s: float
-) -> AsyncGenerator[tuple[int, Delta] | None, None]:
-    """`first` and then `rest`; None after each silence of `ping_s`."""
-    pending: asyncio.Task[Any] | None = None
-    try:
-        yield first
-        while True:
-            pending = pending or asyncio.ensure_future(anext(rest))
-            done, _ = await asyncio.wait({pending}, timeout=ping_s)
-            if not done:
-                yield None
-                continue
-            task, pending = pending, None
-            try:
-                item = task.result()
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.gather(pending, return_exceptions=True)
-        await rest.aclose()
-
-
 def _event(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _error_response(error: Exception) -> JSONResponse:
     status, body = error_body(error)
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    headers = {"Retry-After": "1"} if status in (429, 503) else {"Connection": "close"} if status == 408 else None
     return JSONResponse(body, status_code=status, headers=headers)
 
 

@@ -12,6 +12,7 @@ from rtp_llm.errors import InvalidRequestError, RtpLlmError
 ERROR_TYPES = {
     400: "invalid_request_error",
     404: "not_found_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",

@@ -101,6 +101,10 @@ class Service:
         return self.config.router.max_body_bytes
 
     @property
+    def upload_timeout_s(self) -> float:
+        return self.config.router.upload_timeout_s
+
+    @property
     def ping_s(self) -> float:
         return self.config.router.ping_s
 

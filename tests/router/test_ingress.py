@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import httpx
 import openai
@@ -37,14 +38,15 @@ class ScriptedPrompt:
         try:
             if self.backend.gate is not None:
                 await self.backend.gate.wait()
-            for i, word in enumerate(WORDS):
+            words = self.backend.words
+            for i, word in enumerate(words):
                 if self.backend.error is not None and i == self.backend.error_after:
                     raise self.backend.error
                 logprobs = [TokenLogprob(word, word.encode(), -0.5, 0, [(word, word.encode(), -0.5)])]
                 yield Delta(
                     text=word,
                     logprobs=logprobs if self.logprobs else (),
-                    finish_reason="stop" if i + 1 == len(WORDS) else None,
+                    finish_reason="stop" if i + 1 == len(words) else None,
                     num_tokens=1,
                     num_cached_tokens=self.backend.cached if i == 0 else 0,
                 )
@@ -59,12 +61,14 @@ class ScriptedBackend:
     model_name = "demo"
     max_model_len = 128
     max_body_bytes = 1 << 20
+    upload_timeout_s = 10.0
     ping_s = 0.05
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.error_after = 0
         self.hang = False
+        self.words = WORDS
         self.running = 0
         self.begun: list[int] = []  # choices, in order
         self.begins = asyncio.Semaphore(0)
@@ -204,31 +208,114 @@ async def test_an_error_after_the_first_token_is_an_event(http: httpx.AsyncClien
     assert json.loads(events[-2])["error"]["message"] == "the third worker was lost"
 
 
-async def test_a_silent_stream_is_pinged_and_its_end_frees_the_answer(backend: ScriptedBackend) -> None:
-    backend.hang = True
-    received: list[bytes] = []
-    pinged = asyncio.Event()
-    body = json.dumps({**CHAT, "stream": True}).encode()
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+class Connection:
+    """One request in ASGI's terms: what the client sends, and what it gets until it leaves."""
 
-    async def receive() -> dict[str, object]:
-        message = next(messages, None)
-        if message is None:
-            await pinged.wait()
-            return {"type": "http.disconnect"}
-        return message
-
-    async def send(message: dict[str, object]) -> None:
-        received.append(message.get("body", b""))  # type: ignore[arg-type]
-        if message.get("body") == b": ping\n\n":
-            pinged.set()
-
-    scope = {
+    scope = {  # noqa: RUF012
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
         "headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"}, "server": ("router", 80),
     }  # fmt: skip
-    await asyncio.wait_for(build_ingress(lambda: backend)(scope, receive, send), 5)  # type: ignore[arg-type]
-    assert pinged.is_set() and backend.running == 0
+
+    def __init__(self, backend: ScriptedBackend, *sent: dict[str, object]) -> None:
+        self._backend = backend
+        self._sent = iter(sent)
+        self._changed = asyncio.Event()
+        self._left = asyncio.Event()
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+
+    @classmethod
+    def of(cls, backend: ScriptedBackend, body: dict[str, object]) -> "Connection":
+        return cls(backend, {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+
+    async def run(self) -> None:
+        await asyncio.wait_for(build_ingress(lambda: self._backend)(self.scope, self._receive, self._send), 5)  # type: ignore[arg-type]
+
+    async def until(self, says: bytes) -> None:
+        while says not in self.body:
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), 5)
+
+    def leave(self) -> None:
+        self._left.set()
+
+    async def _receive(self) -> dict[str, object]:
+        if (message := next(self._sent, None)) is not None:
+            return message
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])  # type: ignore[assignment, call-overload]
+        self.body += message.get("body", b"")  # type: ignore[operator]
+        self._changed.set()
+
+
+STREAMED = {**CHAT, "stream": True}
+
+
+async def test_a_silent_stream_is_pinged_and_its_end_frees_the_answer(backend: ScriptedBackend) -> None:
+    backend.hang = True
+    client = Connection.of(backend, STREAMED)
+    running = asyncio.ensure_future(client.run())
+    await client.until(b": ping\n\n: ping\n\n")
+    client.leave()
+    await running
+    assert backend.running == 0 and client.body.startswith(b'data: {"id":')
+
+
+async def test_headers_and_pings_come_while_the_first_token_is_waited_for(backend: ScriptedBackend) -> None:
+    backend.gate = asyncio.Event()
+    client = Connection.of(backend, STREAMED)
+    running = asyncio.ensure_future(client.run())
+    await client.until(b": ping\n\n: ping\n\n")
+    assert client.status == 200 and client.headers[b"content-type"].startswith(b"text/event-stream")
+    backend.gate.set()
+    await client.until(b"data: [DONE]\n\n")
+    client.leave()
+    await running
+    assert b'"content":"Hello"' in client.body
+
+
+async def test_an_error_after_a_ping_is_an_event(backend: ScriptedBackend) -> None:
+    backend.gate, backend.error = asyncio.Event(), OverloadedError("no room")
+    client = Connection.of(backend, STREAMED)
+    running = asyncio.ensure_future(client.run())
+    await client.until(b": ping\n\n")
+    backend.gate.set()
+    await client.until(b"data: [DONE]\n\n")
+    client.leave()
+    await running
+    assert client.status == 200 and b'"message":"no room"' in client.body
+
+
+async def test_a_token_of_a_stream_costs_no_task(backend: ScriptedBackend, http: httpx.AsyncClient) -> None:
+    tasks = 0
+
+    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        nonlocal tasks
+        tasks += 1
+        return asyncio.Task(coroutine, loop=loop, **kwargs)
+
+    asyncio.get_running_loop().set_task_factory(count)
+    made = []
+    for words in (3, 200):
+        tasks, backend.words = 0, ["a"] * words
+        answer = await http.post("/v1/chat/completions", json=STREAMED)
+        assert answer.text.count("data: ") == words + 2
+        made.append(tasks)
+    assert made[0] == made[1]
+
+
+async def test_an_upload_that_stalls_is_ended(backend: ScriptedBackend) -> None:
+    backend.upload_timeout_s = 0.02
+    client = Connection(backend, {"type": "http.request", "body": b'{"messages": ', "more_body": True})
+    await client.run()
+    assert client.status == 408 and client.headers[b"connection"] == b"close"
+    assert "nothing came for 0.02 s, 13 bytes" in json.loads(client.body)["error"]["message"]
+    assert backend.counted == [("chat_completions", 408)]
 
 
 async def test_the_first_choice_of_a_prompt_goes_ahead(client: openai.AsyncOpenAI, backend: ScriptedBackend) -> None:
