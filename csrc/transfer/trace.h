@@ -34,12 +34,13 @@ struct TraceEntry {
   uint64_t bytes = 0;
 };
 
-// Thread rule: one thread.
+// Keeps the latest `capacity` entries; 0: none. Thread rule: one thread.
 class Trace {
  public:
   explicit Trace(size_t capacity) : capacity_(capacity) {}
 
   void add(TraceEntry entry) {
+    if (capacity_ == 0) return;
     if (entries_.size() < capacity_)
       entries_.push_back(entry);
     else

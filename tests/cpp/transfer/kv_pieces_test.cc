@@ -4,7 +4,6 @@
 
 #include "check.h"
 #include "transfer/event_queue.h"
-#include "transfer/trace.h"
 #include "transfer/wakeup.h"
 
 using namespace rtp_llm;
@@ -66,13 +65,4 @@ TEST(an_event_queue_keeps_the_order_and_wakes_its_reader) {
   CHECK_EQ(queue.take(), (std::vector{1, 2}));
   CHECK(queue.take().empty());
   wakeup.wait(0.0);  // a deadline that is over
-}
-
-TEST(a_trace_forgets_its_oldest_entries) {
-  Trace trace(3);
-  for (uint64_t i = 0; i < 5; ++i) trace.add({.time = double(i), .key = {.request = i % 2}});
-  std::vector<double> times;
-  for (const TraceEntry& entry : trace.entries(std::nullopt)) times.push_back(entry.time);
-  CHECK_EQ(times, (std::vector{2.0, 3.0, 4.0}));
-  CHECK_EQ(trace.entries(RequestKey{.request = 1}).size(), 1u);
 }
