@@ -32,8 +32,8 @@ class FinishReason(enum.IntEnum):
 class SamplingParams:
     """How tokens are chosen; vLLM's names and defaults.
 
-    `top_k` 0 or -1 is off. `temperature` 0 is greedy. `seed` None draws one per request. `logprobs` n asks for the sampled
-    token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides the model's EOS ids; within the
+    `top_k` 0 or -1 is off. `temperature` 0 is greedy, and so is any below 1e-5. `seed` None draws one per request. `logprobs`
+    n asks for the sampled token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides the model's EOS ids; within the
     first `min_tokens` tokens none of them does.
 
     Raises:

@@ -68,7 +68,7 @@ void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config,
 }
 
 SamplingState sampling_state(const SequenceSpec& spec, std::span<const int32_t> eos_token_ids) {
-  SamplingState state{.temperature = spec.temperature,
+  SamplingState state{.temperature = spec.temperature < kLeastTemperature ? 0.0f : spec.temperature,
                       .top_p = spec.top_p,
                       .min_p = spec.min_p,
                       .top_k = spec.top_k,

@@ -13,6 +13,8 @@ namespace rtp_llm {
 
 // Each token that is sampled is looked up among them.
 constexpr size_t kMaxStopTokenIds = 128;
+// Below it sampling is greedy: differences of logprobs divided by it would be infinite.
+constexpr float kLeastTemperature = 1e-5f;
 
 // Throws InvalidArgument naming field and value for a spec that can never run: token ids, lengths,
 // sampling values, or more KV blocks than the pool has.

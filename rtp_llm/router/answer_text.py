@@ -10,6 +10,7 @@ from rtp_llm.request import FinishReason, SamplingParams, TokenOutput
 from rtp_llm.router.responses import Delta, TokenLogprob
 
 FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+LEAST_LOGPROB = -9999.0  # JSON has no -inf, which a token has that only a mask lets come; vLLM's value too
 
 
 class AnswerText:
@@ -71,5 +72,5 @@ class AnswerText:
 
         text, raw = named(output.token)
         top = [(*named(token), logprob) for token, logprob in output.top_logprobs[: self._num_top]]
-        logprob = output.logprob if output.logprob is not None else float("nan")
+        logprob = max(LEAST_LOGPROB, output.logprob) if output.logprob is not None else float("nan")
         return TokenLogprob(text, raw, logprob, self._offset, top)

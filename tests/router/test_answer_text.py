@@ -1,5 +1,6 @@
 """Tokens to text with the demo model's tokenizer."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,12 @@ def test_an_answer_that_its_worker_cancelled_is_an_error() -> None:
     with pytest.raises(EngineError, match="token 0"):
         AnswerText(TOKENIZER, SamplingParams()).take([TokenOutput(0, 5, finish_reason=FinishReason.CANCELLED)])
     with pytest.raises(EngineError, match="no token could be sampled at position 3"):
-        AnswerText(TOKENIZER, SamplingParams()).take([TokenOutput(3, -1)])
+        AnswerText(TOKENIZER, SamplingParams()).take([TokenOutput(3, -1, finish_reason=FinishReason.FAILED)])
+
+
+def test_a_token_without_probability_has_a_logprob_that_json_can_hold() -> None:
+    delta = AnswerText(TOKENIZER, SamplingParams(logprobs=0)).take([TokenOutput(0, 20, -math.inf)])
+    assert delta.logprobs[0].logprob == -9999.0
 
 
 def test_cached_tokens_come_with_the_first_token_alone() -> None:

@@ -91,17 +91,23 @@ inline double sum_of_exp(const float* logits, int64_t vocab, float top, float te
 RTP_INLINE float log_scalar(float x) { return log(splat(x)).part[0][0]; }
 RTP_INLINE float exp_scalar_of(float x) { return exp(splat(x)).part[0][0]; }
 
-// Raw log_softmax: logit -> (logit - top) - log_sum.
+// Raw log_softmax: logit -> (logit - top) - log_sum. Where the highest logit is +inf: its limit, in which the tokens
+// at +inf share the probability evenly and no other has any.
 struct LogSoftmax {
   LogSoftmax(const float* logits, int64_t vocab)
-      : top(highest(logits, vocab)),
-        log_sum(log_scalar(static_cast<float>(sum_of_exp(logits, vocab, top, 1.0f, -kInfinity)))) {}
-  float operator()(float logit) const { return (logit - top) - log_sum; }
+      : top(highest(logits, vocab)), log_sum(log_scalar(static_cast<float>(sum(logits, vocab)))) {}
+  float operator()(float logit) const { return (logit == top ? 0.0f : logit - top) - log_sum; }
   float top;
   float log_sum;
+
+ private:
+  double sum(const float* logits, int64_t vocab) const {
+    return top == kInfinity ? static_cast<double>(std::count(logits, logits + vocab, top))
+                            : sum_of_exp(logits, vocab, top, 1.0f, -kInfinity);
+  }
 };
 
-// Writes the n highest, descending; -1 ids fill the rest of `columns`.
+// Writes the n highest of those with a probability above 0, descending; -1 ids fill the rest of `columns`.
 inline void top_logprobs(const float* logits, int64_t vocab, const LogSoftmax& logprob, int n, int64_t columns,
                          int32_t* ids, float* values) {
   Candidate best[32];
@@ -111,7 +117,7 @@ inline void top_logprobs(const float* logits, int64_t vocab, const LogSoftmax& l
     if (count == n && !any(greater(x, splat(best[n - 1].logit)))) continue;
     for (int64_t id = i; id < std::min(vocab, i + kLanes); ++id) {
       const Candidate one{logits[id], static_cast<int32_t>(id)};
-      if (!(one.logit > -kInfinity) || (count == n && !before(one, best[n - 1]))) continue;
+      if (!(logprob(one.logit) > -kInfinity) || (count == n && !before(one, best[n - 1]))) continue;
       if (count < n) ++count;
       int at = count - 1;
       for (; at > 0 && before(one, best[at - 1]); --at) best[at] = best[at - 1];
@@ -206,10 +212,10 @@ inline int64_t kept_candidates(const float* logits, int64_t vocab, const Cut& cu
 
 // ---- The draw ----------------------------------------------------------------------------------
 
-// The best (value, id) seen: highest value, ties to the lowest id.
+// The best (value, id) seen: highest value above -inf, ties to the lowest id; -1 if there was none.
 struct Best {
   void offer(float candidate, int32_t candidate_id) {
-    if (candidate > value || (candidate == value && (id < 0 || candidate_id < id))) {
+    if (candidate > value || (candidate == value && candidate_id < id)) {
       value = candidate;
       id = candidate_id;
     }
@@ -237,7 +243,7 @@ inline int32_t draw_from_all(const float* logits, int64_t vocab, const Cut& cut,
     float values[kLanes];
     store(values, noisy);
     for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, vocab - i); ++lane)
-      if (values[lane] > -kInfinity) best.offer(values[lane], static_cast<int32_t>(i + lane));
+      best.offer(values[lane], static_cast<int32_t>(i + lane));
   }
   return best.id;
 }
@@ -266,7 +272,8 @@ inline int32_t choose_token(const float* logits, int64_t vocab, const LogSoftmax
                             uint32_t position, Candidate* workspace) {
   const float top = highest(logits, vocab);
   if (!(top > -kInfinity)) return -1;
-  if (state.temperature == 0.0f) return first_id_of(logits, vocab, top);
+  // +inf has all the probability at any temperature, and leaves the cuts nothing to compare.
+  if (state.temperature == 0.0f || top == kInfinity) return first_id_of(logits, vocab, top);
   const Cut cut(state, top);
   const int32_t token = cut.keeps_all(vocab) ? draw_from_all(logits, vocab, cut, *logprob, state, position)
                                              : draw_from(workspace, kept_candidates(logits, vocab, cut, workspace), cut,

@@ -249,3 +249,66 @@ TEST(a_draw_depends_on_its_own_row_only) {
     }
   });
 }
+
+// Every way through the code: greedy, all tokens kept, and each cut.
+const SamplingState kWays[] = {{.temperature = 0},
+                               {},
+                               {.top_k = 5},
+                               {.top_p = 0.9f},
+                               {.min_p = 0.1f},
+                               {.top_p = 0.9f, .min_p = 0.1f, .top_k = 5},
+                               {.temperature = 50.0f, .top_p = 0.5f}};
+
+TEST(a_tiny_temperature_takes_the_highest_whatever_the_cuts_are) {
+  on_each_isa([](const std::string& isa) {
+    const Owned random = random_tensor(DType::kF32, {1, 1000}, 3, 4.0f);
+    std::vector<float> logits(random.as<float>(), random.as<float>() + 1000);
+    logits[700] = 30.0f;
+    for (SamplingState state : kWays)
+      for (const float temperature : {1e-45f, 1e-40f, 1e-38f, 1e-20f, 1e-5f}) {
+        state.temperature = temperature;
+        CHECK_EQ(draw_one(device_of(isa).ops(), logits, state).tokens[0], 700);
+      }
+  });
+}
+
+TEST(an_infinite_logit_has_all_the_probability_whatever_the_cuts_are) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    const Owned random = random_tensor(DType::kF32, {1, 1000}, 3, 4.0f);
+    std::vector<float> logits(random.as<float>(), random.as<float>() + 1000);
+    logits[17] = std::nanf("");
+    logits[18] = -INFINITY;
+    logits[300] = INFINITY;
+    for (SamplingState state : kWays) {
+      state.num_logprobs = 3;
+      const Drawn one = draw_one(ops, logits, state);
+      CHECK_EQ(one.tokens[0], 300);
+      CHECK_EQ(one.logprobs[0], 0.0f);
+      CHECK_EQ(one.top_tokens[0], std::vector<int32_t>{300, -1, -1, -1, -1});
+      CHECK_EQ(one.top_logprobs[0][0], 0.0f);
+    }
+    logits[999] = INFINITY;
+    const Drawn two = draw_one(ops, logits, {.num_logprobs = 3});
+    CHECK_EQ(two.tokens[0], 300);
+    CHECK_NEAR(two.logprobs[0], -std::log(2.0), 1e-6);
+    CHECK_EQ(two.top_tokens[0], std::vector<int32_t>{300, 999, -1, -1, -1});
+    // What a mask leaves has no probability, and comes.
+    const Drawn masked = draw_one(
+        ops, logits,
+        {.temperature = 0, .num_logprobs = 3, .suppress_until = 1, .num_suppressed = 2, .suppressed = {300, 999}});
+    CHECK(masked.tokens[0] != 300 && masked.tokens[0] != 999 && masked.tokens[0] >= 0);
+    CHECK_EQ(masked.logprobs[0], -INFINITY);
+  });
+}
+
+TEST(a_row_without_a_number_gives_no_token_and_one_with_one_gives_it) {
+  on_each_isa([](const std::string& isa) {
+    for (const float nothing : {std::nanf(""), -INFINITY}) {
+      std::vector<float> logits(1000, nothing);
+      for (const SamplingState& state : kWays) CHECK_EQ(draw_one(device_of(isa).ops(), logits, state).tokens[0], -1);
+      logits[444] = -3e38f;
+      for (const SamplingState& state : kWays) CHECK_EQ(draw_one(device_of(isa).ops(), logits, state).tokens[0], 444);
+    }
+  });
+}
