@@ -55,7 +55,7 @@ Engine::State::State(Device& device, Decoder& decoder, EngineConfig given)
   const auto [rows, seconds] = executor.warm_up();
   cost.observe(0, rows, seconds);
   refresh();
-  pool.on_room([this] { wake(); });
+  room = pool.on_room([this] { wake(); });
 }
 
 std::unique_ptr<Sequence> Engine::State::make_sequence(SequenceSpec spec, Role role) const {

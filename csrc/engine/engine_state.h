@@ -100,6 +100,8 @@ struct Engine::State {
 
   std::thread thread;
   std::atomic<std::thread::id> engine_thread{};
+
+  BlockPool::RoomListener room;  // last: ends before what it touches
 };
 
 }  // namespace rtp_llm

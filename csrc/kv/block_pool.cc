@@ -65,6 +65,18 @@ int32_t BlockPool::insert(int32_t block, const BlockHash& hash) {
   return block;
 }
 
+void BlockPool::withdraw(std::span<const BlockHash> hashes) {
+  Lock lock(mutex_);
+  for (const BlockHash& hash : hashes) {
+    const std::optional<int32_t> block = cache_.find(hash);
+    if (!block) continue;
+    cache_.erase(*block);
+    if (blocks_[*block].state != State::kCached) continue;
+    set_state(*block, State::kFree);
+    free_.push_back(*block);
+  }
+}
+
 // ---- Grants
 
 std::optional<GrantedBlocks> BlockPool::grant(std::span<const BlockHash> hashes, int num_blocks, BlockDemand promised) {
@@ -123,6 +135,18 @@ void BlockPool::set_demand(BlockDemand demand) {
   Lock lock(mutex_);
   demand_ = demand;
   note_room();
+}
+
+BlockPool::RoomListener BlockPool::on_room(std::function<void()> listener) {
+  Lock lock(mutex_);
+  room_listeners_.emplace(++next_listener_, std::move(listener));
+  return {*this, next_listener_};
+}
+
+BlockPool::RoomListener::~RoomListener() {
+  if (pool_ == nullptr) return;
+  Lock lock(pool_->mutex_);
+  pool_->room_listeners_.erase(id_);
 }
 
 // ---- Gate

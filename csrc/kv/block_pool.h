@@ -22,6 +22,7 @@
 #include <deque>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -53,6 +54,26 @@ struct GrantedBlocks {
 
 class BlockPool {
  public:
+  // Who hears of room, for as long as this lives; its end waits for a call in progress. REQUIRES: the pool outlives it,
+  // and its end doesn't come from within a call.
+  class RoomListener {
+   public:
+    RoomListener() = default;
+    RoomListener(RoomListener&& other) noexcept : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
+    RoomListener& operator=(RoomListener&& other) noexcept {
+      std::swap(pool_, other.pool_);
+      std::swap(id_, other.id_);
+      return *this;
+    }
+    ~RoomListener();
+
+   private:
+    friend class BlockPool;
+    RoomListener(BlockPool& pool, uint64_t id) : pool_(&pool), id_(id) {}
+    BlockPool* pool_ = nullptr;
+    uint64_t id_ = 0;
+  };
+
   BlockPool(int num_blocks, int block_tokens);
 
   int num_blocks() const { return num_blocks_; }
@@ -84,6 +105,10 @@ class BlockPool {
   // unhashed). REQUIRES: the block is referenced or gated, and has no other hash.
   int32_t insert(int32_t block, const BlockHash& hash);
 
+  // What the hashes are known by is wrong: no match or grant finds it from here on. Who refers to the blocks keeps
+  // them; released they become free.
+  void withdraw(std::span<const BlockHash> hashes);
+
   // --- Grants (receiver). `num_blocks` blocks: the longest known run of `hashes` is referenced, the rest
   // is fresh, in state granted. `promised`: what the sequences of the grants that stand may need once they
   // run. The blocks of a grant are not free any more, so they count once. Given if afterwards
@@ -110,8 +135,7 @@ class BlockPool {
 
   // Called whenever there may be more room than before: a block became free or cached, a grant ended, demand
   // sank. Under the pool's mutex: a listener must only note it (an atomic, an eventfd) and never call the pool.
-  // REQUIRES: listeners are added before the pool is shared by threads, and outlive it.
-  void on_room(std::function<void()> listener) { room_listeners_.push_back(std::move(listener)); }
+  [[nodiscard]] RoomListener on_room(std::function<void()> listener);
 
   BlockCounts counts() const;
   // Throws Error naming the first broken rule (states partition the pool, counts match, cache
@@ -144,7 +168,7 @@ class BlockPool {
   void pass_gate(int32_t block);  // -> cached or free
   void require_state(std::span<const int32_t> blocks, std::initializer_list<State> allowed, const char* verb) const;
   void note_room() const {
-    for (const auto& listener : room_listeners_) listener();
+    for (const auto& [id, listener] : room_listeners_) listener();
   }
   static const char* name_of(State state);
 
@@ -162,7 +186,8 @@ class BlockPool {
   // Gated blocks by gate step, ascending. An entry may be stale (the block was hit, or waits for a
   // pin): whoever pops it looks at the block.
   std::deque<std::pair<uint64_t, int32_t>> gate_;
-  std::vector<std::function<void()>> room_listeners_;
+  std::map<uint64_t, std::function<void()>> room_listeners_;  // by id, in the order of on_room
+  uint64_t next_listener_ = 0;
 };
 
 }  // namespace rtp_llm

@@ -44,7 +44,7 @@ KvTransfer::KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTra
         handover_config_.block_tokens, " tokens");
   address_ = data_.transport().address();
   engine_.set_listener(this);
-  engine_.block_pool().on_room([this] {
+  room_ = engine_.block_pool().on_room([this] {
     if (wants_room_.exchange(false)) inbox_.push([this] { handle(event::RoomChanged{}); });
   });
 }

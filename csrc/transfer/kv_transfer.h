@@ -185,6 +185,8 @@ class KvTransfer : private EngineListener {
   bool running_ = false;
   bool stopping_ = false;  // the thread's own, set by a task
   std::thread thread_;
+
+  BlockPool::RoomListener room_;  // last: ends before what it touches
 };
 
 }  // namespace rtp_llm

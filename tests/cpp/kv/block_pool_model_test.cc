@@ -105,6 +105,12 @@ struct Walk {
     CHECK(content.contains(known) && content[known] == id);
   }
 
+  void withdraw() {
+    const int first = below(40);
+    pool.withdraw(std::vector{hash(first), hash(first + 1)});
+    std::erase_if(content, [&](const auto& known) { return known.second == first || known.second == first + 1; });
+  }
+
   void grant() {
     const BlockCounts before = pool.counts();
     const int count = below(6);
@@ -190,7 +196,7 @@ struct Walk {
 
   void run(int operations) {
     for (int i = 0; i < operations; ++i) {
-      switch (below(12)) {
+      switch (below(13)) {
         case 0: allocate(); break;
         case 1: match(); break;
         case 2: fork(); break;
@@ -206,6 +212,7 @@ struct Walk {
           demand = {.blocks = below(8), .sequences = below(4)};
           pool.set_demand(demand);
           break;
+        case 12: withdraw(); break;
       }
       compare();
     }

@@ -1,5 +1,7 @@
 #include "kv/block_pool.h"
 
+#include <atomic>
+#include <memory>
 #include <set>
 #include <thread>
 
@@ -364,7 +366,7 @@ TEST(a_refused_grant_touches_nothing) {
   fill_cache(pool, 1, 1);
   fill_cache(pool, 1, 2);
   int heard = 0;
-  pool.on_room([&] { ++heard; });
+  const auto listening = pool.on_room([&] { ++heard; });
   CHECK(!pool.grant(std::vector{hash(1)}, 4, {}));
   CHECK_EQ(heard, 0);  // else who waits for room would ask again at once, for ever
   CHECK_EQ(pool.counts().cached, 2);
@@ -391,7 +393,7 @@ TEST(a_watermark_binds_grants_alone) {
 TEST(listeners_hear_when_there_may_be_more_room) {
   BlockPool pool(10, 16);
   int heard = 0;
-  pool.on_room([&] { ++heard; });
+  const auto listening = pool.on_room([&] { ++heard; });
   const auto hears = [&](auto&& change) {
     const int before = heard;
     change();
@@ -406,6 +408,74 @@ TEST(listeners_hear_when_there_may_be_more_room) {
   CHECK(hears([&] { pool.quarantine(second); }));
   CHECK(hears([&] { pool.free_quarantined(second); }));
   CHECK(hears([&] { pool.set_demand({}); }));
+}
+
+TEST(a_listener_that_has_ended_is_not_called) {
+  BlockPool pool(10, 16);
+  auto first = std::make_unique<int>(0), second = std::make_unique<int>(0);
+  BlockPool::RoomListener stays;
+  {
+    const BlockPool::RoomListener ends = pool.on_room([&] { ++*first; });
+    BlockPool::RoomListener moved = pool.on_room([&] { ++*second; });
+    stays = std::move(moved);
+    pool.set_demand({});
+  }
+  CHECK_EQ(*first, 1);
+  first.reset();
+  pool.set_demand({});
+  CHECK_EQ(*second, 2);
+  stays = {};
+  second.reset();
+  pool.set_demand({});
+}
+
+TEST(a_listener_may_end_while_other_threads_make_room) {
+  BlockPool pool(64, 16);
+  std::atomic<bool> done = false;
+  std::thread other([&] {
+    while (!done) pool.release(pool.allocate(3).value());
+  });
+  for (int i = 0; i < 300; ++i) {
+    auto heard = std::make_unique<int>(0);
+    const auto listening = pool.on_room([count = heard.get()] { ++*count; });
+  }
+  done = true;
+  other.join();
+}
+
+// ---- Withdrawal
+
+TEST(no_hit_finds_a_withdrawn_block_in_whatever_state_it_is) {
+  BlockPool pool(10, 16);
+  const Blocks cached = fill_cache(pool, 2, 1);
+  const Blocks used = pool.allocate(2).value();
+  pool.insert(used[0], hash(3));
+  pool.insert(used[1], hash(4));
+  pool.step_launched(1);
+  pool.release(std::span(used).subspan(1));  // gated
+  const std::vector hashes{hash(1), hash(2), hash(3), hash(4), hash(5)};
+  CHECK_EQ(pool.count_cached(hashes), 4);
+  pool.withdraw(hashes);
+  CHECK(pool.match(hashes, 5).empty());
+  CHECK_EQ(pool.grant(hashes, 1, {}).value().num_hits, 0);
+  pool.check_integrity();
+  CHECK_EQ(pool.counts().cached, 0);
+  CHECK_EQ(pool.counts().referenced, 1);  // who refers to it keeps it
+  pool.step_ended(1);
+  pool.release(std::span(used).first(1));
+  CHECK_EQ(pool.counts().cached, 0);
+  CHECK_EQ(pool.counts().free, 9);
+  pool.insert(pool.allocate(1).value()[0], hash(3));  // may be known anew
+  CHECK_EQ(pool.count_cached(std::vector{hash(3)}), 1);
+}
+
+TEST(withdrawing_leaves_what_lies_behind_an_unknown_hash_and_beside_it) {
+  BlockPool pool(10, 16);
+  fill_cache(pool, 3, 1);
+  pool.withdraw(std::vector{hash(77), hash(2)});
+  CHECK_EQ(pool.count_cached(std::vector{hash(1)}), 1);
+  CHECK_EQ(pool.count_cached(std::vector{hash(2)}), 0);
+  CHECK_EQ(pool.count_cached(std::vector{hash(3)}), 1);
 }
 
 TEST(threads_may_share_a_pool) {

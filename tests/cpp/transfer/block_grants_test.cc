@@ -108,7 +108,7 @@ TEST(a_grant_that_does_not_fit_wakes_nobody) {
   BlockGrants grants(cpu(), engine);
   engine.cache(prompt_of(8));
   int heard = 0;
-  engine.block_pool().on_room([&] { ++heard; });
+  const auto listening = engine.block_pool().on_room([&] { ++heard; });
   CHECK(!grants.grant(prompt_of(16)));
   CHECK_EQ(heard, 0);
   CHECK_EQ(engine.block_pool().counts().cached, 2);
