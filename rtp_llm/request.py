@@ -26,15 +26,16 @@ class FinishReason(enum.IntEnum):
     STOP = 1
     LENGTH = 2
     CANCELLED = 3  # nobody waits for it: an answer that ends so is an error
+    FAILED = 4  # no token could be sampled at this position: no logit that may come is a number
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen; vLLM's names and defaults.
 
-    `top_k` 0 or -1 is off. `temperature` 0 is greedy, and so is any below 1e-5. `seed` None draws one per request. `logprobs`
-    n asks for the sampled token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides the model's EOS ids; within the
-    first `min_tokens` tokens none of them does.
+    `top_k` 0 or -1 is off. `temperature` 0 is greedy, and so is any below 1e-5. `seed` None draws one per request.
+    `logprobs` n asks for the sampled token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides
+    the model's EOS ids; within the first `min_tokens` tokens none of them does.
 
     Raises:
         InvalidRequestError: a value is out of range; names field and value.
@@ -108,7 +109,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """One sampled token. `position` counts output tokens from 0; `logprob` is None when not asked for."""
+    """One sampled token. `position` counts output tokens from 0; `logprob` is None when not asked for. Where the finish
+    reason is FAILED there is none, and `token` is -1."""
 
     position: int
     token: int
@@ -120,12 +122,19 @@ class TokenOutput:
     def check(self) -> None:
         """
         Raises:
-            EngineError: this is no token: the engine cancelled the answer unasked, or none of the logits was a number.
+            EngineError: as `error` says.
         """
+        if (error := self.error) is not None:
+            raise error
+
+    @property
+    def error(self) -> EngineError | None:
+        """Why this is no token: the engine cancelled the answer unasked, or none of the logits was a number."""
         if self.finish_reason is FinishReason.CANCELLED:
-            raise EngineError(f"the answer was cancelled by its engine at token {self.position}")
-        if self.token < 0:
-            raise EngineError(f"no token could be sampled at position {self.position}: no logit is a finite number")
+            return EngineError(f"the answer was cancelled by its engine at token {self.position}")
+        if self.finish_reason is FinishReason.FAILED:
+            return EngineError(f"no token could be sampled at position {self.position}: no logit is a number")
+        return None
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

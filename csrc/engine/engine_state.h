@@ -60,6 +60,7 @@ struct Engine::State {
   void tell_layers(const Batch& batch, int first_layer, int num_layers);
   void publish(Batch& batch);
   void offer_full_blocks(Sequence& sequence);
+  void withdraw_blocks(const Sequence& sequence);
   void accept_token(Sequence& sequence, const Batch& batch, int64_t sample);
   void forget(const RequestKey& key);
   void refresh();

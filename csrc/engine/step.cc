@@ -1,6 +1,8 @@
 // The engine thread: the step loop, in the order of a step.
+#include <algorithm>
 #include <chrono>
 #include <limits>
+#include <span>
 
 #include "engine/engine_state.h"
 #include "engine/sampling.h"
@@ -108,7 +110,11 @@ void Engine::State::publish(Batch& batch) {
     sequence.num_computed += chunk.rows;
     (chunk.form == Form::kDecode ? counted.decode_tokens_computed : counted.prompt_tokens_computed) += chunk.rows;
     if (chunk.decode) ++decode_rows;
-    offer_full_blocks(sequence);
+    if (chunk.samples && batch.host_sampled[sample] < 0) {
+      withdraw_blocks(sequence);
+    } else {
+      offer_full_blocks(sequence);
+    }
     if (chunk.samples) accept_token(sequence, batch, sample++);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - step_begin;
@@ -127,12 +133,20 @@ void Engine::State::offer_full_blocks(Sequence& sequence) {
     pool.insert(sequence.blocks[next], sequence.hasher.hashes()[next]);
 }
 
+// Without a number among its logits there is none in its KV either, from some block on that nobody knows: no prefix hit
+// may find any of it, hits of its own included.
+void Engine::State::withdraw_blocks(const Sequence& sequence) {
+  const std::span hashes = sequence.hasher.hashes();
+  pool.withdraw(hashes.first(std::min(hashes.size(), sequence.blocks.size())));
+}
+
 void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t sample) {
   const SequenceSpec& spec = sequence.spec;
   const int32_t token = batch.host_sampled[sample];
-  const bool first = sequence.num_output() == static_cast<int>(spec.output.size());
-  sequence.append(token);
-  const FinishReason finish = finish_of(sequence, config);
+  const int position = sequence.num_output();
+  const bool first = position == static_cast<int>(spec.output.size());
+  if (token >= 0) sequence.append(token);
+  const FinishReason finish = token >= 0 ? finish_of(sequence, config) : FinishReason::kFailed;
   const float logprob = spec.num_logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host_logprobs[sample];
   auto& top = columns.top_logprobs;
   const size_t top_begin = top.size();
@@ -140,7 +154,7 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
     if (batch.host_top_tokens[i] >= 0) top.emplace_back(batch.host_top_tokens[i], batch.host_top_logprobs[i]);
 
   columns.key.push_back(spec.key);
-  columns.position.push_back(sequence.num_output() - 1);
+  columns.position.push_back(position);
   columns.token.push_back(token);
   columns.logprob.push_back(logprob);
   columns.finish.push_back(finish);

@@ -35,7 +35,13 @@ enum class Role : uint8_t {
             // it owns every local block that the prompt needs; never preempted
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled };
+enum class FinishReason : uint8_t {
+  kNone,
+  kStop,
+  kLength,
+  kCancelled,
+  kFailed,  // no token could be sampled: no logit that may come is a number. The row's token is -1
+};
 
 // One output token; `position` counts output tokens from 0.
 struct SampledToken {

@@ -247,6 +247,8 @@ class RequestMachine:
         self._held[position] = event.output
         actions: list[Action] = []
         while (output := self._held.pop(len(self.tokens), None)) is not None:
+            if (error := output.error) is not None:  # another worker would fare no better
+                return [*actions, *self._cancel_all(), *self._done(Fail(error))]
             self.tokens.append(output.token)
             actions.append(Emit(output))
             if output.finish_reason is not FinishReason.NONE:

@@ -13,6 +13,7 @@ from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2, types_pb2
 
 UINT64 = (1 << 64) - 1
+_FINISH_REASONS: dict[int, FinishReason] = {int(reason): reason for reason in FinishReason}
 
 
 class TokenColumns(Protocol):
@@ -114,7 +115,8 @@ def top_message(top: Sequence[tuple[int, float]]) -> router_pb2.TopLogprobs:
 def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple[RequestKey, TokenOutput]]:
     """
     Raises:
-        ProtocolError: the columns have unequal lengths.
+        ProtocolError: the columns have unequal lengths, a row ends for a reason that there isn't, or has no token unless it
+            failed.
     """
     rows = len(message.request)
     for name in ("choice", "attempt", "position", "token", "finish"):
@@ -123,16 +125,21 @@ def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple
     for name in ("logprob", "top", "cached_tokens"):
         if len(getattr(message, name)) not in (0, rows):
             raise ProtocolError(f"outputs: column {name} has {len(getattr(message, name))} rows, request has {rows}")
-    for row in range(rows):
+    for row, (token, number) in enumerate(zip(message.token, message.finish, strict=True)):
+        finish = _FINISH_REASONS.get(number)
+        if finish is None:
+            raise ProtocolError(f"outputs: finish {number} of row {row} is no reason that there is")
+        if (token < 0) != (finish is FinishReason.FAILED):
+            raise ProtocolError(f"outputs: token {token} of row {row} with finish {finish.name}")
         logprob = message.logprob[row] if message.logprob else math.nan
         yield (
             RequestKey(router_epoch, message.request[row], message.choice[row], message.attempt[row]),
             TokenOutput(
                 message.position[row],
-                message.token[row],
+                token,
                 None if math.isnan(logprob) else logprob,
                 [(entry.token, entry.logprob) for entry in message.top[row].entries] if message.top else (),
-                FinishReason(message.finish[row]),
+                finish,
                 message.cached_tokens[row] if message.cached_tokens else 0,
             ),
         )

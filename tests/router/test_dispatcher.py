@@ -83,12 +83,13 @@ class ScriptedFleet:
         return [key_of(m.submit.key) for _, m in self.sent if m.WhichOneof("message") == "submit"][-1]
 
     def output(self, worker: WorkerKey, key: RequestKey, position: int, finish: int = 0) -> None:
+        failed = finish == FinishReason.FAILED
         outputs = pb.Outputs(
             request=[key.request],
             choice=[key.choice],
             attempt=[key.attempt],
             position=[position],
-            token=[100 + position],
+            token=[-1 if failed else 100 + position],
             finish=[FinishReason(finish).value],
         )
         self.listener.said(worker, pb.WorkerMessage(outputs=outputs))
@@ -116,6 +117,28 @@ async def collect(router: Dispatcher, asked: Request) -> list[int]:
 async def turn() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def test_an_answer_whose_next_token_could_not_be_sampled_ends_with_an_error_and_others_go_on(
+    fleet: ScriptedFleet,
+) -> None:
+    router = dispatcher(fleet)
+    asked = router.next_request()
+    good = asyncio.create_task(collect(router, request()))
+    await turn()
+    good_key = fleet.key()
+    batches = router.generate(request(), asked)
+    told = asyncio.ensure_future(anext(batches))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    fleet.output(D, fleet.key(), 1, finish=FinishReason.FAILED)
+    assert [o.token for o in await told] == [100]  # what came before it is given
+    with pytest.raises(EngineError, match="position 1"):
+        await anext(batches)
+    for position in range(4):
+        fleet.output(D, good_key, position, finish=2 if position == 3 else 0)
+    assert await good == [100, 101, 102, 103]
+    assert router.num_live == 0
 
 
 async def test_tokens_of_both_workers_become_one_stream_without_repeat(fleet: ScriptedFleet) -> None:

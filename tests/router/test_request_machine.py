@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtp_llm.errors import InvalidRequestError, WorkerLostError
+from rtp_llm.errors import EngineError, InvalidRequestError, WorkerLostError
 from rtp_llm.request import FinishReason, TokenOutput
 from rtp_llm.router.request_machine import (
     Action,
@@ -124,6 +124,19 @@ def test_the_first_token_of_the_sender_is_emitted_at_once() -> None:
     bench = running()
     assert bench.output(S, 0) == [0]
     assert bench.state is State.RUN
+
+
+def test_a_position_at_which_no_token_could_be_sampled_fails_the_answer_in_its_turn_and_is_not_retried() -> None:
+    for bench, worker in ((running(), S), (streaming(), R), (alone(), W)):
+        position = len(bench.machine.tokens)
+        failed = TokenOutput(position + 1, -1, finish_reason=FinishReason.FAILED)
+        assert bench.tell(Output(FIRST, worker, failed)) == []  # held
+        assert bench.output(worker, position) == [position]
+        *_, fail = bench.did
+        assert isinstance(fail, Fail) and isinstance(fail.error, EngineError)
+        assert str(position + 1) in fail.error.message
+        assert [a for a in bench.did if isinstance(a, Cancel)] == [Cancel(w, FIRST) for w in bench.machine.workers()]
+        assert bench.state is State.DONE
 
 
 def test_the_first_output_of_the_receiver_begins_the_stream_and_what_was_emitted_is_dropped() -> None:

@@ -56,6 +56,28 @@ def test_outputs_of_unequal_columns_break_the_protocol() -> None:
         list(convert.outputs_of(router_pb2.Outputs(request=[1]), 1))
 
 
+@pytest.mark.parametrize(
+    ("token", "finish", "text"),
+    [
+        (-1, FinishReason.NONE, "token -1 of row 1 with finish NONE"),
+        (-7, FinishReason.STOP, "token -7 of row 1 with finish STOP"),
+        (5, FinishReason.FAILED, "token 5 of row 1 with finish FAILED"),
+        (5, 99, "finish 99 of row 1"),
+    ],
+)
+def test_a_row_that_is_no_token_breaks_the_protocol_unless_it_failed(token: int, finish: int, text: str) -> None:
+    def outputs(token: int, finish: int) -> router_pb2.Outputs:
+        columns = {"request": [1, 1], "choice": [0, 0], "attempt": [0, 0], "position": [0, 1]}
+        return router_pb2.Outputs(**columns, token=[4, token], finish=[0, finish])  # type: ignore[arg-type]
+
+    with pytest.raises(ProtocolError, match=text):
+        list(convert.outputs_of(outputs(token, finish), 1))
+    assert [o.finish_reason for _, o in convert.outputs_of(outputs(-1, 4), 1)] == [
+        FinishReason.NONE,
+        FinishReason.FAILED,
+    ]
+
+
 def test_an_error_keeps_its_type_text_and_field() -> None:
     failed = router_pb2.Failed(type="PromptTooLongError", message="prompt has 9 tokens, at most 8 fit", param="prompt")
     back = convert.error_of(failed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtp_llm.config import Config
+from rtp_llm.request import FinishReason
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.worker.worker import Worker
 from tests.worker.tiny import (
@@ -44,9 +45,11 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def pair(config: Config | None = None, decode_engine: Any = None) -> AsyncIterator[Pair]:
+async def pair(
+    config: Config | None = None, decode_engine: Any = None, prefill_engine: Any = None
+) -> AsyncIterator[Pair]:
     async with (
-        tiny_worker("prefill", config) as prefill,
+        tiny_worker("prefill", config, prefill_engine) as prefill,
         tiny_worker("decode", config, decode_engine) as decode,
     ):
         router = ScriptedRouter()
@@ -112,6 +115,23 @@ async def test_many_at_once_are_handed_over_and_all_equal_one_worker_alone() -> 
             end.submit(router.key(request), prompt, 9)
             assert await router.finished(router.key(request)) == answers[request]
         await router.close()
+
+
+async def test_a_prompt_without_a_number_among_its_logits_fails_alone_on_both_sides() -> None:
+    config, bad_token = tiny_config(), VOCAB - 1
+    good = [token for token in PROMPT if token != bad_token]
+    engine, decode_engine = (tiny_engine(config, nan_token=bad_token) for _ in range(2))
+    async with pair(config, decode_engine, engine) as p:
+        p.s.submit(p.router.key(1), good, 30, receiver=p.receiver)
+        p.s.submit(p.router.key(2), [*good, bad_token, *good], 30, receiver=p.receiver)
+        p.r.submit(p.router.key(3), [*good, bad_token], 30)
+        for request in (2, 3):
+            assert await p.router.finished(p.router.key(request)) == [-1]
+            (output,) = p.router.outputs[p.router.key(request)].values()
+            assert output.finish_reason is FinishReason.FAILED
+        assert len(await p.router.finished(p.router.key(1))) == 30
+        assert -1 not in p.router.tokens(p.router.key(1))
+        await p.rest()
 
 
 async def test_a_second_prompt_with_the_same_beginning_sends_only_the_rest() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import math
+import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -49,12 +52,26 @@ def tiny_config(**settings: Any) -> Config:
     return load_config(overrides=overrides, environ={})
 
 
-def tiny_engine(config: Config, *, block_tokens: int | None = None) -> NativeEngine:
+def write_weights(weights: Any, nan_token: int) -> None:
+    """Random values, but the embedding of `nan_token` is NaN: after it no logit is a number."""
+    generator = random.Random(7)
+    for tensor in weights.expected():
+        rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+        values = array.array("f", (generator.gauss(1.0 if width == 1 else 0.0, 0.1) for _ in range(rows * width)))
+        if tensor.name == "model.embed_tokens.weight":
+            values[nan_token * width : (nan_token + 1) * width] = array.array("f", [math.nan] * width)
+        weights.write(tensor.name, 0, rows, width, "float32", values)
+
+
+def tiny_engine(config: Config, *, block_tokens: int | None = None, nan_token: int | None = None) -> NativeEngine:
     """Equal weights each time."""
     settings = config.engine
     device = _engine.open_device("cpu", num_threads=1, isa=settings.isa)
     weights = _engine.Weights(device, _engine.ModelConfig(**MODEL))
-    weights.write_random(7)
+    if nan_token is None:
+        weights.write_random(7)
+    else:
+        write_weights(weights, nan_token)
     weights.finish()
     decoder = _engine.Decoder(device, weights)
     native = _engine.Engine(

@@ -13,10 +13,12 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_STOP: _ClassVar[FinishReason]
     FINISH_LENGTH: _ClassVar[FinishReason]
     FINISH_CANCELLED: _ClassVar[FinishReason]
+    FINISH_FAILED: _ClassVar[FinishReason]
 FINISH_NONE: FinishReason
 FINISH_STOP: FinishReason
 FINISH_LENGTH: FinishReason
 FINISH_CANCELLED: FinishReason
+FINISH_FAILED: FinishReason
 
 class Key(_message.Message):
     __slots__ = ("router_epoch", "request", "choice", "attempt")

@@ -181,6 +181,98 @@ TEST(a_broken_invariant_stops_the_engine_and_is_said_to_everyone) {
   CHECK_THROWS_WITH(rig.engine->add(spec_of(2, {1}), Role::kAlone), Error, "the engine has failed");
 }
 
+// ---- No logit is a number
+
+constexpr int kNanToken = 100;
+
+std::vector<int32_t> prompt_with_nan(int count, int at) {
+  std::vector<int32_t> prompt = random_tokens(count, 5);
+  std::ranges::replace(prompt, kNanToken, 1);
+  prompt[at] = kNanToken;
+  return prompt;
+}
+
+TEST(a_request_without_a_number_among_its_logits_ends_alone_and_its_kv_is_never_cached) {
+  RigOptions options{.nan_token = kNanToken};
+  options.engine.max_num_batched_tokens = 24;  // the prompt's first blocks are offered before it is sampled
+  Rig rig(options), alone(options);
+  SequenceSpec good = spec_of(1, prompt_with_nan(70, 0), 30);
+  good.prompt[0] = 7;
+  SequenceSpec bad = spec_of(2, prompt_with_nan(70, 20));
+  const Answer expected = alone.run_one(good);
+  const std::vector<Answer> answers = rig.run({good, bad});
+  CHECK(answers[0] == expected);
+  CHECK_EQ(answers[1].tokens, std::vector<int32_t>{-1});
+  CHECK_EQ(answers[1].first_position, 0);
+  CHECK(answers[1].finish == FinishReason::kFailed);
+  rig.ear.wait([&] { return rig.ear.finished.contains(bad.key); });
+  CHECK(rig.ear.finished[bad.key] == FinishReason::kFailed);
+  CHECK_EQ(rig.engine->load().blocks.cached, alone.engine->load().blocks.cached);
+  rig.engine->check_idle();
+  bad.key = key_of(3);  // and again: it finds nothing
+  const Answer again = rig.run_one(bad);
+  CHECK_EQ(again.cached, 0);
+  CHECK(again.finish == FinishReason::kFailed);
+}
+
+TEST(hits_of_a_request_without_a_number_are_withdrawn_too) {
+  RigOptions options{.nan_token = kNanToken};
+  options.engine.max_num_batched_tokens = 16;
+  Rig rig(options);
+  // Three chunks of this one are cached, then it is cancelled unsampled: nobody saw what they hold.
+  const SequenceSpec left = spec_of(1, prompt_with_nan(200, 3));
+  rig.engine->add(left, Role::kSender);
+  int pieces = 0;
+  rig.ear.at_layers = [&] {
+    if (++pieces == 6) rig.engine->cancel(left.key);
+  };
+  rig.start();
+  rig.ear.wait([&] { return rig.ear.finished.contains(left.key); });
+  rig.engine->release(left.key);
+  rig.run_one(spec_of(2, {1}, 1));
+  CHECK_EQ(rig.engine->load().blocks.cached, 3);
+  const Answer hit = rig.run_one(spec_of(3, left.prompt));
+  CHECK(hit.finish == FinishReason::kFailed);
+  CHECK_EQ(hit.cached, 48);
+  CHECK_EQ(rig.engine->load().blocks.cached, 0);
+  rig.engine->check_idle();
+}
+
+TEST(a_joined_sequence_without_a_number_among_its_logits_ends_alone_and_its_kv_is_never_cached) {
+  RigOptions options{.nan_token = kNanToken};
+  Rig rig(options);
+  rig.start();
+  SequenceSpec spec = spec_of(1, random_tokens(40, 4));
+  spec.output = {kNanToken};
+  const auto blocks = rig.engine->block_pool().grant(3).value();
+  rig.engine->block_pool().granted_to_referenced(blocks);
+  rig.engine->join(spec, blocks);
+  const Answer answer = rig.wait_for(spec.key);
+  CHECK_EQ(answer.tokens, std::vector<int32_t>{-1});
+  CHECK_EQ(answer.first_position, 1);
+  CHECK(answer.finish == FinishReason::kFailed);
+  rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  CHECK_EQ(rig.engine->load().blocks.cached, 0);
+  rig.engine->check_idle();
+}
+
+TEST(a_sender_without_a_number_among_its_logits_says_so_and_its_kv_is_never_cached) {
+  RigOptions options{.nan_token = kNanToken};
+  options.engine.max_num_batched_tokens = 16;
+  Rig rig(options);
+  const SequenceSpec spec = spec_of(1, prompt_with_nan(70, 20));
+  rig.engine->add(spec, Role::kSender);
+  rig.start();
+  CHECK(rig.wait_for(spec.key).finish == FinishReason::kFailed);
+  rig.ear.wait([&] { return rig.ear.prefilled.contains(spec.key); });
+  CHECK(rig.ear.prefilled[spec.key] == std::pair(-1, FinishReason::kFailed));
+  CHECK_EQ(rig.engine->load().blocks.referenced, 5);  // a push may read them
+  rig.engine->release(spec.key);
+  CHECK_EQ(rig.run_one(spec_of(2, {1}, 1)).tokens.size(), 1);
+  CHECK_EQ(rig.engine->load().blocks.cached, 0);
+  rig.engine->check_idle();
+}
+
 TEST(load_counts_what_is_queued_at_once) {
   Rig rig;
   rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kAlone);

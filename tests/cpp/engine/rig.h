@@ -3,12 +3,15 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <vector>
@@ -37,8 +40,8 @@ inline ModelConfig rig_model(DType dtype) {
           .dtype = dtype};
 }
 
-// Large enough that every layer matters: the tokens of two prompts differ.
-inline void write_rig_weights(Weights& weights) {
+// Large enough that every layer matters: the tokens of two prompts differ. After `nan_token` no logit is a number.
+inline void write_rig_weights(Weights& weights, std::optional<int> nan_token) {
   for (const ExpectedTensor& tensor : weights.expected()) {
     std::mt19937 random(static_cast<unsigned>(std::hash<std::string>{}(tensor.name)));
     std::normal_distribution<float> normal;
@@ -46,6 +49,8 @@ inline void write_rig_weights(Weights& weights) {
     const int64_t width = matrix ? tensor.shape[1] : 1;
     std::vector<float> values(tensor.shape[0] * width);
     for (float& value : values) value = matrix ? 0.2f * normal(random) : 1.0f + 0.1f * normal(random);
+    if (nan_token && tensor.name == "model.embed_tokens.weight")
+      std::fill_n(values.begin() + *nan_token * width, width, std::numeric_limits<float>::quiet_NaN());
     weights.write(tensor.name, 0, tensor.shape[0], width, DType::kF32, values.data());
   }
   weights.finish();
@@ -132,6 +137,7 @@ class Ear : public EngineListener {
 struct RigOptions {
   DType dtype = DType::kF32;
   int num_threads = 1;
+  std::optional<int> nan_token{};  // a token after which no logit is a number
   EngineConfig engine = {.max_num_batched_tokens = 64,
                          .max_num_seqs = 8,
                          .max_model_len = 256,
@@ -148,7 +154,7 @@ class Rig {
     device = open_device("cpu", {.num_threads = options.num_threads},
                          std::filesystem::path(info.dli_fname).parent_path().string());
     weights = std::make_unique<Weights>(*device, rig_model(options.dtype));
-    write_rig_weights(*weights);
+    write_rig_weights(*weights, options.nan_token);
     decoder = std::make_unique<Decoder>(*device, *weights);
     options.engine.kv_dtype = options.dtype;
     engine = std::make_unique<Engine>(*device, *decoder, options.engine);
