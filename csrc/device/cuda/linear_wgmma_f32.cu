@@ -1,0 +1,10 @@
+#include "device/cuda/linear_wgmma.cuh"
+
+namespace rtp_llm::cuda::tiled {
+
+bool start_f32(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape) {
+  return start_matching<LinearOutput::kF32, TileConfig<128, 256, 2, 1, 1>, TileConfig<128, 128, 1, 1, 1>,
+                        TileConfig<64, 128, 1, 1, 1>>(stream, problem, shape);
+}
+
+}  // namespace rtp_llm::cuda::tiled
