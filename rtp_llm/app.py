@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from rtp_llm import serve_internals
 from rtp_llm.config import Config, HttpSettings, load_config
 from rtp_llm.errors import ConfigError, UnavailableError
+from rtp_llm.metrics import readings
 from rtp_llm.router.policies import policy_named
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ class _Application:
         url = _url(http)
         progress(f"connecting workers, asking {url}/health" if _joins() else "connecting workers")
         _wait_ready(url, config.prefill.replicas + config.decode.replicas)
+        for line in _room(url):
+            progress(line)
         return url
 
     def stop(self) -> None:
@@ -317,10 +320,9 @@ def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) 
     Raises:
         UnavailableError: it isn't, or nobody answers; says why.
     """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         probe = f"{url}/health?wait_s={timeout_s:g}&workers={num_workers}"
-        with opener.open(probe, timeout=timeout_s + READY_MARGIN_S) as response:
+        with _opener().open(probe, timeout=timeout_s + READY_MARGIN_S) as response:
             response.read()
     except urllib.error.HTTPError as error:
         raise UnavailableError(f"not ready after {timeout_s:g} s: {_reason(error)}") from error
@@ -330,6 +332,25 @@ def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) 
         if address := os.environ.get("RAY_ADDRESS"):
             text += f"; Ray at {address} serves HTTP on its head node, http.host must be an address of it"
         raise UnavailableError(text) from error
+
+
+def _room(url: str) -> list[str]:
+    """What the workers' KV pools allow, one line a pool."""
+    try:
+        with _opener().open(f"{url}/metrics", timeout=READY_MARGIN_S) as response:
+            text = response.read().decode()
+    except (OSError, HTTPException):  # it was ready a moment ago: whatever it is, requests will tell
+        return []
+    tokens, longest = (readings(text, f"rtp_llm_{name}", "pool") for name in ("kv_pool_tokens", "max_model_len"))
+    return [
+        f"{pool}: a worker's KV pool holds {tokens[pool]:,.0f} tokens, a request may have {longest[pool]:,.0f}"
+        for pool in sorted(tokens.keys() & longest.keys(), reverse=True)
+    ]
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Asks no proxy of the environment."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

@@ -46,7 +46,19 @@ class EngineSettings(_Section):
     max_num_batched_tokens: int = Field(512, ge=1, description="rows of one step")
     max_num_seqs: int = Field(64, ge=1, description="sequences that run at once")
     block_tokens: int = Field(16, ge=1, le=512, description="tokens of a KV block")
-    kv_cache_bytes: int = Field(256 << 20, ge=0, description="size of the KV pool; 0: num_kv_blocks decides")
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="size of the KV pool; 0: num_kv_blocks decides; default: kv_cache_share of the free memory, at most "
+        "max_num_seqs times the context",
+    )
+    kv_cache_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="part of a worker's memory that its KV pool takes, where kv_cache_bytes is not set: of the host's free "
+        "memory (or what its cgroup leaves) by the workers that start on it, less the weights",
+    )
     num_kv_blocks: int = Field(0, ge=0, description="blocks of the KV pool; 0: kv_cache_bytes decides")
     kv_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of stored K and V")
     enable_prefix_caching: bool = Field(True, description="reuse KV of equal prefixes")

@@ -20,7 +20,15 @@ from typing import Any
 
 from rtp_llm._native import _engine
 from rtp_llm.config import EngineSettings, ModelSettings
-from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, ModelLoadError, PromptTooLongError
+from rtp_llm.errors import (
+    ConfigError,
+    EngineError,
+    InvalidRequestError,
+    ModelLoadError,
+    PromptTooLongError,
+    UnavailableError,
+)
+from rtp_llm.host_memory import free_memory
 from rtp_llm.model.config import read_generation_defaults, read_model_config
 from rtp_llm.model.weights import load_weights
 from rtp_llm.request import FinishReason, Request, TokenOutput, check_integer
@@ -119,8 +127,11 @@ def supported_isas() -> list[str]:
     return list(_engine.supported_isas())
 
 
-def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> NativeEngine:
-    """Read the model's files, pack its weights, allocate and warm up. `seed`: of random weights (load_format "dummy").
+def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, workers_here: int = 1) -> NativeEngine:
+    """Read the model's files, pack its weights, allocate and warm up. `seed`: of random weights (load_format "dummy");
+    `workers_here`: how many share this host's memory, this one included.
+
+    A pool that holds less than the context is said, and limits `max_model_len`.
 
     Raises:
         ModelError: the model's files can't be served.
@@ -135,6 +146,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> N
             f"model.max_model_len: {max_model_len} is more than the model's context of {config.max_position_embeddings}"
         )
     dtype = config.resolve_dtype(model.dtype)
+    memory = free_memory() // workers_here  # before this worker takes of it
     check_integer("seed", seed, 0, 2**64 - 1)
     device = _engine.open_device(settings.device, num_threads=settings.num_threads, isa=settings.isa)
     try:
@@ -143,14 +155,17 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> N
         raise ModelLoadError(f"{Path(model.path) / 'config.json'}: {error.message}") from error
     load_weights(model.path, config, weights, load_format=model.load_format, seed=seed)
     decoder = _engine.Decoder(device, weights)
+    kv_dtype = dtype if settings.kv_dtype == "auto" else settings.kv_dtype
+    block_bytes = decoder.kv_layout(kv_dtype, settings.block_tokens).block_bytes
+    pool_bytes = _kv_pool_bytes(settings, max_model_len, block_bytes, memory, device)
     native_config = _engine.EngineConfig(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_num_seqs=settings.max_num_seqs,
-        max_model_len=max_model_len,
+        max_model_len=_longest_request(settings, max_model_len, block_bytes, pool_bytes),
         block_tokens=settings.block_tokens,
-        kv_pool_bytes=settings.kv_cache_bytes,
+        kv_pool_bytes=pool_bytes,
         num_kv_blocks=settings.num_kv_blocks,
-        kv_dtype=dtype if settings.kv_dtype == "auto" else settings.kv_dtype,
+        kv_dtype=kv_dtype,
         enable_prefix_caching=settings.enable_prefix_caching,
         layers_per_group=settings.layers_per_group,
         itl_target_s=settings.itl_target_ms / 1000,
@@ -161,6 +176,49 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0) -> N
     except InvalidRequestError as error:  # no request is there yet: a setting is wrong
         raise ConfigError(f"engine: {error.message}") from error
     return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest)
+
+
+def _kv_pool_bytes(settings: EngineSettings, max_model_len: int, block_bytes: int, memory: int, device: Any) -> int:
+    """What the settings say, else a share of `memory`, of which this worker's weights have been taken since.
+
+    Raises:
+        UnavailableError: that is no block.
+    """
+    if settings.num_kv_blocks:
+        return settings.num_kv_blocks * block_bytes
+    if settings.kv_cache_bytes is not None:
+        return settings.kv_cache_bytes
+    weights = sum(size for _, size, _ in device.allocations())
+    room = int(settings.kv_cache_share * (memory - weights))
+    if room < block_bytes:
+        raise UnavailableError(
+            f"engine.kv_cache_share: {settings.kv_cache_share:g} of the {memory >> 20} MiB that are free for each worker here, "
+            f"less {weights >> 20} MiB of weights, holds no KV block of {block_bytes} bytes"
+        )
+    return min(room, settings.max_num_seqs * math.ceil(max_model_len / settings.block_tokens) * block_bytes)
+
+
+def _longest_request(settings: EngineSettings, max_model_len: int, block_bytes: int, pool_bytes: int) -> int:
+    """Tokens, prompt and answer: of the context, or fewer if the pool holds fewer."""
+    held = pool_bytes // block_bytes * settings.block_tokens
+    if not 2 <= held < max_model_len:
+        log.info(
+            "the KV pool of %.1f MiB holds %d tokens, %.1f requests of the whole context of %d",
+            pool_bytes / (1 << 20),
+            held,
+            held / max_model_len,
+            max_model_len,
+        )
+        return max_model_len
+    log.warning(
+        "the KV pool of %.1f MiB holds %d tokens, fewer than the context of %d: a request has at most %d, prompt and answer "
+        "together; engine.kv_cache_bytes makes the pool larger, model.max_model_len the context smaller",
+        pool_bytes / (1 << 20),
+        held,
+        max_model_len,
+        held,
+    )
+    return held
 
 
 class Engine:

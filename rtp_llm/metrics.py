@@ -55,6 +55,8 @@ class WorkerMetrics:
         self.preemptions = counter("preemptions", "sequences preempted and requeued")
         self.engine_steps = counter("engine_steps", "steps with rows")
         self.kv_blocks = gauge("kv_blocks", "blocks of the KV pool by state", ("state",))
+        self.kv_pool_tokens = gauge("kv_pool_tokens", "tokens that the KV pool holds")
+        self.max_model_len = gauge("max_model_len", "tokens of the longest request, prompt and answer")
         self.sequences = gauge("sequences", "sequences by state", ("state",))
         self.queued_tokens = gauge("queued_tokens", "prompt tokens that wait")
         self.transfer_bytes = counter("transfer_bytes", "KV payload over UCX", ("direction", "transport"))
@@ -99,6 +101,17 @@ def merged(own: CollectorRegistry, workers: Mapping[tuple[str, str], str]) -> by
                 sample._replace(labels={**sample.labels, "pool": pool, "worker": worker}) for sample in family.samples
             ]
     return generate_latest(own) + generate_latest(_Collected(families.values()))
+
+
+def readings(text: str, name: str, label: str) -> dict[str, float]:
+    """{value of `label`: the largest sample} of the family `name` in Prometheus' text."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name:
+                key = sample.labels.get(label, "")
+                found[key] = max(found.get(key, sample.value), sample.value)
+    return found
 
 
 class _Collected:

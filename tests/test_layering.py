@@ -37,7 +37,7 @@ INCLUDE_HOMES = {
 }
 
 NOUNS = {"errors", "config", "request", "metrics"}
-BELOW_ENGINE = NOUNS | {"wire", "model"}
+BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory"}
 BELOW_WORKER = BELOW_ENGINE | {"engine"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
 NATIVE = {"_native", "_engine"}
@@ -48,6 +48,7 @@ IMPORTS = {
     "config": {"errors"},
     "request": {"errors"},
     "metrics": {"errors"},
+    "host_memory": set(),
     "serve_internals": set(),
     "replica": {"config", "serve_internals"},
     "wire": NOUNS,

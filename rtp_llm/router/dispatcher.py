@@ -49,6 +49,11 @@ class Answer:
         return len(self.request.prompt) + len(self.machine.tokens)
 
     @property
+    def total_tokens(self) -> int:
+        """Prompt and the whole answer at its longest."""
+        return len(self.request.prompt) + (self.request.sampling.max_tokens or 0)
+
+    @property
     def tokens_left(self) -> int:
         limit = self.request.sampling.max_tokens
         return (limit if limit is not None else 1 << 30) - len(self.machine.tokens)
@@ -273,32 +278,41 @@ class Dispatcher:
             answer.wait_timer = None
 
     def _give_up_waiting(self, answer: Answer) -> None:
-        found = len(self._fleet.live())
-        error = UnavailableError(
-            f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
-        )
-        self._end(answer, error)
+        found, longest = len(self._fleet.live()), self._fleet.longest_request()
+        text = f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
+        if _is_too_long(answer, longest):
+            text += f"; prompt and answer have {answer.total_tokens} tokens, the largest of them holds {longest}"
+        self._end(answer, UnavailableError(text))
         self._place_waiting()
 
     def _place_waiting(self) -> None:
-        """Places in order of arrival until nobody accepts."""
+        """Places in order of arrival until nobody accepts. Those that no worker there could hold wait for one that comes
+        back, and hold up nobody."""
+        longest = self._fleet.longest_request()
+        aside: list[int] = []
         while self._order:
             answer = self._waiting.get(self._order[0])
             if answer is None:
                 heapq.heappop(self._order)
                 continue
             if answer.wait_until is not None and answer.wait_until <= self._loop.time():
-                return  # its timer is due
+                break  # its timer is due
+            if _is_too_long(answer, longest):
+                aside.append(heapq.heappop(self._order))
+                continue
             placement = self._policy(self._fleet.views(), self._query(answer))
             if placement is None:
-                return
+                break
             heapq.heappop(self._order)
             self._leave_queue(answer)
             self._place(answer, placement)
+        for arrival in aside:
+            heapq.heappush(self._order, arrival)
 
     def _query(self, answer: Answer) -> PlacementQuery:
         return PlacementQuery(
             prompt_tokens=answer.prompt_tokens,
+            total_tokens=answer.total_tokens,
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
             prefer=[worker.id for worker in answer.machine.prefer],
             sender_turn=self._sender_turn,
@@ -344,3 +358,7 @@ class Dispatcher:
         if sender is not None:
             sender.note_submitted(action.key, answer.prompt_tokens)
         self._fleet.send(action.worker, pb.RouterMessage(submit=submit))
+
+
+def _is_too_long(answer: Answer, longest: int | None) -> bool:
+    return longest is not None and answer.total_tokens > longest

@@ -80,6 +80,8 @@ class RemoteWorker:
             running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
             free_blocks=self.load.blocks_free,
             block_tokens=self.load.block_tokens,
+            max_model_len=self.hello.max_model_len,
+            layout=self.hello.layout_fingerprint,
             numerics_id=self.hello.numerics_id,
             draining=self.draining,
         )
@@ -113,6 +115,7 @@ class RemoteWorker:
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
         self._fleet.check_model(self)
         self._fleet.check_numerics(self)
+        self._fleet.check_limits(self)
 
     def message(self, message: WorkerMessage) -> None:
         kind = message.WhichOneof("message")
@@ -168,8 +171,10 @@ class Fleet:
         timing: SessionTiming,
         metrics: RouterMetrics,
         token: str = "",
+        max_model_len: int = 0,
     ) -> None:
         self.token = token
+        self.max_model_len = max_model_len  # of the model, as this router is configured
         self.model = model
         self.router_id = router_id
         self.router_epoch = router_epoch
@@ -203,6 +208,11 @@ class Fleet:
 
     def views(self) -> list[WorkerView]:
         return [worker.view() for worker in self.live()]
+
+    def longest_request(self) -> int | None:
+        """Tokens of the longest request, prompt and answer, that a live worker can hold; None: nobody says."""
+        limits = [worker.hello.max_model_len for worker in self.live() if not worker.draining]
+        return max(limits) if limits and all(limits) else None
 
     def acknowledge_draining(self, key: WorkerKey) -> None:
         self.send(key, RouterMessage(draining_acknowledged=DrainingAcknowledged()))
@@ -268,6 +278,28 @@ class Fleet:
                 self._warned.add(pair)
                 log.warning(
                     "workers compute with unequal numerics, answers may differ after a handover: %s", sorted(pair)
+                )
+
+    def check_limits(self, newcomer: RemoteWorker) -> None:
+        """A worker may hold less than the context, or have other blocks than its peers: placement heeds it."""
+        limit = newcomer.hello.max_model_len
+        if 0 < limit < self.max_model_len:
+            log.warning(
+                "worker %s holds requests of %d tokens, the context is %d: longer ones go to others, or are refused",
+                newcomer.key,
+                limit,
+                self.max_model_len,
+            )
+        for other in self.live():
+            pair = frozenset((other.hello.layout_fingerprint, newcomer.hello.layout_fingerprint))
+            if len(pair) == 2 and pair not in self._warned:
+                self._warned.add(pair)
+                log.warning(
+                    "workers %s (blocks of %d tokens) and %s (%d) have unequal KV layouts: nothing is handed over between them",
+                    other.key,
+                    other.hello.block_tokens,
+                    newcomer.key,
+                    newcomer.hello.block_tokens,
                 )
 
     def dismiss_if_departed(self, worker: RemoteWorker) -> None:

@@ -29,12 +29,18 @@ class WorkerView:
     running: int = 0  # sequences, unacknowledged submits included
     free_blocks: int = 0  # of the KV pool, cached ones included
     block_tokens: int = 1
+    max_model_len: int = 0  # tokens of the longest request that its context and its pool hold; 0: not known
+    layout: str = ""  # fingerprint: KV goes between equal ones only
     numerics_id: str = ""
     draining: bool = False
 
     @property
     def accepts(self) -> bool:
         return not self.draining and self.queued_tokens < self.max_queued_tokens
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a request of so many tokens, prompt and answer, can ever run there."""
+        return self.max_model_len == 0 or tokens <= self.max_model_len
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,7 @@ class PlacementQuery:
     """What a policy knows of the request."""
 
     prompt_tokens: int
+    total_tokens: int = 0  # with the answer at its longest
     must_run_alone: bool = False  # after two Released, or a request that ends with its first token
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
     sender_turn: int = 0  # counts this router's placements, for round-robin
@@ -109,15 +116,15 @@ def _place(
     choose_receiver: Callable[[list[WorkerView]], WorkerView],
 ) -> Placement | None:
     """S from the prefill pool, R from the decode pool. Where one pool has nobody, a worker of the other runs the request
-    alone. None: nobody accepts now."""
-    there = [w for w in workers if not w.draining]
+    alone; so it is where only that one is large enough, or none has its layout. None: nobody accepts now."""
+    there = [w for w in workers if not w.draining and w.holds(query.total_tokens)]
     senders = [w for w in there if w.pool != DECODE]
     candidates = [w for w in (senders or there) if w.accepts]
     if not candidates:
         return None
     preferred = [w for w in there if w.id in query.prefer and w.accepts]
     sender = choose_sender(preferred or candidates)
-    receivers = [w for w in there if w.pool == DECODE]
+    receivers = [w for w in there if w.pool == DECODE and w.layout == sender.layout]
     if query.must_run_alone or sender.pool == DECODE or not receivers:
         return Placement(sender=sender)
     return Placement(sender=sender, receiver=choose_receiver(receivers))

@@ -69,7 +69,7 @@ class Service:
         self._chat_template = ChatTemplate.load(config.model.path)
         model = read_model_config(config.model.path)
         self._vocab_size = model.vocab_size
-        self.max_model_len = config.model.max_model_len or model.max_position_embeddings
+        self.context = config.model.max_model_len or model.max_position_embeddings
         self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
         self.registry = new_registry()
         self.metrics_here = RouterMetrics(self.registry)
@@ -81,6 +81,7 @@ class Service:
             timing=SessionTiming.of(config.handover),
             metrics=self.metrics_here,
             token=config.worker.token.get_secret_value(),
+            max_model_len=self.context,
         )
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
 
@@ -95,6 +96,17 @@ class Service:
     @property
     def model_name(self) -> str:
         return self.config.served_name
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest request, prompt and answer: what the context and the workers' KV pools leave."""
+        held = self.fleet.longest_request()
+        return self.context if held is None else min(self.context, held)
+
+    def _limit(self, tokens: int) -> str:
+        if tokens == self.context:
+            return f"the model's context of {tokens}"
+        return f"the {tokens} tokens that the workers' KV pools hold (the model's context is {self.context})"
 
     @property
     def max_body_bytes(self) -> int:
@@ -210,11 +222,11 @@ class Service:
         """`limit_field` set sampling.max_tokens. None: nobody asked, so it may be what the context leaves, if that is less."""
         if not tokens:
             raise InvalidRequestError(f"{param}: the prompt has no tokens", param=param)
-        room = self.max_model_len - len(tokens)
+        longest = self.max_model_len
+        room = longest - len(tokens)
         if room < 1:
             raise PromptTooLongError(
-                f"{param}: {len(tokens)} prompt tokens and one more for the answer exceed the model's context of "
-                f"{self.max_model_len}",
+                f"{param}: {len(tokens)} prompt tokens and one more for the answer exceed {self._limit(longest)}",
                 param=param,
                 value=len(tokens),
             )
@@ -223,8 +235,8 @@ class Service:
             wanted = min(wanted, room)
         elif wanted > room:
             raise PromptTooLongError(
-                f"{limit_field}: {wanted} and {len(tokens)} prompt tokens exceed the model's context of "
-                f"{self.max_model_len}, which leaves {room}",
+                f"{limit_field}: {wanted} and {len(tokens)} prompt tokens exceed {self._limit(longest)}, "
+                f"which leaves {room}",
                 param=limit_field,
                 value=wanted,
             )

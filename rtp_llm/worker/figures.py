@@ -30,9 +30,11 @@ def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Loa
 class Figures:
     """Fills WorkerMetrics from what the native side counts, when it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_model_len: int = 0, block_tokens: int = 0) -> None:
+        self._block_tokens = block_tokens
         self._registry = new_registry()
         self.metrics = WorkerMetrics(self._registry)
+        self.metrics.max_model_len.set(max_model_len)
         self._totals = Totals()
 
     def text(self, load: Any, transfer: dict[str, Any], allocations: list[tuple[int, int, str]]) -> bytes:
@@ -55,6 +57,7 @@ class Figures:
         totals.raise_to(metrics.engine_steps, load.steps)
         for state in BLOCK_STATES:
             metrics.kv_blocks.labels(state=state).set(getattr(blocks, state))
+        metrics.kv_pool_tokens.set(blocks.total * self._block_tokens)
         metrics.sequences.labels(state="running").set(load.running)
         metrics.sequences.labels(state="waiting").set(load.waiting)
         metrics.queued_tokens.set(load.queued_tokens)

@@ -54,7 +54,7 @@ class Worker:
     def __init__(self, config: Config, pool: str, worker_id: str, engine: NativeEngine) -> None:
         self._config = config
         self._engine = engine
-        self._figures = Figures()
+        self._figures = Figures(max_model_len=engine.max_model_len, block_tokens=engine.block_tokens)
         key = WorkerKey(worker_id, draw_epoch())
         rows = config.engine_of(pool).max_num_batched_tokens
         self._machines = Machines(
@@ -105,14 +105,17 @@ class Worker:
         return self.identity.peer_address
 
     @classmethod
-    async def load(cls, config: Config, pool: str, worker_id: str) -> Worker:
-        """Read the model and build the engine off the loop.
+    async def load(cls, config: Config, pool: str, worker_id: str, *, workers_here: int | None = None) -> Worker:
+        """Read the model and build the engine off the loop. `workers_here`: how many share this host's memory, this one
+        included; by default all of the configuration.
 
         Raises:
             ModelError: the model's files can't be served.
         """
         settings = config.engine_of(pool)
-        return cls(config, pool, worker_id, await asyncio.to_thread(build, config.model, settings))
+        workers = workers_here or max(config.prefill.replicas + config.decode.replicas, 1)
+        engine = await asyncio.to_thread(build, config.model, settings, workers_here=workers)
+        return cls(config, pool, worker_id, engine)
 
     async def start(self) -> None:
         """Start the native threads, then listen."""

@@ -10,7 +10,14 @@ import pytest
 
 from rtp_llm.config import EngineSettings, ModelSettings
 from rtp_llm.engine import Engine, build
-from rtp_llm.errors import ConfigError, EngineError, InvalidRequestError, ModelLoadError, PromptTooLongError
+from rtp_llm.errors import (
+    ConfigError,
+    EngineError,
+    InvalidRequestError,
+    ModelLoadError,
+    PromptTooLongError,
+    UnavailableError,
+)
 from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
 from tests.model.files import write_config
 
@@ -192,3 +199,38 @@ def test_numerics_id_says_backend_types_and_mode(engine: Engine) -> None:
     assert parts[0] == "cpu"
     assert parts[2:6] == ["bfloat16", "bfloat16", "tp1", "exact"]
     assert len(parts[6]) == 16
+
+
+def test_an_automatic_pool_is_a_share_of_what_the_weights_leave_of_this_workers_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = 16 * 3072
+    model = ModelSettings(max_model_len=512)
+    for workers in (1, 3):
+        monkeypatch.setattr("rtp_llm.engine.free_memory", lambda: 96 << 20)
+        engine = build(model, EngineSettings(), workers_here=workers)
+        sizes = {tag: size for _, size, tag in engine.allocations()}
+        weights = sum(size for tag, size in sizes.items() if tag.startswith(("model.", "lm_head", "weights.")))
+        room = ((96 << 20) // workers - weights) // 2
+        assert room - block < sizes["kv_pool"] <= room
+        assert engine.max_model_len == 512
+    monkeypatch.setattr("rtp_llm.engine.free_memory", lambda: 1 << 40)
+    engine = build(model, EngineSettings(max_num_seqs=3))
+    assert {tag: size for _, size, tag in engine.allocations()}["kv_pool"] == 3 * 512 // 16 * block
+    monkeypatch.setattr("rtp_llm.engine.free_memory", lambda: 9 << 20)
+    with pytest.raises(UnavailableError, match=r"kv_cache_share: 0.5 of the 4 MiB .* less 7 MiB of weights"):
+        build(model, EngineSettings(), workers_here=2)
+
+
+def test_a_pool_that_holds_less_than_the_context_is_said_and_limits_requests(caplog: pytest.LogCaptureFixture) -> None:
+    with Engine(build(ModelSettings(max_model_len=512), EngineSettings(kv_cache_bytes=0, num_kv_blocks=8))) as engine:
+        assert engine.native.max_model_len == 128
+        [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "holds 128 tokens, fewer than the context of 512" in said
+        request = Request(
+            request_id="r", prompt=[5] * 28, sampling=SamplingParams(seed=1, ignore_eos=True, max_tokens=None)
+        )
+        engine.add(request, engine.next_key())
+        tokens = 0
+        while tokens < 100:
+            tokens += len(engine.take())

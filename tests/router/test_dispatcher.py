@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -62,6 +63,10 @@ class ScriptedFleet:
 
     def live(self) -> Sequence[WorkerView]:
         return self.there
+
+    def longest_request(self) -> int | None:
+        limits = [each.max_model_len for each in self.there]
+        return max(limits) if limits and all(limits) else None
 
     def find(self, key: WorkerKey) -> ScriptedWorker:
         return self.records.setdefault(key, ScriptedWorker())
@@ -366,3 +371,26 @@ async def test_a_key_that_nobody_knows_is_cancelled_when_it_speaks(fleet: Script
     dispatcher(fleet)
     fleet.output(D, RequestKey(EPOCH, 99, 0, 0), 5)
     assert fleet.kinds() == [("d", "cancel")]
+
+
+async def test_what_only_an_absent_worker_could_hold_waits_for_it_and_holds_up_nobody(fleet: ScriptedFleet) -> None:
+    large = replace(fleet.there[1], max_model_len=100)
+    fleet.there = [replace(fleet.there[0], max_model_len=10)]
+    router = dispatcher(fleet)
+    long = asyncio.create_task(collect(router, request(max_tokens=50)))
+    await turn()
+    short = asyncio.create_task(collect(router, request(max_tokens=1)))
+    await turn()
+    assert [m.submit.request.sampling.max_tokens for _, m in fleet.sent] == [1]
+    fleet.there.append(large)
+    fleet.listener.room_changed()
+    await turn()
+    assert [(w, m.submit.request.sampling.max_tokens) for w, m in fleet.sent] == [("p", 1), ("d", 50)]
+    for task in (long, short):
+        task.cancel()
+
+
+async def test_what_nobody_can_hold_is_told_so_with_both_numbers(fleet: ScriptedFleet) -> None:
+    fleet.there = [replace(each, max_model_len=10) for each in fleet.there]
+    with pytest.raises(UnavailableError, match="prompt and answer have 53 tokens, the largest of them holds 10"):
+        await collect(dispatcher(fleet, queue_timeout_s=0.01), request(max_tokens=50))

@@ -81,11 +81,13 @@ async def fleet(monkeypatch: pytest.MonkeyPatch, membership: StaticMembership) -
     await made.close()
 
 
-def connect(fleet: Fleet, name: str, *, epoch: int = 1, model: str = "m", digest: str = "d") -> RemoteWorker:
+def connect(
+    fleet: Fleet, name: str, *, epoch: int = 1, model: str = "m", digest: str = "d", **fields: Any
+) -> RemoteWorker:
     worker = fleet._workers[name]
     worker.session.is_connected = True  # type: ignore[misc]
     hello = pb.WorkerHello(
-        worker=WorkerKeyMessage(id=name, epoch=epoch), pool="decode", model=model, model_digest=digest
+        worker=WorkerKeyMessage(id=name, epoch=epoch), pool="decode", model=model, model_digest=digest, **fields
     )
     worker.connected(pb.WorkerMessage(hello=hello), resumed=False)
     worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100)))
@@ -176,3 +178,29 @@ async def test_a_draining_worker_is_said_and_takes_nothing(fleet: Fleet) -> None
     worker.message(pb.WorkerMessage(draining=pb.Draining()))
     assert ("draining", WorkerKey("a", 1)) in fleet.listener.heard  # type: ignore[attr-defined]
     assert not worker.view().accepts
+
+
+async def test_the_longest_request_is_what_the_largest_worker_that_stays_holds(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.max_model_len = 512
+    assert fleet.longest_request() is None
+    connect(fleet, "a", max_model_len=256)
+    larger = connect(fleet, "b", max_model_len=512)
+    assert fleet.longest_request() == 512
+    assert [view.max_model_len for view in fleet.views()] == [256, 512]
+    larger.message(pb.WorkerMessage(draining=pb.Draining()))
+    assert fleet.longest_request() == 256
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "a" in said and "requests of 256 tokens, the context is 512" in said
+
+
+async def test_workers_of_other_blocks_are_told_of_once_and_get_no_handovers(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect(fleet, "a", layout_fingerprint="x", block_tokens=16)
+    for epoch in (1, 2):
+        connect(fleet, "b", epoch=epoch, layout_fingerprint="y", block_tokens=32)
+    assert [view.layout for view in fleet.views()] == ["x", "y"]
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "blocks of 16 tokens" in said and "(32)" in said and "nothing is handed over" in said

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from rtp_llm.router.policies import DECODE, PREFILL, PlacementQuery, WorkerView, least_loaded, round_robin
+from rtp_llm.router.policies import DECODE, PREFILL, PlacementQuery, Policy, WorkerView, least_loaded, round_robin
 
 
 def worker(name: str, pool: str, **fields: object) -> WorkerView:
@@ -99,3 +99,27 @@ def test_a_decode_worker_without_room_for_the_prompt_is_passed_over() -> None:
     ]
     placement = least_loaded(fleet, query())
     assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
+
+
+@pytest.mark.parametrize("policy", [least_loaded, round_robin])
+@pytest.mark.parametrize(
+    ("tokens", "pair"),
+    [(100, ("p", "d")), (101, ("p", None)), (201, None)],
+    ids=["both hold it", "the sender alone", "nobody"],
+)
+def test_a_request_runs_where_context_and_pool_hold_it(
+    policy: Policy, tokens: int, pair: tuple[str, str | None] | None
+) -> None:
+    workers = [worker("p", PREFILL, max_model_len=200), worker("d", DECODE, max_model_len=100)]
+    placement = policy(workers, query(total_tokens=tokens))
+    found = placement and (placement.sender.id, placement.receiver.id if placement.receiver else None)
+    assert found == pair
+
+
+@pytest.mark.parametrize("policy", [least_loaded, round_robin])
+def test_kv_is_handed_over_between_equal_layouts_only(policy: Policy) -> None:
+    workers = [worker("p", PREFILL, layout="a"), worker("d0", DECODE, layout="b"), worker("d1", DECODE, layout="a")]
+    placement = policy(workers, query())
+    assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
+    placement = policy(workers[:2], query())
+    assert placement is not None and (placement.sender.id, placement.receiver) == ("p", None)

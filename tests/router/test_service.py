@@ -121,6 +121,25 @@ async def test_a_chat_that_fills_the_context_is_refused_without_naming_a_max_tok
     assert "one more for the answer" in refused.value.message and "None" not in refused.value.message
 
 
+async def test_an_answer_is_limited_to_what_context_and_pools_leave(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gave a limit: it is that; somebody gave one: both numbers are named."""
+    monkeypatch.setattr(service.fleet, "longest_request", lambda: 40)
+    assert service.max_model_len == 40
+    asked = await service.chat(chat())
+    assert asked.sampling.max_tokens == 40 - asked.num_tokens
+    limit = r"the 40 tokens that the workers' KV pools hold \(the model's context is 64\)"
+    with pytest.raises(
+        PromptTooLongError, match=f"^max_tokens: 50 and 2 prompt tokens exceed {limit}, which leaves 38"
+    ):
+        await service.complete(completion(max_tokens=50))
+    with pytest.raises(PromptTooLongError, match=f"^prompt: 45 prompt tokens and one more .* exceed {limit}"):
+        await service.complete(completion(prompt=[5] * 45))
+    monkeypatch.setattr(service.fleet, "longest_request", lambda: 1000)
+    assert service.max_model_len == MAX_MODEL_LEN
+
+
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])
 async def test_reserved_variables_of_chat_templates_are_refused(service: Service, name: str) -> None:
     with pytest.raises(InvalidRequestError, match=name) as refused:
@@ -131,7 +150,7 @@ async def test_reserved_variables_of_chat_templates_are_refused(service: Service
 
 async def test_tools_reach_the_template_unless_none_is_chosen(service: Service) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    service.max_model_len = 4096
+    service.context = 4096
     without = (await service.chat(chat())).tokens
     assert (await service.chat(chat(tools=tools, tool_choice="none"))).tokens == without
     offered = (await service.chat(chat(tools=tools))).tokens

@@ -86,7 +86,10 @@ def test_progress_is_shown_and_the_last_lines_say_url_and_curl(deployment: Deplo
         "starting Serve",
         "starting 1 router",
         "connecting workers",
+        "prefill: a worker's KV pool holds 131",
+        "decode: a worker's KV pool holds 131",
     ]
+    assert steps[-1].endswith("131,072 tokens, a request may have 2,048")  # max_num_seqs times the context
     assert deployment.start_lines[-2] == f"ready at {deployment.url}"
 
 
