@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtp_llm import serve_internals
-from rtp_llm.config import Config, HttpSettings, load_config
+from rtp_llm.config import Config, HttpSettings, Pool, load_config
 from rtp_llm.errors import ConfigError, UnavailableError
 from rtp_llm.metrics import readings
 from rtp_llm.router.policies import policy_named
@@ -54,8 +54,8 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
 
     config = load_config(overrides=_paths(args or {})).with_absolute_path()
     _check(config)
-    pools = [(prefill_pool, config.prefill), (decode_pool, config.decode)]
-    return router_ingress(config, [pool(config) for pool, settings in pools if settings.replicas])
+    pools = {Pool.PREFILL: prefill_pool, Pool.DECODE: decode_pool}
+    return router_ingress(config, [deploy(config) for pool, deploy in pools.items() if config.pool(pool).replicas])
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
 def _check(config: Config) -> None:
     """What the tree alone can't tell, said before anything starts."""
     policy_named(config.router.policy)
-    if config.prefill.replicas + config.decode.replicas == 0:
+    if config.num_workers == 0:
         raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
 
 
@@ -221,7 +221,7 @@ class _Application:
         self._since = self._deployed_at()
         url = _url(http)
         progress(f"connecting workers, asking {url}/health" if _joins() else "connecting workers")
-        _wait_ready(url, config.prefill.replicas + config.decode.replicas)
+        _wait_ready(url, config.num_workers)
         for line in _room(url):
             progress(line)
         return url

@@ -7,6 +7,7 @@ command line.
 
 from __future__ import annotations
 
+import enum
 import json
 import math
 import os
@@ -22,6 +23,15 @@ from rtp_llm.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "RTP_LLM_"
 DEMO_MODEL = str(Path(__file__).parent / "demo")
+
+
+class Pool(str, enum.Enum):
+    """The pools of an application. Every worker can do either part; the pool says which it is given."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+    __str__ = str.__str__
 
 
 class _Section(BaseModel):
@@ -181,13 +191,21 @@ class Config(_Section):
     router: RouterSettings = RouterSettings()
     http: HttpSettings = HttpSettings()
 
-    def engine_of(self, pool: str) -> EngineSettings:
-        """Engine settings of "prefill" or "decode": the common ones, overridden by its own.
+    def pool(self, pool: Pool) -> PoolSettings:
+        return {Pool.PREFILL: self.prefill, Pool.DECODE: self.decode}[pool]
+
+    @property
+    def num_workers(self) -> int:
+        """Of all pools."""
+        return sum(self.pool(pool).replicas for pool in Pool)
+
+    def engine_of(self, pool: Pool) -> EngineSettings:
+        """Engine settings of this pool: the common ones, overridden by its own.
 
         Raises:
             ConfigError: one of its own is unknown or wrong.
         """
-        own: dict[str, Any] = getattr(self, pool).engine
+        own = self.pool(pool).engine
         return _validated(EngineSettings, {**self.engine.model_dump(), **own}, f"{pool}.engine")
 
     def with_token(self) -> Config:
@@ -227,7 +245,7 @@ def load_config(
     for path, value in (overrides or {}).items():
         _set(tree, path, value)
     config = _validated(Config, tree, "")
-    for pool in ("prefill", "decode"):
+    for pool in Pool:
         config.engine_of(pool)
     return config
 

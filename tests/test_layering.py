@@ -57,8 +57,9 @@ IMPORTS = {
     "llm": BELOW_WORKER,
     "worker": BELOW_WORKER | NATIVE,
     "directory": NOUNS,
-    "prefill": BELOW_POOLS,
-    "decode": BELOW_POOLS,
+    "pool": BELOW_POOLS,
+    "prefill": BELOW_POOLS | {"pool"},
+    "decode": BELOW_POOLS | {"pool"},
     "router": NOUNS | {"wire", "model", "directory", "replica"},
     "app": BELOW_POOLS | {"prefill", "decode", "router"},
     "chat": NOUNS,
@@ -70,7 +71,7 @@ IMPORTS = {
 
 # distribution's module: the rooms that may import it
 IMPORT_HOMES = {
-    "ray": {"directory", "serve_internals", "replica", "prefill", "decode", "router", "app"},
+    "ray": {"directory", "serve_internals", "replica", "pool", "prefill", "decode", "router", "app"},
     "grpc": {"wire"},
     "google": {"wire"},
     "fastapi": {"router"},

@@ -11,10 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rtp_llm.config import Pool
 from rtp_llm.errors import ConfigError
 
-PREFILL = "prefill"
-DECODE = "decode"
+PREFILL = Pool.PREFILL.value
+DECODE = Pool.DECODE.value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rtp_llm.config import load_config
+from rtp_llm.config import Pool, load_config
 from rtp_llm.errors import ConfigError, RtpLlmError
 from rtp_llm.worker.worker import Worker
 
@@ -77,7 +77,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rtp_llm.worker", description="One worker as a plain process.")
-    parser.add_argument("--pool", choices=("prefill", "decode"), required=True)
+    parser.add_argument("--pool", type=Pool, choices=list(Pool), required=True)
     parser.add_argument("--id", required=True, help="unique among live workers")
     parser.add_argument("--config", help="YAML file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE")

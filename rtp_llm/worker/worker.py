@@ -16,7 +16,7 @@ import logging
 import os
 
 from rtp_llm._native import _engine
-from rtp_llm.config import Config
+from rtp_llm.config import Config, Pool
 from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
 from rtp_llm.wire.convert import outputs_by_router
@@ -51,7 +51,7 @@ class Worker:
         UnavailableError: UCX or the gRPC server can't listen.
     """
 
-    def __init__(self, config: Config, pool: str, worker_id: str, engine: NativeEngine) -> None:
+    def __init__(self, config: Config, pool: Pool, worker_id: str, engine: NativeEngine) -> None:
         self._config = config
         self._engine = engine
         self._figures = Figures(max_model_len=engine.max_model_len, block_tokens=engine.block_tokens)
@@ -62,7 +62,7 @@ class Worker:
         )
         self.identity = Identity(
             key=key,
-            pool=pool,
+            pool=str(pool),
             model=config.served_name,
             model_digest=engine.model_digest,
             layout_json=engine.layout_json,
@@ -105,7 +105,7 @@ class Worker:
         return self.identity.peer_address
 
     @classmethod
-    async def load(cls, config: Config, pool: str, worker_id: str, *, workers_here: int | None = None) -> Worker:
+    async def load(cls, config: Config, pool: Pool, worker_id: str, *, workers_here: int | None = None) -> Worker:
         """Read the model and build the engine off the loop. `workers_here`: how many share this host's memory, this one
         included; by default all of the configuration.
 
@@ -113,7 +113,7 @@ class Worker:
             ModelError: the model's files can't be served.
         """
         settings = config.engine_of(pool)
-        workers = workers_here or max(config.prefill.replicas + config.decode.replicas, 1)
+        workers = workers_here or max(config.num_workers, 1)
         engine = await asyncio.to_thread(build, config.model, settings, workers_here=workers)
         return cls(config, pool, worker_id, engine)
 

@@ -7,12 +7,13 @@ import pytest
 from ray import serve
 
 from rtp_llm.config import load_config
-from rtp_llm.decode import deployment as decode
+from rtp_llm.decode.deployment import DecodeWorker
 from rtp_llm.errors import ModelLoadError
-from rtp_llm.prefill import deployment as prefill
+from rtp_llm.pool import deployment as pool
+from rtp_llm.prefill.deployment import PrefillWorker
 from rtp_llm.router import deployment as router
 
-REPLICAS = [(prefill, prefill.PrefillWorker), (decode, decode.DecodeWorker), (router, router.Router)]
+REPLICAS = [(pool, PrefillWorker), (pool, DecodeWorker), (router, router.Router)]
 
 
 class Worker:
@@ -22,7 +23,7 @@ class Worker:
     stopped = 0
 
     @classmethod
-    async def load(cls, *_: object) -> "Worker":
+    async def load(cls, *_: object, **__: object) -> "Worker":
         if not cls.loads:
             raise ModelLoadError("no such model")
         return cls()
@@ -36,7 +37,8 @@ class Worker:
 
 async def construct_and_destroy(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     destroy = cls.__del__
-    monkeypatch.delattr(cls, "__del__")  # Serve's call is the only one
+    [owner] = [each for each in cls.__mro__ if "__del__" in vars(each)]
+    monkeypatch.delattr(owner, "__del__")  # Serve's call is the only one
     replica = object.__new__(cls)
     with pytest.raises(ModelLoadError):
         await cls.__init__(replica, {})
@@ -61,6 +63,7 @@ async def test_a_worker_that_was_loaded_is_stopped(
 ) -> None:
     monkeypatch.setattr(module, "prepare_replica", lambda _: load_config(environ={}))
     monkeypatch.setattr(module, "Worker", Worker)
+    monkeypatch.setattr(module, "_this_node", dict)
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="1"))
     monkeypatch.setattr(serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(Worker, "loads", loads)
@@ -78,3 +81,20 @@ async def test_a_router_warns_where_serve_would_buffer_without_end(
         caplog.clear()
         router._warn_of_serves_thread()
         assert [name in record.message for record in caplog.records] == [True] * warnings
+
+
+def test_a_node_shares_its_memory_among_the_workers_that_may_start_there() -> None:
+    """All of them, unless resources or CPUs pin a pool elsewhere or leave no room."""
+    config = load_config(
+        overrides={
+            "prefill.replicas": 3,
+            "decode.replicas": 5,
+            "prefill.resources": {"prefill": 1},
+            "decode.num_cpus": 2.0,
+        },
+        environ={},
+    )
+    assert pool.workers_on(config, {"CPU": 64.0, "prefill": 8.0}) == 8
+    assert pool.workers_on(config, {"CPU": 64.0}) == 5
+    assert pool.workers_on(config, {"CPU": 5.0, "prefill": 1.0}) == 3
+    assert pool.workers_on(config, {}) == 1

@@ -1,0 +1,1 @@
+"""What every pool of workers is as a Serve deployment; `prefill` and `decode` say how theirs differ."""

@@ -1,0 +1,93 @@
+"""A pool of workers as a Serve deployment: one replica is one process with one worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar
+
+import ray
+from ray import serve
+
+from rtp_llm.config import Config, Pool
+from rtp_llm.directory import DirectoryClient, Member
+from rtp_llm.replica import prepare_replica
+from rtp_llm.worker.worker import Worker
+
+CONSTRUCTOR_RETRIES = 2  # a model that can't be served fails the deployment instead of being loaded for ever
+
+
+class PoolWorker:
+    """One replica = one process with one worker. Routers reach it by its own gRPC server; Serve owns its life. A pool's own
+    class names the pool and its load."""
+
+    pool: ClassVar[Pool]
+
+    async def __init__(self, sections: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
+        config = prepare_replica(sections)
+        name = f"{self.pool}-{serve.get_replica_context().replica_id.unique_id}"
+        self._worker = await Worker.load(config, self.pool, name, workers_here=workers_on(config, _this_node()))
+        self._at_stop.push_async_callback(self._worker.stop)
+        await self._worker.start()
+        key = self._worker.key
+        self._member = Member(id=key.id, epoch=key.epoch, pool=str(self.pool), address=self._worker.address)
+        self._directory = DirectoryClient(config.worker.directory)
+        self._registration = asyncio.ensure_future(self._directory.keep_registered(self._member))
+        self._at_stop.push_async_callback(self._leave)
+
+    def load_signal(self, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """What of `Worker.autoscaling_figures` tells this pool's load."""
+        raise NotImplementedError
+
+    def check_health(self) -> None:
+        """Raises EngineError when an engine or transfer thread has ended: Serve replaces the replica."""
+        self._worker.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return dict(self.load_signal(self._worker.autoscaling_figures()))
+
+    async def __del__(self) -> None:
+        """Serve awaits this as soon as the replica is to stop; its gRPC server goes on meanwhile."""
+        await self._at_stop.aclose()
+
+    async def _leave(self) -> None:
+        self._registration.cancel()
+        await self._directory.withdraw(self._member)
+        await self._worker.drain()
+
+
+def deployed(config: Config, worker: type[PoolWorker]) -> serve.Application:
+    """The deployment with as many replicas as the pool's settings say."""
+    settings = config.pool(worker.pool)
+    return serve.deployment(
+        worker,
+        name=worker.pool.value,
+        num_replicas=settings.replicas,
+        max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        graceful_shutdown_wait_loop_s=0.05,
+        graceful_shutdown_timeout_s=config.worker.drain_timeout_s + 10,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        ray_actor_options={"num_cpus": settings.num_cpus, "resources": settings.resources},
+    ).bind(config.model_dump())
+
+
+def workers_on(config: Config, node: Mapping[str, float]) -> int:
+    """How many workers may start on a node with these resources: those of each pool, but no more than it has room for."""
+    return max(sum(_fitting(config, pool, node) for pool in Pool), 1)
+
+
+def _fitting(config: Config, pool: Pool, node: Mapping[str, float]) -> int:
+    settings = config.pool(pool)
+    needs = {"CPU": settings.num_cpus, **settings.resources}
+    room = (int(node.get(name, 0.0) / need) for name, need in needs.items() if need > 0)
+    return min([settings.replicas, *room])
+
+
+def _this_node() -> Mapping[str, float]:
+    here = ray.get_runtime_context().get_node_id()
+    [node] = [node for node in ray.nodes() if node["NodeID"] == here]
+    found: Mapping[str, float] = node["Resources"]
+    return found
