@@ -13,6 +13,7 @@ RtpLlmError
 │   └── DeadlineError        the request ran out of time (HTTP 504)
 ├── WorkerLostError          the third worker was lost under one request (HTTP 500)
 ├── ProtocolError            a peer speaks another version or layout, or breaks the protocol
+├── TaskError                a background task that must go on has ended (HTTP 500)
 └── EngineError              the native engine broke an invariant of its own (HTTP 500)
 """
 
@@ -90,6 +91,10 @@ class WorkerLostError(RtpLlmError):
 
 class ProtocolError(RtpLlmError):
     """A peer speaks another version or layout, or breaks the protocol."""
+
+
+class TaskError(RtpLlmError):
+    """A background task that must go on has ended."""
 
 
 class EngineError(RtpLlmError):

@@ -35,6 +35,9 @@ class RouterMetrics:
         self.inter_token_latency = histogram("inter_token_latency_seconds", "between tokens of one answer")
         self.request_duration = histogram("request_duration_seconds", "from request to last token")
         self.retries = counter("retries", "attempts after the first, by cause", ("cause",))
+        self.workers = Gauge(
+            "rtp_llm_workers", "members of the fleet by pool and state", ("pool", "state"), registry=registry
+        )
         self.worker_losses = counter("worker_losses", "workers declared lost")
         self.numerics_mismatches = counter("numerics_mismatches", "placements over unequal numerics_id")
 

@@ -36,7 +36,7 @@ INCLUDE_HOMES = {
     r"(pybind11/|Python\.h)": ("bindings",),
 }
 
-NOUNS = {"errors", "config", "request", "metrics"}
+NOUNS = {"errors", "config", "request", "metrics", "lasting_task"}
 BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory"}
 BELOW_WORKER = BELOW_ENGINE | {"engine"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
@@ -48,6 +48,7 @@ IMPORTS = {
     "config": {"errors"},
     "request": {"errors"},
     "metrics": {"errors"},
+    "lasting_task": {"errors"},
     "host_memory": set(),
     "serve_internals": set(),
     "replica": {"config", "serve_internals"},

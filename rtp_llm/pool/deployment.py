@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from ray import serve
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import DirectoryClient, Member
+from rtp_llm.lasting_task import LastingTask
 from rtp_llm.replica import prepare_replica
 from rtp_llm.worker.worker import Worker
 
@@ -34,7 +34,8 @@ class PoolWorker:
         key = self._worker.key
         self._member = Member(id=key.id, epoch=key.epoch, pool=str(self.pool), address=self._worker.address)
         self._directory = DirectoryClient(config.worker.directory)
-        self._registration = asyncio.ensure_future(self._directory.keep_registered(self._member))
+        registering = self._directory.keep_registered(self._member)
+        self._registration = LastingTask(f"the registration of {key}", registering)
         self._at_stop.push_async_callback(self._leave)
 
     def load_signal(self, figures: Mapping[str, float]) -> Mapping[str, float]:
@@ -42,8 +43,10 @@ class PoolWorker:
         raise NotImplementedError
 
     def check_health(self) -> None:
-        """Raises EngineError when an engine or transfer thread has ended: Serve replaces the replica."""
+        """Raises when an engine or transfer thread has ended or stands still, or nobody could find this worker: Serve replaces
+        the replica."""
         self._worker.check_health()
+        self._registration.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         return dict(self.load_signal(self._worker.autoscaling_figures()))

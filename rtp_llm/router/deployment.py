@@ -37,6 +37,10 @@ class Router:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_ingress(lambda: self._service)
 
+    def check_health(self) -> None:
+        """Raises TaskError when a background task has ended that this router can't do without: Serve replaces the replica."""
+        self._service.check_health()
+
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended."""
         await self._at_stop.aclose()

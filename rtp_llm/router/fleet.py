@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from typing import Protocol
 
 from rtp_llm.directory import Member, Membership
+from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router.policies import WorkerView
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -19,6 +21,9 @@ from rtp_llm.wire.session import SessionTiming, WorkerSession
 from rtp_llm.wire.v1.router_pb2 import DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
 
 log = logging.getLogger("rtp_llm.router")
+
+# live: gets requests; refused: it won't have this router, or serves something else.
+WORKER_STATES = ("live", "draining", "connecting", "unreachable", "refused")
 
 
 class FleetListener(Protocol):
@@ -49,6 +54,7 @@ class RemoteWorker:
         self.hello = WorkerHello()
         self.load = Load()
         self.draining = False
+        self.is_refused = False  # by it, for ever
         self.departed = False  # the membership doesn't name it any more
         # What this router has submitted and neither a word about it nor a later Load has shown. A Load that crosses a Submit
         # on the wire clears it too early; then the worker's own limit answers Busy.
@@ -69,6 +75,15 @@ class RemoteWorker:
     @property
     def is_live(self) -> bool:
         return self.key.epoch != 0 and self.session.is_connected
+
+    @property
+    def state(self) -> str:
+        """One of WORKER_STATES."""
+        if self.is_refused or (self.is_live and not self._fleet.serves_this_model(self)):
+            return "refused"
+        if self.is_live:
+            return "draining" if self.draining else "live"
+        return "unreachable" if self.session.failure else "connecting"
 
     def view(self) -> WorkerView:
         return WorkerView(
@@ -147,6 +162,7 @@ class RemoteWorker:
         self._fleet.dismiss_if_departed(self)
 
     def refused(self, reason: str) -> None:
+        self.is_refused = True
         log.error("worker %s refuses this router: %s", self.member.id, reason)
 
     def _forget_placements(self) -> None:
@@ -183,18 +199,25 @@ class Fleet:
         self._membership = membership
         self._members: dict[str, Member] = {}
         self._workers: dict[str, RemoteWorker] = {}
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: LastingTask | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()  # set, and replaced, when a worker came or its load changed
         self._warned: set[frozenset[str]] = set()
 
     def start(self) -> None:
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = LastingTask("the watch of the membership", self._watch())
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            TaskError: this router would meet no new worker any more.
+        """
+        if self._watching is not None:
+            self._watching.check()
 
     async def close(self) -> None:
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await self._watching.close()
         await asyncio.gather(*(worker.session.close() for worker in self._workers.values()), *self._closing)
         self._workers.clear()
 
@@ -203,7 +226,7 @@ class Fleet:
         return [
             worker
             for worker in self._workers.values()
-            if worker.is_live and worker.load.max_queued_tokens > 0 and self._serves_this_model(worker)
+            if worker.is_live and worker.load.max_queued_tokens > 0 and self.serves_this_model(worker)
         ]
 
     def views(self) -> list[WorkerView]:
@@ -237,6 +260,10 @@ class Fleet:
         while len(self.live()) < num_workers:
             await self._changed.wait()
 
+    def states(self) -> Counter[tuple[str, str]]:
+        """Workers by (pool as the membership has it, state)."""
+        return Counter((worker.member.pool, worker.state) for worker in self._workers.values())
+
     async def metrics_texts(self) -> dict[tuple[str, str], str]:
         """(pool, worker id) → exposition, of each live worker that answers in time."""
         workers = self.live()
@@ -260,10 +287,10 @@ class Fleet:
         """Workers of another model, or of other weights than those that serve now, get no requests."""
         if newcomer.hello.model != self.model:
             log.error("worker %s serves model %r, this router %r", newcomer.key, newcomer.hello.model, self.model)
-        elif not self._serves_this_model(newcomer):
+        elif not self.serves_this_model(newcomer):
             log.error("worker %s has other weights than the workers that serve now", newcomer.key)
 
-    def _serves_this_model(self, worker: RemoteWorker) -> bool:
+    def serves_this_model(self, worker: RemoteWorker) -> bool:
         """The weights are those of the worker that was met first among the live ones."""
         if worker.hello.model != self.model:
             return False

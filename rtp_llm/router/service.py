@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from rtp_llm.config import Config
+from rtp_llm.config import Config, Pool
 from rtp_llm.directory import Membership
 from rtp_llm.errors import InvalidRequestError, PromptTooLongError
 from rtp_llm.metrics import RouterMetrics, merged, new_registry
@@ -19,7 +19,7 @@ from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import MAX_SUPPRESSED_TOKENS, Request, SamplingParams
 from rtp_llm.router.answer_text import AnswerText
 from rtp_llm.router.dispatcher import Dispatcher
-from rtp_llm.router.fleet import Fleet
+from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.policies import policy_named
 from rtp_llm.router.responses import Delta
 from rtp_llm.router.schemas import ChatBody, CompletionBody
@@ -91,6 +91,13 @@ class Service:
     async def close(self) -> None:
         await self.fleet.close()
 
+    def check_health(self) -> None:
+        """
+        Raises:
+            TaskError: a task that must go on has ended.
+        """
+        self.fleet.check_health()
+
     # --- Backend of the HTTP surface.
 
     @property
@@ -124,7 +131,14 @@ class Service:
         return await self.fleet.wait_ready(timeout_s, num_workers)
 
     async def metrics(self) -> bytes:
+        self._count_workers()
         return merged(self.registry, await self.fleet.metrics_texts())
+
+    def _count_workers(self) -> None:
+        states = self.fleet.states()
+        for pool in Pool:
+            for state in WORKER_STATES:
+                self.metrics_here.workers.labels(pool.value, state).set(states[pool.value, state])
 
     def count(self, endpoint: str, status: int) -> None:
         self.metrics_here.requests.labels(endpoint, str(status)).inc()

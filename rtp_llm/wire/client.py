@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -56,6 +57,8 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         self._hello = hello
         self._channel: grpc.aio.Channel | None = None
         self._task: asyncio.Task[None] | None = None
+        self._failure = ""
+        self._is_known_to_fail = False
 
     def start(self) -> None:
         """Begin to connect. The time to be lost runs from here."""
@@ -78,6 +81,11 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             connection.end("closed by this end")
 
     @property
+    def failure(self) -> str:
+        """Why the last try to connect failed; empty while connected, and before the first try has ended."""
+        return self._failure
+
+    @property
     def _is_closed(self) -> bool:
         return self._life is Life.CLOSED
 
@@ -85,7 +93,12 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         backoff = 0.0
         while not self._is_closed:
             began = self._loop.time()
-            spoke = await self._connect()
+            try:
+                spoke = await self._connect()
+            except Exception as error:  # of ours, or one that gRPC has never raised before: the next try may go well
+                log.exception("connecting to %s at %s failed", self.other, self.address)
+                self._failed(describe(error))
+                spoke = False
             if spoke and self._loop.time() - began >= LAST_BACKOFF_S:
                 backoff = 0.0
                 continue
@@ -105,6 +118,8 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             answer = await self._greet(call)
             if answer is None:
                 return False
+            self._failure = ""
+            self._is_known_to_fail = True  # from here on, broken and lost say what there is to say
             connection = Connection(lambda: _next(call), call.write)
             reason = await self._speak(connection, answer)
             log.info("session with %s at %s: %s", self.other, self.address, reason)
@@ -118,7 +133,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         try:
             answer = await asyncio.wait_for(self._exchange(call), self._timing.lost_after_s)
         except (grpc.RpcError, asyncio.InvalidStateError, asyncio.TimeoutError, ProtocolError) as error:
-            log.debug("session with %s at %s: %s", self.other, self.address, describe(error))
+            self._failed(await self._reason(call, error))
             if call.done() and await call.code() is grpc.StatusCode.UNAUTHENTICATED:
                 self._give_up(await call.details())
             elif not self._judge_silence() and await self._is_refused():
@@ -131,6 +146,21 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             self._give_up(f"worker {found.id} answers at {self.address}, expected {self.other.id}")
             return None
         return answer
+
+    def _failed(self, reason: str) -> None:
+        """A try to connect has failed. Said once of an end that was never met: it is the first thing that goes wrong between
+        hosts, by an address that can't be reached from here, or a firewall."""
+        self._failure = reason
+        level = logging.DEBUG if self._is_known_to_fail else logging.WARNING
+        self._is_known_to_fail = True
+        log.log(level, "%s at %s can't be reached, it is tried further: %s", self.other, self.address, reason)
+
+    async def _reason(self, call: Any, error: BaseException) -> str:
+        if isinstance(error, asyncio.TimeoutError):
+            return f"no answer within {self._timing.lost_after_s:g} s"
+        if call.done() and not isinstance(error, ProtocolError):  # gRPC's own words
+            return f"{(await call.code()).name}: {await call.details()}"
+        return describe(error)
 
     async def _exchange(self, call: Any) -> InT:
         await call.write(self._stamped(self._hello()))

@@ -269,11 +269,11 @@ class Worker:
 
     def _on_pulse(self) -> None:
         quiet, self._pulse_is_near = not self._pulse_is_near, False
+        self._schedule_pulse(self._config.handover.heartbeat_s)  # first: whatever fails below, the pulse goes on
         self._publish_load()
         self._drain.look()
         if quiet and self._ran and self.is_idle():
             self._ran = self._check_what_is_left()
-        self._schedule_pulse(self._config.handover.heartbeat_s)
 
     def _publish_load(self) -> None:
         self._routers.publish(

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rtp_llm.directory import Member, StaticMembership
+from rtp_llm.errors import TaskError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
@@ -28,6 +29,7 @@ class ScriptedSession:
     def __init__(self, *_: Any, events: RemoteWorker, **__: Any) -> None:
         self.events = events
         self.is_connected = False
+        self.failure = ""
         self.closed = False
 
     def start(self) -> None: ...
@@ -204,3 +206,38 @@ async def test_workers_of_other_blocks_are_told_of_once_and_get_no_handovers(
     assert [view.layout for view in fleet.views()] == ["x", "y"]
     [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "blocks of 16 tokens" in said and "(32)" in said and "nothing is handed over" in said
+
+
+async def test_workers_are_counted_by_what_this_router_can_do_with_them(fleet: Fleet) -> None:
+    assert fleet.states() == {("decode", "connecting"): 2}
+    fleet._workers["a"].session.failure = "UNAVAILABLE: no route"  # type: ignore[misc]
+    assert fleet.states() == {("decode", "connecting"): 1, ("decode", "unreachable"): 1}
+    worker = connect(fleet, "b")
+    assert fleet.states() == {("decode", "live"): 1, ("decode", "unreachable"): 1}
+    worker.message(pb.WorkerMessage(draining=pb.Draining()))
+    assert worker.state == "draining"
+    connect(fleet, "b", epoch=2, model="other")
+    assert worker.state == "refused"
+    fleet._workers["a"].refused("protocol_version: 1 here, 2 there")
+    assert fleet.states() == {("decode", "refused"): 2}
+
+
+async def test_a_watch_that_ends_is_said_and_the_router_is_unhealthy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        async def watch(self) -> AsyncIterator[list[Member]]:
+            yield []
+            raise KeyError("what nobody has expected")
+
+    metrics = RouterMetrics(CollectorRegistry())
+    broken = Fleet(Broken(), model="m", router_id="r", router_epoch=7, timing=SessionTiming(), metrics=metrics)
+    broken.start()
+    broken.check_health()
+    await asyncio.sleep(0.01)
+    with pytest.raises(
+        TaskError, match="the watch of the membership has stopped: KeyError: 'what nobody has expected'"
+    ):
+        broken.check_health()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    await broken.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -545,3 +546,46 @@ def test_what_grpc_raises_into_a_write_of_a_lost_connection_is_no_failed_callbac
     assert is_transport_error(grpc.aio.InternalError("Failed execute_batch"))
     assert is_transport_error(grpc.aio.UsageError("the call is over"))
     assert not is_transport_error(RuntimeError("a bug in a callback"))
+
+
+async def failed(session: WorkerSession) -> str:
+    """Why it can't connect, once it has tried."""
+    while not session.failure:  # noqa: ASYNC110 - nobody is told
+        await asyncio.sleep(0.01)
+    return session.failure
+
+
+@pytest.mark.parametrize("where", ["silent", "refused", "nowhere"])
+async def test_a_worker_that_cannot_be_reached_is_said_once_with_its_address(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A port that takes connections and says nothing, as firewalls do; one where nobody listens; a host without an address."""
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        if where == "silent":
+            port.listen()
+        address = "nowhere.invalid:1" if where == "nowhere" else f"127.0.0.1:{port.getsockname()[1]}"
+        async with session_to(address, timing=SILENT) as (session, _):
+            for _ in range(2):
+                failure = await failed(session)
+                session._failure = ""
+        [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert said.startswith(f"w@0000000000000000 at {address} can't be reached, it is tried further: ")
+        assert failure == "no answer within 0.6 s" if where == "silent" else failure.startswith("UNAVAILABLE: ")
+
+
+async def test_a_session_survives_what_nobody_has_expected_while_it_connects(caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as (_, proxy):
+        events = Events()
+        session = WorkerSession(
+            WorkerKey("w", 0), proxy.address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=TIMING
+        )
+        hello, session._hello = session._hello, lambda: 1 // 0  # type: ignore[return-value,assignment]
+        session.start()
+        await failed(session)
+        assert session.failure.startswith("ZeroDivisionError")
+        assert any(record.levelname == "ERROR" and record.exc_info for record in caplog.records)
+        session._hello = hello
+        assert await events.next("connected") is False
+        assert session.failure == ""
+        await session.close()
