@@ -19,6 +19,8 @@ from ray.exceptions import RayError
 
 log = logging.getLogger("rtp_llm.directory")
 
+ROUTER = "router"  # a member that is no worker
+
 NAMESPACE = "rtp_llm"
 REGISTER_EVERY_S = 1.0
 LEASE_S = 3.0
@@ -31,7 +33,7 @@ AWAY = (RayError, asyncio.TimeoutError, OSError, ValueError)
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One worker process. `address` is its session server, "host:port"."""
+    """One process: a worker of `pool`, or a router (pool ROUTER). `address` is its server, "host:port"."""
 
     id: str
     epoch: int

@@ -1,6 +1,7 @@
 """Every metric's name, type, labels and buckets, in one file. Prometheus' conventions; prefix `rtp_llm_`.
 
-A process makes its own `Metrics` (one registry); the router's /metrics shows its own and those of all workers.
+A process makes its own `Metrics` (one registry); /metrics of whichever router is asked shows those of all routers (label
+router) and all workers (labels pool and worker), each with the label model.
 """
 
 from __future__ import annotations
@@ -23,17 +24,28 @@ class RouterMetrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"rtp_llm_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"rtp_llm_{name}", text, buckets=SECONDS, registry=registry)
+        def histogram(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"rtp_llm_{name}", text, labels, buckets=SECONDS, registry=registry)
 
-        self.requests = counter("requests", "HTTP requests by endpoint and status", ("endpoint", "status"))
+        self.requests = counter(
+            "requests", "HTTP requests by endpoint and status when they end", ("endpoint", "status")
+        )
         self.requests_running = Gauge("rtp_llm_requests_running", "answers being made", registry=registry)
         self.requests_waiting = Gauge("rtp_llm_requests_waiting", "answers waiting for a worker", registry=registry)
-        self.prompt_tokens = counter("prompt_tokens", "prompt tokens of accepted requests")
+        self.prompt_tokens = counter(
+            "prompt_tokens", "prompt tokens of accepted requests, a prompt with n answers once"
+        )
         self.output_tokens = counter("output_tokens", "tokens emitted to clients")
-        self.time_to_first_token = histogram("time_to_first_token_seconds", "from request to first token")
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "from the request's arrival to first token")
         self.inter_token_latency = histogram("inter_token_latency_seconds", "between tokens of one answer")
-        self.request_duration = histogram("request_duration_seconds", "from request to last token")
+        self.request_duration = histogram(
+            "request_duration_seconds", "of an answer, from the request's arrival, by how it ended", ("outcome",)
+        )
+        self.phase_duration = histogram(
+            "phase_seconds",
+            "prepare: arrival to tokens, queue: each wait for a worker, prefill: placement to first token, decode: to the last",
+            ("phase",),
+        )
         self.retries = counter("retries", "attempts after the first, by cause", ("cause",))
         self.workers = Gauge(
             "rtp_llm_workers", "members of the fleet by pool and state", ("pool", "state"), registry=registry
@@ -43,7 +55,7 @@ class RouterMetrics:
 
 
 class WorkerMetrics:
-    """What a worker counts. Labels `pool` and `worker` are added where the router merges workers."""
+    """What a worker counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -67,7 +79,7 @@ class WorkerMetrics:
         self.transfer_seconds = counter("transfer_seconds", "from first message to commit", ("direction",))
         self.transfers = counter("transfers", "handovers by outcome", ("outcome",))
         self.transfer_outstanding = gauge("transfer_outstanding", "sends and receives in flight", ("direction",))
-        self.device_memory_bytes = gauge("device_memory_bytes", "allocations by tag", ("tag",))
+        self.device_memory_bytes = gauge("device_memory_bytes", "allocations by what they are for", ("tag",))
         self.numerics_mismatches = counter("peer_numerics_mismatches", "peers met with an unequal numerics_id")
         self.idle_check_failures = counter("idle_check_failures", "times that an idle worker had something left over")
 
@@ -93,17 +105,15 @@ def exposition(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-def merged(own: CollectorRegistry, workers: Mapping[tuple[str, str], str]) -> bytes:
-    """Text of `own` and of all workers: {(pool, worker): its text}. Each worker's samples get the labels pool and worker;
+def merged(common: Mapping[str, str], texts: Iterable[tuple[Mapping[str, str], str]]) -> bytes:
+    """One text of many: [(labels of its process, its text)]. All samples get their process's labels and those in `common`;
     families that several have become one."""
     families: dict[str, Metric] = {}
-    for (pool, worker), text in sorted(workers.items()):
+    for labels, text in sorted(texts, key=lambda each: sorted(each[0].items())):
         for family in text_string_to_metric_families(text):
             into = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            into.samples += [
-                sample._replace(labels={**sample.labels, "pool": pool, "worker": worker}) for sample in family.samples
-            ]
-    return generate_latest(own) + generate_latest(_Collected(families.values()))
+            into.samples += [sample._replace(labels={**sample.labels, **labels, **common}) for sample in family.samples]
+    return generate_latest(_Collected(families.values()))
 
 
 def readings(text: str, name: str, label: str) -> dict[str, float]:

@@ -1,4 +1,7 @@
-from rtp_llm.metrics import RouterMetrics, WorkerMetrics, exposition, merged, new_registry
+from types import SimpleNamespace
+
+from rtp_llm.metrics import RouterMetrics, WorkerMetrics, exposition, merged, new_registry, readings
+from rtp_llm.worker.figures import BLOCK_STATES, Figures
 
 
 def worker_text(tokens: int) -> str:
@@ -9,16 +12,59 @@ def worker_text(tokens: int) -> str:
     return exposition(registry).decode()
 
 
-def test_workers_are_merged_under_labels_of_pool_and_worker() -> None:
-    own = new_registry()
-    RouterMetrics(own).retries.labels(cause="lost").inc()
-    lines = merged(own, {("decode", "d0"): worker_text(5), ("prefill", "p0"): worker_text(7)}).decode().splitlines()
-    assert 'rtp_llm_retries_total{cause="lost"} 1.0' in lines
-    assert 'rtp_llm_decode_tokens_computed_total{pool="decode",worker="d0"} 5.0' in lines
-    assert 'rtp_llm_decode_tokens_computed_total{pool="prefill",worker="p0"} 7.0' in lines
-    assert 'rtp_llm_kv_blocks{pool="prefill",state="free",worker="p0"} 3.0' in lines
-    assert sum(line.startswith("# TYPE rtp_llm_kv_blocks ") for line in lines) == 1
+def router_text(retries: int) -> str:
+    registry = new_registry()
+    metrics = RouterMetrics(registry)
+    metrics.retries.labels(cause="lost").inc(retries)
+    metrics.time_to_first_token.observe(0.2)
+    return exposition(registry).decode()
 
 
-def test_a_worker_without_metrics_adds_nothing() -> None:
-    assert merged(new_registry(), {("decode", "d0"): ""}) == b""
+def test_routers_and_workers_are_merged_under_their_own_labels() -> None:
+    texts = [
+        ({"router": "r0"}, router_text(1)),
+        ({"router": "r1"}, router_text(2)),
+        ({"pool": "decode", "worker": "d0"}, worker_text(5)),
+        ({"pool": "prefill", "worker": "p0"}, worker_text(7)),
+    ]
+    lines = merged({"model": "m"}, texts).decode().splitlines()
+    assert 'rtp_llm_retries_total{cause="lost",model="m",router="r0"} 1.0' in lines
+    assert 'rtp_llm_retries_total{cause="lost",model="m",router="r1"} 2.0' in lines
+    assert 'rtp_llm_time_to_first_token_seconds_bucket{le="0.25",model="m",router="r1"} 1.0' in lines
+    assert 'rtp_llm_decode_tokens_computed_total{model="m",pool="decode",worker="d0"} 5.0' in lines
+    assert 'rtp_llm_decode_tokens_computed_total{model="m",pool="prefill",worker="p0"} 7.0' in lines
+    assert 'rtp_llm_kv_blocks{model="m",pool="prefill",state="free",worker="p0"} 3.0' in lines
+    for name in ("kv_blocks gauge", "time_to_first_token_seconds histogram"):
+        assert sum(line == f"# TYPE rtp_llm_{name}" for line in lines) == 1
+
+
+def test_a_process_without_metrics_adds_nothing() -> None:
+    assert merged({}, [({"pool": "decode", "worker": "d0"}, "")]) == b""
+
+
+def test_readings_are_the_largest_sample_of_each_label() -> None:
+    text = 'rtp_llm_a{pool="p",worker="0"} 1.0\nrtp_llm_a{pool="p",worker="1"} 3.0\nrtp_llm_b{pool="p"} 9.0\n'
+    assert readings(text, "rtp_llm_a", "pool") == {"p": 3.0}
+
+
+def test_memory_is_shown_by_what_it_is_for() -> None:
+    """Whatever the model's number of layers."""
+    load = SimpleNamespace(
+        **dict.fromkeys(LOAD, 0), blocks=SimpleNamespace(**dict.fromkeys((*BLOCK_STATES, "total"), 0))
+    )
+    transfer = dict.fromkeys(TRANSFER, 0) | {"lanes": {}}
+    names = ["lm_head", "weights.inv_freq", "kv_pool", "slots.seq_len", "slots.sampling", "batch"]
+    names += [f"model.layers.{layer}.self_attn.qkv_proj" for layer in range(5)]
+    text = Figures(max_model_len=9, block_tokens=4).text(load, transfer, [(0, 10, name) for name in names]).decode()
+    found = readings(text, "rtp_llm_device_memory_bytes", "tag")
+    assert found == {"weights": 70.0, "kv_pool": 10.0, "slots": 20.0, "batch": 10.0}
+
+
+LOAD = (
+    "prompt_tokens_computed", "decode_tokens_computed", "prefix_hit_tokens", "preemptions", "steps", "running", "waiting",
+    "queued_tokens",
+)  # fmt: skip
+TRANSFER = (
+    "prefix_hit_tokens", "send_seconds", "receive_seconds", "committed_sent", "committed_received", "no_room", "expired",
+    "bad_checksum", "sends_outstanding", "receives_outstanding",
+)  # fmt: skip

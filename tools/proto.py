@@ -18,14 +18,11 @@ INIT = '"""Generated from protos/rtp_llm/wire/v1 by `make proto`; not edited by 
 def generate(home: Path) -> None:
     """Write the package into `home`, which must be empty."""
     with tempfile.TemporaryDirectory() as out:
-        flags = [f"--proto_path={PROTOS}"] + [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
+        flags = [f"--proto_path={PROTOS}"] + [f"--{kind}_out={out}" for kind in ("python", "pyi")]
         files = sorted(str(path) for path in PROTOS.glob("rtp_llm/wire/v1/*.proto"))
         subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, *files], check=True)
         for path in sorted(Path(out).glob("rtp_llm/wire/v1/*.py*")):
-            text = path.read_text()
-            if path.name.endswith("_grpc.py") and "class " not in text:
-                continue  # a file without a service
-            (home / path.name).write_text(text)
+            (home / path.name).write_text(path.read_text())
     (home / "__init__.py").write_text(INIT)
 
 

@@ -13,6 +13,7 @@ from ray import serve
 
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient
+from rtp_llm.lasting_task import LastingTask
 from rtp_llm.replica import prepare_replica
 from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.service import Service
@@ -30,9 +31,14 @@ class Router:
         self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
         config = prepare_replica(sections)
         _warn_of_serves_thread()
-        self._service = Service(config, DirectoryClient(config.worker.directory))
+        self._directory = DirectoryClient(config.worker.directory)
+        self._service = Service(config, self._directory)
         self._at_stop.push_async_callback(self._service.close)
         self._service.start()
+        self._member = await self._service.listen()
+        registering = self._directory.keep_registered(self._member)
+        self._registration = LastingTask(f"the registration of {self._member.id}", registering)
+        self._at_stop.push_async_callback(self._leave)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_ingress(lambda: self._service)
@@ -40,6 +46,11 @@ class Router:
     def check_health(self) -> None:
         """Raises TaskError when a background task has ended that this router can't do without: Serve replaces the replica."""
         self._service.check_health()
+        self._registration.check()
+
+    async def _leave(self) -> None:
+        self._registration.cancel()
+        await self._directory.withdraw(self._member)
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended."""

@@ -16,6 +16,7 @@ from rtp_llm.errors import DeadlineError, OverloadedError, RtpLlmError, Unavaila
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
+from rtp_llm.router.arrival import arrived
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.policies import Placement, PlacementQuery, Policy
 from rtp_llm.router.request_machine import RequestMachine
@@ -29,11 +30,14 @@ log = logging.getLogger("rtp_llm.router")
 class Answer:
     """One live answer: its request, its machine, and what its reader hasn't taken yet."""
 
-    def __init__(self, request: Request, state: RequestMachine, arrival: int, started: float) -> None:
+    def __init__(self, request: Request, state: RequestMachine, arrival: int, arrived: float) -> None:
         self.request = request
         self.arrival = arrival  # counts answers: who waits is served in this order, retries too
         self.machine = state
-        self.started = started
+        self.arrived = arrived  # the HTTP request
+        self.waiting_since = arrived
+        self.first_placed: float | None = None
+        self.first_emitted: float | None = None
         self.last_emitted: float | None = None
         self.pending: list[TokenOutput] = []
         self.finished = False
@@ -170,10 +174,12 @@ class Dispatcher:
         key = RequestKey(self._fleet.router_epoch, number, request.choice, 0)
         state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
         self._arrivals += 1
-        answer = Answer(request, state, self._arrivals, self._loop.time())
+        answer = Answer(request, state, self._arrivals, arrived())
         self._answers[number, request.choice] = answer
         self._metrics.requests_running.set(len(self._answers))
-        self._metrics.prompt_tokens.inc(len(request.prompt))
+        if request.choice == 0:
+            self._metrics.prompt_tokens.inc(len(request.prompt))
+            self._observe("prepare", answer.arrived)
         deadline = DeadlineError(f"the answer is not whole after {self._settings.request_timeout_s:g} s")
         answer.deadline = self._loop.call_later(self._settings.request_timeout_s, self._end, answer, deadline)
         self._run(answer, state.start())
@@ -216,7 +222,9 @@ class Dispatcher:
     def _emit(self, answer: Answer, output: TokenOutput) -> None:
         now = self._loop.time()
         if answer.last_emitted is None:
-            self._metrics.time_to_first_token.observe(now - answer.started)
+            answer.first_emitted = now
+            self._metrics.time_to_first_token.observe(now - answer.arrived)
+            self._observe("prefill", answer.first_placed)
         else:
             self._metrics.inter_token_latency.observe(now - answer.last_emitted)
         answer.last_emitted = now
@@ -227,6 +235,10 @@ class Dispatcher:
             error = UnavailableError(f"the client reads too slowly: {len(answer.pending)} tokens wait for it")
             self._loop.call_soon(self._end, answer, error)
 
+    def _observe(self, phase: str, since: float | None) -> None:
+        if since is not None:
+            self._metrics.phase_duration.labels(phase).observe(self._loop.time() - since)
+
     def _finish(self, answer: Answer, error: RtpLlmError | None) -> None:
         self._leave_queue(answer)
         if answer.deadline is not None:
@@ -235,7 +247,8 @@ class Dispatcher:
         key = answer.machine.key
         self._answers.pop((key.request, key.choice), None)
         self._metrics.requests_running.set(len(self._answers))
-        self._metrics.request_duration.observe(self._loop.time() - answer.started)
+        if answer.last_emitted != answer.first_emitted:
+            self._observe("decode", answer.first_emitted)
         answer.finished, answer.error = True, error
         answer.changed.set()
         self._acknowledge_draining()
@@ -263,6 +276,7 @@ class Dispatcher:
         now = self._loop.time()
         if cause != "busy" or answer.wait_until is None:
             answer.wait_until = now + self._settings.queue_timeout_s
+        answer.waiting_since = now
         self._waiting[answer.arrival] = answer
         heapq.heappush(self._order, answer.arrival)
         self._metrics.requests_waiting.set(len(self._waiting))
@@ -321,6 +335,9 @@ class Dispatcher:
         )
 
     def _place(self, answer: Answer, placement: Placement) -> None:
+        self._observe("queue", answer.waiting_since)
+        if answer.first_placed is None:
+            answer.first_placed = self._loop.time()
         self._sender_turn += 1
         sender = WorkerKey(placement.sender.id, placement.sender.epoch)
         receiver = None

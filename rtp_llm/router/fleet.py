@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from typing import Protocol
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
-from rtp_llm.directory import Member, Membership
+from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router.policies import WorkerView
 from rtp_llm.wire.key import RequestKey, WorkerKey
-from rtp_llm.wire.session import SessionTiming, WorkerSession
+from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics
 from rtp_llm.wire.v1.router_pb2 import DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
 
 log = logging.getLogger("rtp_llm.router")
@@ -198,6 +199,7 @@ class Fleet:
         self.metrics = metrics
         self._membership = membership
         self._members: dict[str, Member] = {}
+        self._routers: list[Member] = []  # the others
         self._workers: dict[str, RemoteWorker] = {}
         self._watching: LastingTask | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -266,15 +268,12 @@ class Fleet:
 
     async def metrics_texts(self) -> dict[tuple[str, str], str]:
         """(pool, worker id) → exposition, of each live worker that answers in time."""
-        workers = self.live()
-        answers = await asyncio.gather(*(worker.session.metrics() for worker in workers), return_exceptions=True)
-        texts = {}
-        for worker, answer in zip(workers, answers, strict=True):
-            if isinstance(answer, str):
-                texts[worker.hello.pool, worker.member.id] = answer
-            else:  # it may be dying: its channel is closed under the call
-                log.warning("metrics of worker %s: %s", worker.member.id, str(answer) or type(answer).__name__)
-        return texts
+        asked = {(each.hello.pool, each.member.id): each.session.metrics() for each in self.live()}
+        return await _answered(asked)
+
+    async def router_texts(self) -> dict[str, str]:
+        """Router id → exposition, of each other router that answers in time."""
+        return await _answered({each.id: router_metrics(each.id, each.address, self.token) for each in self._routers})
 
     # --- For RemoteWorker.
 
@@ -341,7 +340,8 @@ class Fleet:
 
     async def _watch(self) -> None:
         async for members in self._membership.watch():
-            self._members = {member.id: member for member in members}
+            self._members = {member.id: member for member in members if member.pool != ROUTER}
+            self._routers = [member for member in members if member.pool == ROUTER and member.id != self.router_id]
             for worker in list(self._workers.values()):
                 member = self._members.get(worker.member.id)
                 worker.departed = member is None or member.address != worker.member.address
@@ -353,3 +353,15 @@ class Fleet:
             if member.id not in self._workers:
                 worker = self._workers[member.id] = RemoteWorker(member, self)
                 worker.session.start()
+
+
+NameT = TypeVar("NameT")
+
+
+async def _answered(asked: Mapping[NameT, Coroutine[Any, Any, str]]) -> dict[NameT, str]:
+    """The metrics of those that answer. Who doesn't may be dying: its channel is closed under the call."""
+    answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+    for answer in answers:
+        if not isinstance(answer, str):
+            log.warning("%s", str(answer) or type(answer).__name__)
+    return {name: answer for name, answer in zip(asked, answers, strict=True) if isinstance(answer, str)}

@@ -20,6 +20,7 @@ from starlette.requests import Request as HttpRequest
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError
 from rtp_llm.router.answers import Answers, Prompt
+from rtp_llm.router.arrival import note_arrival
 from rtp_llm.router.responses import ChatShape, CompletionShape, Delta, Envelope, error_body, error_object
 from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
 
@@ -90,11 +91,11 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), "completions", _completions)
+        return await _endpoint(http, backend(), CompletionShape.endpoint, _completions)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), "chat_completions", _chat)
+        return await _endpoint(http, backend(), ChatShape.endpoint, _chat)
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -162,6 +163,7 @@ async def _chat(content: object, backend: Backend, request_id: str) -> Response:
 
 
 async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endpoint) -> Response:
+    note_arrival()
     try:
         content = await _parsed(await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s))
         request_id = uuid.uuid4().hex
@@ -173,7 +175,8 @@ async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endp
     except Exception as error:
         log.exception("%s failed", name)
         response = _error_response(error)
-    backend.count(name, response.status_code)
+    if not isinstance(response, StreamingResponse):  # a stream counts when it ends
+        backend.count(name, response.status_code)
     return response
 
 
@@ -237,7 +240,7 @@ async def _respond(
     except BaseException:
         await items.aclose()
         raise
-    events = _events(envelope, answers, first, items, include_usage)
+    events = _events(envelope, answers, first, items, include_usage, backend)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM)
 
 
@@ -247,8 +250,9 @@ async def _events(
     item: Item,
     rest: AsyncGenerator[Item, None],
     include_usage: bool,
+    backend: Backend,
 ) -> AsyncGenerator[bytes, None]:
-    """`item` and the rest as events; None is a ping."""
+    """`item` and the rest as events; None is a ping. Counts the request by how it ends."""
 
     def event(choice: dict[str, Any]) -> bytes:
         return _event(envelope.chunk([choice], None, include_usage))
@@ -264,6 +268,7 @@ async def _events(
 
     shape = envelope.shape
     opened: set[int] = set()
+    status = 499  # the client leaves before the end
     try:
         async with aclosing(rest):
             while True:
@@ -275,11 +280,14 @@ async def _events(
                     break
         if include_usage:
             yield _event(envelope.chunk([], answers.usage, True))
-    except RtpLlmError as error:
-        yield _event(error_body(error)[1])
+        status = 200
     except Exception as error:
-        log.exception("stream %s failed", envelope.id)
-        yield _event(error_body(error)[1])
+        if not isinstance(error, RtpLlmError):
+            log.exception("stream %s failed", envelope.id)
+        status, body = error_body(error)
+        yield _event(body)
+    finally:
+        backend.count(shape.endpoint, status)
     yield b"data: [DONE]\n\n"
 
 

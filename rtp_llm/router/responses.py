@@ -60,6 +60,7 @@ class Usage:
 class CompletionShape:
     """/v1/completions."""
 
+    endpoint = "completions"
     id_prefix = "cmpl-"
     whole_object = "text_completion"
     chunk_object = "text_completion"
@@ -93,6 +94,7 @@ class CompletionShape:
 class ChatShape:
     """/v1/chat/completions."""
 
+    endpoint = "chat_completions"
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"

@@ -10,20 +10,21 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from rtp_llm.config import Config, Pool
-from rtp_llm.directory import Membership
-from rtp_llm.errors import InvalidRequestError, PromptTooLongError
-from rtp_llm.metrics import RouterMetrics, merged, new_registry
+from rtp_llm.directory import ROUTER, Member, Membership
+from rtp_llm.errors import InvalidRequestError, PromptTooLongError, RtpLlmError
+from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import MAX_SUPPRESSED_TOKENS, Request, SamplingParams
 from rtp_llm.router.answer_text import AnswerText
+from rtp_llm.router.arrival import arrived
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.policies import policy_named
 from rtp_llm.router.responses import Delta
 from rtp_llm.router.schemas import ChatBody, CompletionBody
-from rtp_llm.wire.session import SessionTiming
+from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,23 @@ class TokenizedPrompt:
 
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         """One choice's text as it grows. Ends early, and cancels, at a stop string."""
+        outcome = "cancelled"
         request = Request(request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice)
         text = AnswerText(self.service.tokenizer, self.sampling, self.tokens)
-        async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
-            async for batch in batches:
-                delta = text.take(batch)
-                yield delta
-                if delta.finish_reason is not None:
-                    return
+        try:
+            async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
+                async for batch in batches:
+                    delta = text.take(batch)
+                    if delta.finish_reason is not None:
+                        outcome = "finished"
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+        except RtpLlmError:
+            outcome = "failed"
+            raise
+        finally:
+            self.service.count_answer(outcome)
 
 
 class Service:
@@ -83,12 +93,26 @@ class Service:
             token=config.worker.token.get_secret_value(),
             max_model_len=self.context,
         )
+        self._server = SessionServer(
+            config.worker.host, config.worker.advertise_host, config.worker.token.get_secret_value()
+        )
+        self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
 
     def start(self) -> None:
         self.fleet.start()
 
+    async def listen(self) -> Member:
+        """Answer the other routers that ask for this one's metrics; returns what they find it by.
+
+        Raises:
+            UnavailableError: worker.host can't be listened on.
+        """
+        address = await self._server.start()
+        return Member(id=self.fleet.router_id, epoch=self.fleet.router_epoch, pool=ROUTER, address=address)
+
     async def close(self) -> None:
+        await self._server.stop()
         await self.fleet.close()
 
     def check_health(self) -> None:
@@ -131,14 +155,27 @@ class Service:
         return await self.fleet.wait_ready(timeout_s, num_workers)
 
     async def metrics(self) -> bytes:
+        own, workers, routers = self.own_metrics(), self.fleet.metrics_texts(), self.fleet.router_texts()
+        texts: list[tuple[dict[str, str], str]] = [({"router": self.fleet.router_id}, own.decode())]
+        texts += [({"router": router}, text) for router, text in (await routers).items()]
+        texts += [({"pool": pool, "worker": worker}, text) for (pool, worker), text in (await workers).items()]
+        return merged({"model": self.model_name}, texts)
+
+    def own_metrics(self) -> bytes:
+        """This router's alone."""
         self._count_workers()
-        return merged(self.registry, await self.fleet.metrics_texts())
+        return exposition(self.registry)
 
     def _count_workers(self) -> None:
         states = self.fleet.states()
         for pool in Pool:
             for state in WORKER_STATES:
                 self.metrics_here.workers.labels(pool.value, state).set(states[pool.value, state])
+
+    def count_answer(self, outcome: str) -> None:
+        """How an answer of the request that is handled here has ended: finished, failed or cancelled."""
+        seconds = asyncio.get_running_loop().time() - arrived()
+        self.metrics_here.request_duration.labels(outcome).observe(seconds)
 
     def count(self, endpoint: str, status: int) -> None:
         self.metrics_here.requests.labels(endpoint, str(status)).inc()

@@ -28,6 +28,7 @@ import grpc
 from rtp_llm.errors import ProtocolError, UnavailableError
 from rtp_llm.wire.client import ClientEndpoint
 from rtp_llm.wire.endpoint import (
+    CHANNEL_OPTIONS,
     PROTOCOL_VERSION,
     Dialect,
     SessionEvents,
@@ -36,6 +37,7 @@ from rtp_llm.wire.endpoint import (
 )
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.server import AcceptedEndpoint, Acceptor, SessionServer
+from rtp_llm.wire.token import token_metadata
 from rtp_llm.wire.v1 import peer_pb2, router_pb2
 from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import (
@@ -61,10 +63,12 @@ __all__ = [
     "WorkerSession",
     "metrics_method",
     "router_acceptor",
+    "router_metrics",
     "sender_acceptor",
 ]
 
 WORKER_SERVICE: str = router_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+ROUTER_SERVICE: str = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
 PEER_SERVICE: str = peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name
 
 RouterEndpoint = AcceptedEndpoint[WorkerMessage, RouterMessage]
@@ -156,14 +160,26 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
         """
         if self._channel is None or not self.is_connected:
             raise UnavailableError(f"worker {self.other.id} is not connected")
-        call = self._channel.unary_unary(
-            f"/{WORKER_SERVICE}/Metrics", MetricsRequest.SerializeToString, MetricsReply.FromString
-        )
-        try:
-            reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise UnavailableError(f"metrics of worker {self.other.id}: {describe(error)}") from error
-        return reply.text.decode()
+        return await _metrics(self._channel, WORKER_SERVICE, self.other.id, self._metadata, timeout_s)
+
+
+async def router_metrics(id: str, address: str, token: str, timeout_s: float = 2.0) -> str:
+    """The metrics of another router in Prometheus' text form.
+
+    Raises:
+        UnavailableError: no connection, or no answer within `timeout_s`.
+    """
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        return await _metrics(channel, ROUTER_SERVICE, id, token_metadata(token), timeout_s)
+
+
+async def _metrics(channel: grpc.aio.Channel, service: str, id: str, metadata: Any, timeout_s: float) -> str:
+    call = channel.unary_unary(f"/{service}/Metrics", MetricsRequest.SerializeToString, MetricsReply.FromString)
+    try:
+        reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s, metadata=metadata)
+    except grpc.RpcError as error:
+        raise UnavailableError(f"metrics of {id}: {describe(error)}") from error
+    return reply.text.decode()
 
 
 def router_acceptor(
@@ -192,7 +208,7 @@ def router_acceptor(
 
 
 def metrics_method(text: Callable[[], bytes]) -> grpc.RpcMethodHandler[Any, Any]:
-    """The Worker service's Metrics call; `text()` is asked on the loop."""
+    """The Metrics call of a worker's or router's service; `text()` is asked on the loop."""
 
     async def answer(request: MetricsRequest, context: object) -> MetricsReply:
         return MetricsReply(text=text())

@@ -7,6 +7,7 @@ from typing import Any
 from rtp_llm.metrics import Totals, WorkerMetrics, exposition, new_registry
 from rtp_llm.wire.v1.router_pb2 import Load
 
+WEIGHTS = {"model", "lm_head", "weights"}  # what tensors' names begin with
 BLOCK_STATES = ("free", "referenced", "granted", "quarantined", "gated", "cached")
 
 
@@ -42,7 +43,8 @@ class Figures:
         self._engine(load, hits_of_received=transfer["prefix_hit_tokens"])
         self._transfer(transfer)
         memory: dict[str, int] = {}
-        for _, size, tag in allocations:
+        for _, size, name in allocations:
+            tag = _purpose(name)
             memory[tag] = memory.get(tag, 0) + size
         for tag, size in memory.items():
             self.metrics.device_memory_bytes.labels(tag=tag).set(size)
@@ -75,3 +77,9 @@ class Figures:
             totals.raise_to(metrics.transfers.labels(outcome=outcome), counts[outcome])
         metrics.transfer_outstanding.labels(direction="sent").set(counts["sends_outstanding"])
         metrics.transfer_outstanding.labels(direction="received").set(counts["receives_outstanding"])
+
+
+def _purpose(name: str) -> str:
+    """Of an allocation: what its name begins with, one for all weights."""
+    first = name.partition(".")[0]
+    return "weights" if first in WEIGHTS else first

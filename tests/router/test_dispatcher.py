@@ -394,3 +394,33 @@ async def test_what_nobody_can_hold_is_told_so_with_both_numbers(fleet: Scripted
     fleet.there = [replace(each, max_model_len=10) for each in fleet.there]
     with pytest.raises(UnavailableError, match="prompt and answer have 53 tokens, the largest of them holds 10"):
         await collect(dispatcher(fleet, queue_timeout_s=0.01), request(max_tokens=50))
+
+
+async def test_a_prompt_counts_once_and_its_times_run_from_the_requests_arrival(
+    fleet: ScriptedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers of one prompt; the HTTP request came in 30 s ago."""
+    came = asyncio.get_running_loop().time() - 30
+    monkeypatch.setattr("rtp_llm.router.dispatcher.arrived", lambda: came)
+    registry = CollectorRegistry()
+    router = Dispatcher(fleet, least_loaded, RouterSettings(), RouterMetrics(registry))  # type: ignore[arg-type]
+
+    def total(name: str, **labels: str) -> float:
+        return registry.get_sample_value(f"rtp_llm_{name}", labels) or 0
+
+    number = router.next_request()
+    asked = [replace(request(max_tokens=2), choice=choice) for choice in range(3)]
+    tasks = [asyncio.create_task(anext(router.generate(each, number))) for each in asked]
+    await turn()
+    assert total("prompt_tokens_total") == 3
+    assert total("phase_seconds_count", phase="prepare") == 1
+    assert 30 <= total("phase_seconds_sum", phase="prepare") < 60
+    fleet.output(P, fleet.key(), 0)
+    fleet.output(D, fleet.key(), 1, finish=2)
+    await turn()
+    assert 30 <= total("time_to_first_token_seconds_sum") < 60
+    for phase, count in (("queue", 3), ("prefill", 1), ("decode", 1)):
+        assert total("phase_seconds_count", phase=phase) == count
+        assert total("phase_seconds_sum", phase=phase) < 30
+    for task in tasks:
+        task.cancel()

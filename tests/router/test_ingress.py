@@ -206,6 +206,13 @@ async def test_an_error_after_the_first_token_is_an_event(http: httpx.AsyncClien
     events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
     assert answer.status_code == 200 and events[-1] == "[DONE]"
     assert json.loads(events[-2])["error"]["message"] == "the third worker was lost"
+    assert backend.counted == [("chat_completions", 500)]
+
+
+async def test_a_stream_counts_once_when_it_ends(http: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    await http.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    await http.post("/v1/completions", json={"prompt": "a", "stream": True})
+    assert backend.counted == [("chat_completions", 200), ("completions", 200)]
 
 
 class Connection:
@@ -264,6 +271,7 @@ async def test_a_silent_stream_is_pinged_and_its_end_frees_the_answer(backend: S
     client.leave()
     await running
     assert backend.running == 0 and client.body.startswith(b'data: {"id":')
+    assert backend.counted == [("chat_completions", 499)]
 
 
 async def test_headers_and_pings_come_while_the_first_token_is_waited_for(backend: ScriptedBackend) -> None:

@@ -10,8 +10,10 @@ import pytest
 import pytest_asyncio
 
 from rtp_llm.config import load_config
-from rtp_llm.directory import StaticMembership
-from rtp_llm.errors import InvalidRequestError, PromptTooLongError
+from rtp_llm.directory import Member, StaticMembership
+from rtp_llm.errors import InvalidRequestError, PromptTooLongError, UnavailableError
+from rtp_llm.metrics import readings
+from rtp_llm.request import FinishReason, TokenOutput
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 from rtp_llm.router.service import Service
 
@@ -165,3 +167,55 @@ async def test_a_tool_choice_that_would_be_ignored_is_refused(service: Service, 
     ) as refused:
         await service.chat(chat(tool_choice=choice))
     assert (refused.value.param, refused.value.value) == ("tool_choice", choice)
+
+
+async def test_whichever_router_is_asked_shows_what_all_have_counted() -> None:
+    """Each under its own label, so that no scrape sees a counter step back."""
+    membership = StaticMembership()
+    config = load_config(overrides={"worker.token": "secret"}, environ={})
+    routers = [Service(config, membership) for _ in range(2)]
+    worker = Member(id="decode-1", epoch=1, pool="decode", address="127.0.0.1:1")
+    membership.set([worker, *[await each.listen() for each in routers]])
+    for each, requests in zip(routers, (3, 5), strict=True):
+        each.start()
+        for _ in range(requests):
+            each.count("completions", 200)
+    await asyncio.sleep(0)
+    names = [each.fleet.router_id for each in routers]
+    for each in routers:
+        text = (await each.metrics()).decode()
+        assert readings(text, "rtp_llm_requests_total", "router") == dict(zip(names, (3, 5), strict=True))
+        assert readings(text, "rtp_llm_requests_total", "model") == {"demo": 5}
+        states = readings(text, "rtp_llm_workers", "state")  # routers are no workers
+        assert states["connecting"] + states["unreachable"] >= 1 and states["live"] == 0
+    await routers[1].close()
+    text = (await routers[0].metrics()).decode()
+    assert readings(text, "rtp_llm_requests_total", "router") == {names[0]: 3}
+    await routers[0].close()
+
+
+@pytest.mark.parametrize("outcome", ["finished", "failed", "cancelled"])
+async def test_an_answer_is_timed_by_how_it_ends(
+    service: Service, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """A stop string ends one too: the tokens behind it are nobody's."""
+
+    async def generate(*_: object) -> AsyncIterator[list[TokenOutput]]:
+        for position, token in enumerate(service.tokenizer.encode("stop it", add_special_tokens=False)):
+            yield [TokenOutput(position, token, None, [], FinishReason.NONE, 0)]
+        raise UnavailableError("gone")
+
+    monkeypatch.setattr(service.dispatcher, "generate", generate)
+    stop = ["o"] if outcome == "finished" else None
+    [prompt] = await service.complete(completion(stop=stop, max_tokens=9))
+    answer = prompt.answer("r", 0)
+    if outcome == "failed":
+        with pytest.raises(UnavailableError):
+            [delta async for delta in answer]
+    elif outcome == "cancelled":
+        await anext(answer)
+        await answer.aclose()
+    else:
+        assert [delta.finish_reason async for delta in answer][-1] == "stop"
+    text = service.own_metrics().decode()
+    assert readings(text, "rtp_llm_request_duration_seconds_count", "outcome") == {outcome: 1}
