@@ -73,6 +73,7 @@ class EngineSettings(_Section):
     kv_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of stored K and V")
     enable_prefix_caching: bool = Field(True, description="reuse KV of equal prefixes")
     layers_per_group: int = Field(4, ge=1, description="layers of one handover message")
+    step_timeout_s: float = Field(60.0, gt=0, description="a step that takes longer hangs: the worker has failed")
     itl_target_ms: float = Field(50.0, gt=0, description="decode step time that prefill chunks must leave room for")
 
 

@@ -164,6 +164,7 @@ void bind_load(py::module_& module) {
       .def_readonly("running", &EngineLoad::running)
       .def_readonly("blocks", &EngineLoad::blocks)
       .def_readonly("step_s", &EngineLoad::step_s)
+      .def_readonly("step_running_s", &EngineLoad::step_running_s)
       .def_readonly("steps", &EngineLoad::steps)
       .def_readonly("prompt_tokens_computed", &EngineLoad::prompt_tokens_computed)
       .def_readonly("decode_tokens_computed", &EngineLoad::decode_tokens_computed)

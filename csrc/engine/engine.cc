@@ -168,6 +168,9 @@ EngineLoad Engine::load() const {
     load.waiting += state_->inbox_sequences;
   }
   load.blocks = state_->pool.counts();
+  const auto since = state_->running_since.load();
+  if (since != std::chrono::steady_clock::time_point())
+    load.step_running_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
   return load;
 }
 

@@ -44,7 +44,8 @@ struct EngineLoad {
   int32_t waiting = 0;
   int32_t running = 0;
   BlockCounts blocks;
-  double step_s = 0;  // of the last step with rows
+  double step_s = 0;          // of the last step with rows
+  double step_running_s = 0;  // since the step that runs now began, 0 between steps: one that hangs grows old
   uint64_t steps = 0;
   uint64_t prompt_tokens_computed = 0;  // rows in prefill form, prefix hits not counted
   uint64_t decode_tokens_computed = 0;

@@ -99,6 +99,8 @@ struct Engine::State {
   bool woken = false;
   bool stopping = false;
 
+  std::atomic<std::chrono::steady_clock::time_point> running_since{};  // the step that runs now; zero: none
+
   std::thread thread;
   std::atomic<std::thread::id> engine_thread{};
 

@@ -13,7 +13,11 @@ void Engine::State::run() {
   engine_thread = std::this_thread::get_id();
   try {
     bool idle = false;
-    while (wait(idle)) idle = !step();
+    while (wait(idle)) {
+      running_since = std::chrono::steady_clock::now();
+      idle = !step();
+      running_since = std::chrono::steady_clock::time_point();
+    }
   } catch (const std::exception& error) {
     fail(error.what());
   }

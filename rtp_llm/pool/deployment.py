@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ class PoolWorker:
         config = prepare_replica(sections)
         name = f"{self.pool}-{serve.get_replica_context().replica_id.unique_id}"
         self._worker = await Worker.load(config, self.pool, name, workers_here=workers_on(config, _this_node()))
+        self._at_stop.callback(self._end_by_force)
         self._at_stop.push_async_callback(self._worker.stop)
         await self._worker.start()
         key = self._worker.key
@@ -54,6 +56,10 @@ class PoolWorker:
     async def __del__(self) -> None:
         """Serve awaits this as soon as the replica is to stop; its gRPC server goes on meanwhile."""
         await self._at_stop.aclose()
+
+    def _end_by_force(self) -> None:
+        if self._worker.must_be_killed:
+            os._exit(1)
 
     async def _leave(self) -> None:
         self._registration.cancel()

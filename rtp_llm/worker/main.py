@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ async def _run(options: argparse.Namespace) -> int:
     )
     drained = await _asked_to_drain(worker, options.parent_pipe) and await worker.drain()
     await worker.stop()
+    if worker.must_be_killed:
+        logging.shutdown()
+        os._exit(1)
     return 0 if drained else 1
 
 

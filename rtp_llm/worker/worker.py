@@ -56,7 +56,8 @@ class Worker:
         self._engine = engine
         self._figures = Figures(max_model_len=engine.max_model_len, block_tokens=engine.block_tokens)
         key = WorkerKey(worker_id, draw_epoch())
-        rows = config.engine_of(pool).max_num_batched_tokens
+        settings = config.engine_of(pool)
+        rows, self._step_timeout_s = settings.max_num_batched_tokens, settings.step_timeout_s
         self._machines = Machines(
             engine, key, config.transfer, config.handover, config.worker, max(rows, engine.block_tokens)
         )
@@ -91,6 +92,7 @@ class Worker:
         self._stopping = False
         self._ran = False  # since the last idle check
         self._suspicious = False  # the last one found something
+        self._hangs = False
         self._fault = ""
         self._failed = asyncio.Event()
         self._leaving: asyncio.Future[None] | None = None
@@ -143,14 +145,22 @@ class Worker:
         if self._outputs_fd >= 0:
             fd, self._outputs_fd = self._outputs_fd, -1
             asyncio.get_running_loop().remove_reader(fd)
+            if self._hangs:
+                log.error("the engine's thread is left behind: this process must be ended by force")
+                return
             await asyncio.to_thread(self._engine.stop)
             await self._machines.stop()
             os.close(fd)
 
+    @property
+    def must_be_killed(self) -> bool:
+        """The engine's thread hangs: nobody can join it, so this process doesn't end by itself."""
+        return self._hangs
+
     def check_health(self) -> None:
         """
         Raises:
-            EngineError: the engine or the transfer thread has ended; says why.
+            EngineError: the engine or the transfer thread has ended, or hangs; says why.
         """
         if self._fault:
             raise EngineError(self._fault)
@@ -227,8 +237,8 @@ class Worker:
         log.warning("transfer: %s", text)
 
     def fault(self, text: str) -> None:
-        """The engine or the transfer thread has ended: this worker can't serve any more. Its server goes, so that routers and
-        peers lose it at once and go on elsewhere; check_health says why."""
+        """The engine or the transfer thread has ended or hangs: this worker can't serve any more. Its server goes, so that
+        routers and peers lose it at once and go on elsewhere; check_health says why."""
         if self._fault:
             return
         self._fault = text
@@ -272,6 +282,7 @@ class Worker:
         self._schedule_pulse(self._config.handover.heartbeat_s)  # first: whatever fails below, the pulse goes on
         self._publish_load()
         self._drain.look()
+        self._check_step()
         if quiet and self._ran and self.is_idle():
             self._ran = self._check_what_is_left()
 
@@ -283,6 +294,13 @@ class Worker:
                 block_tokens=self._engine.block_tokens,
             )
         )
+
+    def _check_step(self) -> None:
+        """A step that never ends is how a device usually fails: nothing raises, sessions and Loads go on."""
+        running_s, limit_s = self._engine.load().step_running_s, self._step_timeout_s
+        if running_s > limit_s:
+            self._hangs = True
+            self.fault(f"the engine's step has run for {running_s:.0f} s, engine.step_timeout_s is {limit_s:g}")
 
     def _check_what_is_left(self) -> bool:
         """Whether to look again. A cancelled sequence may take a chunk to go: what is there twice is a finding."""

@@ -31,6 +31,8 @@ class Worker:
     async def start(self) -> None:
         raise ModelLoadError("doesn't start")
 
+    must_be_killed = False
+
     async def stop(self) -> None:
         type(self).stopped += 1
 

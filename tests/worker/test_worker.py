@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -199,6 +201,34 @@ async def test_a_worker_that_fails_is_lost_at_once_and_says_why() -> None:
             worker.check_health()
         assert await worker.drain() is False
         await router.close()
+
+
+async def test_a_step_that_hangs_is_a_fault_and_its_thread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(**{"engine.step_timeout_s": 5.0, "handover.heartbeat_s": 0.02})
+    engine = tiny_engine(config)
+    stopped: list[NativeEngine] = []
+
+    def load(each: NativeEngine) -> Any:
+        found = each.native.load()
+        names = [name for name in dir(found) if not name.startswith("_")]
+        return SimpleNamespace(**{name: getattr(found, name) for name in names} | {"step_running_s": running_s})
+
+    running_s = 4.9
+    async with tiny_worker("prefill", config, engine) as worker:
+        monkeypatch.setattr(NativeEngine, "load", load)
+        await asyncio.sleep(0.1)
+        worker.check_health()
+        running_s = 5.1
+        await asyncio.wait_for(worker.failed(), 10)
+        with pytest.raises(EngineError, match=r"step has run for 5 s, engine.step_timeout_s is 5"):
+            worker.check_health()
+        assert worker.must_be_killed
+        monkeypatch.setattr(NativeEngine, "stop", lambda each: stopped.append(each))
+        await worker.stop()
+        assert stopped == []
+    monkeypatch.undo()
+    engine.stop()
+    await worker._machines.stop()
 
 
 async def test_a_message_after_the_stop_is_no_reason_to_look_at_the_engine_again(

@@ -289,6 +289,29 @@ TEST(load_counts_what_is_queued_at_once) {
   CHECK_EQ(load.running, 0);
 }
 
+TEST(a_step_that_stands_still_is_seen_in_the_load) {
+  Rig rig;
+  std::atomic<bool> entered{false}, go{false};
+  rig.ear.at_layers = [&] {
+    entered = true;
+    entered.notify_all();
+    go.wait(false);
+  };
+  rig.start();
+  CHECK_EQ(rig.engine->load().step_running_s, 0);
+  rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kSender);
+  entered.wait(false);
+  const double first = rig.engine->load().step_running_s;
+  double later = first;
+  while (later == first) later = rig.engine->load().step_running_s;
+  CHECK(first > 0 && later > first);
+  go = true;
+  go.notify_all();
+  rig.ear.wait([&] { return rig.ear.prefilled.count(key_of(1)) > 0; });
+  rig.engine->release(key_of(1));
+  while (rig.engine->load().step_running_s > 0) std::this_thread::yield();
+}
+
 TEST(numerics_id_names_backend_isa_types_and_a_digest_of_the_ops) {
   Rig rig, twin;
   Rig other({.dtype = DType::kBF16});
