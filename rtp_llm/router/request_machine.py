@@ -217,6 +217,8 @@ class RequestMachine:
             return _answer_stale(event)
         if isinstance(event, Output):
             return self._output(event)
+        if event.worker not in self.workers():  # one that this attempt doesn't count on (any more) has no say in it
+            return []
         if isinstance(event, Failed):
             return [*self._cancel_all(), *self._done(Fail(event.error))]
         if isinstance(event, Busy):
@@ -237,8 +239,6 @@ class RequestMachine:
         return [Submit(event.sender, self.key, tuple(self.tokens), event.receiver)]
 
     def _output(self, event: Output) -> list[Action]:
-        if event.worker not in self.workers():
-            return []
         if event.worker == self.receiver:
             self.state = State.STREAM
         position = event.output.position

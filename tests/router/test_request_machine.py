@@ -232,14 +232,27 @@ def test_a_retry_drops_what_was_held() -> None:
 # --- Failed
 
 
-@pytest.mark.parametrize("make", [running, streaming, judging, alone])
-def test_failed_ends_with_its_error_whatever_the_state(make) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("make", "worker"), [(running, S), (streaming, S), (streaming, R), (judging, R), (alone, W)])
+def test_failed_ends_with_its_error_whatever_the_state(make, worker) -> None:  # type: ignore[no-untyped-def]
     bench = make()
     error = InvalidRequestError("token 9 out of range")
-    did = bench.tell(Failed(FIRST, S, error))
+    did = bench.tell(Failed(FIRST, worker, error))
     assert did[-1] == Fail(error)
     assert all(isinstance(action, Cancel) for action in did[:-1])
     assert bench.state is State.DONE
+
+
+def test_who_is_not_counted_on_has_no_say() -> None:
+    """Never named, or lost while R streams."""
+    error = EngineError("broken")
+    for make, worker in ((running, W), (alone, S)):
+        bench = make()
+        assert bench.tell(Failed(FIRST, worker, error)) == [] == bench.tell(Busy(FIRST, worker))
+        assert bench.state is State.RUN
+    bench = streaming()
+    bench.tell(Lost(S))
+    assert bench.tell(Failed(FIRST, S, error)) == []
+    assert bench.state is State.STREAM and bench.output(R, 1) == [1]
 
 
 # --- STREAM
