@@ -245,10 +245,11 @@ void report_attention(Device& device) {
   const auto time = [&](int rows, int position, Form form) {
     seq_len[0] = position;
     const Segment segments[] = {{.slot = 0, .rows = rows, .form = form}};
+    StepRows step{.slots = &slots, .num_rows = rows, .max_position = position + rows - 1, .segments = segments};
+    (form == Form::kPrefill ? step.prefills : step.decodes) = segments;
     const AttentionArgs args{.q = make_tensor(q.data(), DType::kF32, {rows, kHeads, kHeadDim}),
                              .kv = kv,
-                             .slots = &slots,
-                             .segments = segments,
+                             .step = &step,
                              .scale = 0.125f,
                              .out = make_tensor(out.data(), DType::kF32, {rows, kHeads * kHeadDim}),
                              .workspace = make_tensor(workspace.data(), DType::kU8, {workspace.bytes()})};
@@ -279,12 +280,12 @@ void report_sampling(Device& device) {
                     .block_tables = {},
                     .sampling = &sampling};
   const SampleRow rows[] = {{.slot = 0, .row = 0}};
+  const StepRows step{.slots = &slots, .num_rows = 1, .sample_rows = rows};
   const auto time = [&](SamplingState with) {
     sampling = with;
     return 1e6 * best_of(kRounds, [&] {
              device.ops().sample({.logits = make_tensor(logits.data(), DType::kF32, {1, kVocab}),
-                                  .rows = rows,
-                                  .slots = &slots,
+                                  .step = &step,
                                   .tokens = make_tensor(&words[2], DType::kI32, {1}),
                                   .logprobs = make_tensor(&logprob, DType::kF32, {1}),
                                   .top_tokens = {},

@@ -3,8 +3,13 @@
 // Every allocation is tagged and listed. The KV pool and staging rings are allocations of their own
 // (`shareable`: CPU memfd, CUDA one cudaMalloc), so that a peer can map them and nothing else.
 //
-// Owner: the engine owns its Device; Buffers must die before it. Thread rule: allocation is thread-safe
-// and happens at start-up only; ops are called from the engine thread.
+// A device has one main stream: ops, copy_async and record() are queued on it and run in the order of the calls. On a
+// device that runs behind the host (runs_behind) these calls return before the work is done, and a StreamEvent says
+// when it is; elsewhere each is done when it returns and every event is done at once.
+//
+// Owner: the engine owns its Device; Buffers must die before it. Thread rule: allocation is thread-safe and happens at
+// start-up only; ops, copy_async, record, wait, seconds_between and synchronize are called from one thread at a time
+// (the engine's); done, copy and zero from any.
 #pragma once
 
 #include <cstdint>
@@ -65,6 +70,12 @@ struct DeviceOptions {
   int device_index = 0;  // accelerators
 };
 
+// A point of the main stream. A plain number: nothing is owned, and it may outlive the work and the device. Number 0,
+// before everything, is always done.
+struct StreamEvent {
+  uint64_t number = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -72,15 +83,34 @@ class Device {
   virtual std::string backend() const = 0;  // "cpu", "cuda"
   virtual std::string isa() const = 0;      // "generic", "avx2", "avx512bf16", "amxbf16"; "sm90"
   virtual Ops& ops() = 0;
+  // Whether launched work runs behind the host, so that a step may be launched before the one before it has ended.
+  virtual bool runs_behind() const = 0;
 
   // Throws Unavailable with the bytes, the tag and what is allocated already.
   virtual Buffer allocate(int64_t bytes, const std::string& tag) = 0;
   virtual Buffer allocate_shareable(int64_t bytes, const std::string& tag) = 0;
+  // Host memory that copy_async reaches; on the CPU ordinary memory.
+  virtual Buffer allocate_pinned(int64_t bytes, const std::string& tag) = 0;
   virtual std::vector<Allocation> allocations() const = 0;
 
-  // Host <-> device and device <-> device; on the CPU a memcpy. Synchronous in the caller's order.
+  // Host <-> device and device <-> device: at once, whatever is launched, and done on return. For start-up, tests and
+  // other threads' memory. REQUIRES: no launched work that isn't done touches the memory (else synchronize() first).
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;
   virtual void zero(void* at, int64_t bytes) = 0;
+
+  // On the main stream. One side is device memory, the other was allocated by allocate_pinned (or is device memory);
+  // the source stays unchanged until the copy is done.
+  virtual void copy_async(void* to, const void* from, int64_t bytes) = 0;
+  // After everything launched so far. Allocates nothing.
+  virtual StreamEvent record() = 0;
+  // Whether all before the event is done, and visible to this thread. That one event is done says that all recorded
+  // before it are. Throws what launched work has thrown.
+  virtual bool done(StreamEvent event) = 0;
+  // Blocks until done(event).
+  virtual void wait(StreamEvent event) = 0;
+  // Time between two events that are done, by the device's clock. REQUIRES: both are among the last kTimedEvents.
+  static constexpr int kTimedEvents = 1024;
+  virtual double seconds_between(StreamEvent begin, StreamEvent end) = 0;
   // Returns when all launched work has ended.
   virtual void synchronize() = 0;
 };

@@ -35,9 +35,9 @@ void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
   };
   norm(q, args.q_norm);
   norm(k, args.k_norm);
-  rope({.x = q, .inv_freq = args.inv_freq, .slots = args.slots, .segments = args.segments});
-  rope({.x = k, .inv_freq = args.inv_freq, .slots = args.slots, .segments = args.segments});
-  store_kv({.k = k, .v = v, .kv = args.kv, .slots = args.slots, .segments = args.segments});
+  rope({.x = q, .inv_freq = args.inv_freq, .step = args.step});
+  rope({.x = k, .inv_freq = args.inv_freq, .step = args.step});
+  store_kv({.k = k, .v = v, .kv = args.kv, .step = args.step});
 }
 
 void Ops::gated_mlp(const GatedMlpArgs& args) {

@@ -7,7 +7,10 @@
 // Numerics contract: a row's result is a function of that row alone, bitwise the same whatever the other rows, its
 // place in the batch, the chunking, the block size or the thread count. docs/numerics.md has the rules per op.
 //
-// Thread rule: called from the engine thread, one op at a time. Ops check shapes and throw InvalidArgument.
+// Thread rule: called from the engine thread, one op at a time. On a device that runs behind the host an op is launched
+// on its main stream, in the order of the calls, and the call returns; what Args point at in host memory (StepRows and
+// its spans, Slots, lists of ids) stays unchanged until that work is done. Ops check shapes, and what of the values
+// lies in host memory, and throw InvalidArgument.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +22,7 @@
 #include "device/device.h"
 #include "device/kv_view.h"
 #include "device/slots.h"
+#include "device/step_rows.h"
 #include "tensor/qtensor.h"
 #include "tensor/tensor.h"
 
@@ -90,9 +94,8 @@ struct LinearArgs {
 struct EmbeddingArgs {
   Tensor tokens;                        // [M] i32; kTokenFromSlot takes last_token of the row's slot
   const PackedLinear* table = nullptr;  // gather = true, [vocab, hidden]
-  const Slots* slots = nullptr;
-  std::span<const Segment> segments;  // cover the rows in order
-  Tensor out;                         // [M, hidden] f32 or bf16
+  const StepRows* step = nullptr;
+  Tensor out;  // [M, hidden] f32 or bf16
 };
 inline constexpr int32_t kTokenFromSlot = -1;
 
@@ -108,26 +111,24 @@ enum class RopeScaling : uint8_t { kNone, kLlama3 };
 
 // Inverse frequencies [rotary_dim / 2] in f32, made once on the host by `rope_table` (device/rope.h).
 struct RopeArgs {
-  Tensor x;         // [M, heads, head_dim] f32, in place; rotate_half form (Hugging Face's Llama, Qwen)
+  Tensor x;         // [M, heads, head_dim] of ActivationTypes::qkv, in place; rotate_half form (Hugging Face's)
   Tensor inv_freq;  // [head_dim / 2] f32
-  const Slots* slots = nullptr;
-  std::span<const Segment> segments;
+  const StepRows* step = nullptr;
 };
 
 struct StoreKvArgs {
   Tensor k;  // [M, kv_heads, head_dim] f32 or bf16: rounded to the view's dtype
   Tensor v;
   KvView kv;
-  const Slots* slots = nullptr;
-  std::span<const Segment> segments;
+  const StepRows* step = nullptr;
 };
 
-// Causal attention of each row over all stored positions up to its own (store_kv of the step has run).
+// Causal attention of each row over all stored positions up to its own (store_kv of the step has run). The prefill op
+// computes the rows of step->prefills, the decode op those of step->decodes; neither touches the other's rows of out.
 struct AttentionArgs {
   Tensor q;  // [M, heads, head_dim] f32 or bf16
   KvView kv;
-  const Slots* slots = nullptr;
-  std::span<const Segment> segments;  // all of the form that the op is named for
+  const StepRows* step = nullptr;
   float scale = 1.0f;
   Tensor out;          // [M, heads * head_dim] f32 or bf16
   Tensor workspace{};  // u8, at least attention_workspace_bytes()
@@ -147,22 +148,16 @@ struct GatherRowsArgs {  // out[i] = x[rows[i]]
   Tensor out;            // [R, features]
 };
 
-struct SampleRow {
-  int32_t slot = 0;
-  int32_t row = 0;  // row of logits
-};
-
-// Samples one token a row and stores it: last_token[slot] = token, output_position[slot] += 1.
+// Samples one token for each of step->sample_rows and stores it: last_token[slot] = token, output_position[slot] += 1.
 // Token = argmax over kept tokens of logprob / T + g, ties to the lowest id; g by Philox (device/philox.h).
 // Reported logprobs: log_softmax of the raw logits, f32.
 // Cuts, on softmax(logits / T) over the tokens that may come: min_p, then top_k, then top_p of what is left (the
 // shortest prefix, highest first, with at least top_p); all ties by the lowest id. temperature 0 is greedy.
-// tokens[i], logprobs[i], top_*[i] belong to rows[i]; `allowed` is indexed by row, as logits are.
+// tokens[i], logprobs[i], top_*[i] belong to sample_rows[i]; `allowed` is indexed by row, as logits are.
 // A row in which no token may come (nothing allowed, or no logit is a number) gets token -1; its slot stays as it was.
 struct SampleArgs {
   Tensor logits;  // [R, vocab] f32
-  std::span<const SampleRow> rows;
-  const Slots* slots = nullptr;
+  const StepRows* step = nullptr;
   Tensor allowed{};     // [R, ceil(vocab / 32)] i32 bitmask or empty: all allowed
   Tensor tokens;        // [R] i32
   Tensor logprobs;      // [R] f32: of the sampled token
@@ -174,8 +169,25 @@ inline constexpr int kMaxLogprobs = 20;
 
 // seq_len[slot] += rows of each segment. Ends a forward.
 struct AdvanceArgs {
+  const StepRows* step = nullptr;
+};
+
+// Writes into slots what the host knows of their sequences, before a step's embedding. Slots are distinct. List and
+// ids are here twice, as in StepRows: in host memory, and in device memory.
+struct UpdateSlotsArgs {
   const Slots* slots = nullptr;
-  std::span<const Segment> segments;
+  std::span<const SlotUpdate> updates;
+  std::span<const int32_t> blocks;  // the updates' block ids
+  const SlotUpdate* device_updates = nullptr;
+  const int32_t* device_blocks = nullptr;
+};
+
+// Fills whole blocks of the pool with zeros: a masked position has weight 0, and 0 * NaN is NaN.
+struct ZeroBlocksArgs {
+  uint8_t* base = nullptr;  // block b is [base + b * block_bytes, base + (b + 1) * block_bytes)
+  int64_t block_bytes = 0;
+  std::span<const int32_t> blocks;         // host memory
+  const int32_t* device_blocks = nullptr;  // the same ids, device memory
 };
 
 // The checksum of DESIGN 4 over token vectors of one block: every (layer, plane, head, token) in the ranges.
@@ -200,7 +212,7 @@ struct AddRmsNormArgs {
 };
 
 struct QkvRopeStoreArgs {
-  Tensor qkv;  // [M, (heads + 2 kv_heads) * head_dim] f32, norm and rope in place on q and k
+  Tensor qkv;  // [M, (heads + 2 kv_heads) * head_dim] of ActivationTypes::qkv, norm and rope in place on q and k
   int num_heads = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
@@ -209,8 +221,7 @@ struct QkvRopeStoreArgs {
   float norm_epsilon = 1e-6f;
   Tensor inv_freq;
   KvView kv;
-  const Slots* slots = nullptr;
-  std::span<const Segment> segments;
+  const StepRows* step = nullptr;
 };
 
 struct GatedMlpArgs {
@@ -230,6 +241,7 @@ struct GatedMlpArgs {
 struct ActivationTypes {
   DType stream;  // residual stream, linear outputs
   DType input;   // what linears read: norm outputs, attention outputs, activated
+  DType qkv;     // q, k and v before and after rope, until attention and store_kv read them
 };
 
 class Ops {
@@ -238,8 +250,6 @@ class Ops {
 
   virtual bool forms_equal() const = 0;
   virtual ActivationTypes activation_types(DType weight_dtype) const = 0;
-  // 64 bits over every op's output bits on fixed probe inputs: part of numerics_id.
-  virtual uint64_t numerics_digest(DType weight_dtype, DType kv_dtype) = 0;
 
   virtual std::unique_ptr<LinearPacker> pack(const LinearSpec& spec) = 0;
 
@@ -257,6 +267,8 @@ class Ops {
   virtual void add(const Tensor& x, const Tensor& delta) = 0;  // x += delta, [M, features]
   virtual void sample(const SampleArgs& args) = 0;
   virtual void advance(const AdvanceArgs& args) = 0;
+  virtual void update_slots(const UpdateSlotsArgs& args) = 0;
+  virtual void zero_blocks(const ZeroBlocksArgs& args) = 0;
   virtual int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
                                             int64_t max_positions) const = 0;
   virtual int64_t sample_workspace_bytes(int64_t max_rows, int64_t vocab) const = 0;

@@ -26,13 +26,31 @@ struct SamplingState {
   int32_t suppressed[kMaxSuppressed] = {};  // EOS and stop token ids
 };
 
-// All in device memory; S = number of slots.
+// All in device memory; S = number of slots. The last one belongs to no sequence: it is the slot of padding rows, with
+// seq_len 0, last_token 0 and a table whose every entry is the pool's scratch block. Kernels may compute padding rows
+// (their KV lands in the scratch block), but write nothing into that slot.
 struct Slots {
   Tensor last_token;                  // [S] i32: the token sampled last
   Tensor seq_len;                     // [S] i32: tokens whose KV is stored (or being stored by the running step)
   Tensor output_position;             // [S] i32: position of the next output token, 0 = first after the prompt
   Tensor block_tables;                // [S, max_blocks_per_sequence] i32, per KV group one table; one group today
   SamplingState* sampling = nullptr;  // [S]
+
+  int32_t padding_slot() const { return static_cast<int32_t>(seq_len.shape[0]) - 1; }
+};
+
+// What the host writes into one slot before a step. Applied by Ops::update_slots.
+struct SlotUpdate {
+  int32_t slot = 0;
+  int32_t binds = 0;  // 1: the slot gets a new owner and the next four fields are written; 0: its table grows only
+  int32_t last_token = 0;
+  int32_t seq_len = 0;
+  int32_t output_position = 0;
+  // block_tables[slot][first_block + i] = blocks[first_id + i] for i < num_blocks; `blocks` is the list's.
+  int32_t first_block = 0;
+  int32_t num_blocks = 0;
+  int32_t first_id = 0;
+  SamplingState sampling{};
 };
 
 // A run of rows of one sequence in a step. Row first_row + i has position seq_len[slot] + i.

@@ -2,70 +2,58 @@
 
 namespace rtp_llm {
 
-Batch::Batch(Device& device, int64_t max_rows, int64_t max_samples)
-    : host_sampled(max_samples),
-      host_top_tokens(max_samples * kMaxLogprobs),
-      host_logprobs(max_samples),
-      host_top_logprobs(max_samples * kMaxLogprobs) {
-  chunks.reserve(max_samples);
-  segments.reserve(max_samples);
-  tokens.reserve(max_rows);
-  logit_rows.reserve(max_samples);
-  sample_rows.reserve(max_samples);
-  const int64_t words = max_rows + max_samples * (3 + 2 * kMaxLogprobs);
-  buffer_ = device.allocate(words * 4, "batch");
-  auto* at = static_cast<int32_t*>(buffer_.data());
-  const auto carve = [&](DType dtype, int64_t rows, int64_t width) {
-    const Tensor tensor = width == 0 ? make_tensor(at, dtype, {rows}) : make_tensor(at, dtype, {rows, width});
+namespace {
+
+// Bytes of a sample without, and with, the most probable tokens.
+constexpr int64_t kSampleBytes = 2 * 4, kTopBytes = 2 * kMaxLogprobs * 4;
+
+SampledColumns carve(void* base, int64_t rows) {
+  auto* at = static_cast<int32_t*>(base);
+  const auto take = [&](DType dtype, std::initializer_list<int64_t> shape) {
+    const Tensor tensor = make_tensor(at, dtype, shape);
     at += tensor.numel();
     return tensor;
   };
-  device_tokens = carve(DType::kI32, max_rows, 0);
-  device_logit_rows = carve(DType::kI32, max_samples, 0);
-  sampled = carve(DType::kI32, max_samples, 0);
-  logprobs = carve(DType::kF32, max_samples, 0);
-  top_tokens = carve(DType::kI32, max_samples, kMaxLogprobs);
-  top_logprobs = carve(DType::kF32, max_samples, kMaxLogprobs);
+  SampledColumns columns;  // the columns that every step downloads first
+  columns.tokens = take(DType::kI32, {rows});
+  columns.logprobs = take(DType::kF32, {rows});
+  columns.top_tokens = take(DType::kI32, {rows, kMaxLogprobs});
+  columns.top_logprobs = take(DType::kF32, {rows, kMaxLogprobs});
+  return columns;
+}
+
+}  // namespace
+
+Batch::Batch(Device& device, int64_t max_rows, int64_t max_seqs, int64_t max_block_ids, const Slots& slots)
+    : inputs(device, {.rows = max_rows, .segments = max_seqs, .block_ids = max_block_ids}, slots),
+      buffer_(device.allocate(max_seqs * (kSampleBytes + kTopBytes), "batch.sampled")),
+      pinned_(device.allocate_pinned(max_seqs * (kSampleBytes + kTopBytes), "batch.sampled.pinned")) {
+  chunks.reserve(max_seqs);
+  sampled = carve(buffer_.data(), max_seqs);
+  host = carve(pinned_.data(), max_seqs);
 }
 
 void Batch::clear() {
   chunks.clear();
-  segments.clear();
-  tokens.clear();
-  logit_rows.clear();
-  sample_rows.clear();
+  inputs.clear();
+  reports_top_ = false;
 }
 
 void Batch::add(const Chunk& chunk) {
   const Sequence& sequence = *chunk.sequence;
   chunks.push_back(chunk);
-  segments.push_back({.slot = sequence.slot,
-                      .first_row = static_cast<int32_t>(tokens.size()),
-                      .rows = chunk.rows,
-                      .form = chunk.form});
-  if (chunk.decode) {
-    tokens.push_back(kTokenFromSlot);
-  } else {
-    const auto first = sequence.tokens.begin() + chunk.first_token;
-    tokens.insert(tokens.end(), first, first + chunk.rows);
-  }
+  const auto known = std::span(sequence.tokens);
+  inputs.add(sequence.slot, chunk.decode ? std::span(&kTokenFromSlot, 1) : known.subspan(chunk.first_token, chunk.rows),
+             chunk.form, chunk.first_token);
   if (!chunk.samples) return;
-  sample_rows.push_back({.slot = sequence.slot, .row = static_cast<int32_t>(logit_rows.size())});
-  logit_rows.push_back(static_cast<int32_t>(tokens.size()) - 1);
-}
-
-void Batch::upload(Device& device) {
-  device.copy(device_tokens.data, tokens.data(), num_rows() * 4);
-  device.copy(device_logit_rows.data, logit_rows.data(), num_samples() * 4);
+  inputs.sample();
+  reports_top_ |= sequence.spec.num_logprobs > 0;
 }
 
 void Batch::download(Device& device) {
-  device.synchronize();
-  const int64_t count = num_samples();
-  device.copy(host_sampled.data(), sampled.data, count * 4);
-  device.copy(host_logprobs.data(), logprobs.data, count * 4);
-  device.copy(host_top_tokens.data(), top_tokens.data, count * kMaxLogprobs * 4);
-  device.copy(host_top_logprobs.data(), top_logprobs.data, count * kMaxLogprobs * 4);
+  if (num_samples() == 0) return;
+  const int64_t bytes = sampled.tokens.shape[0] * (reports_top_ ? kSampleBytes + kTopBytes : kSampleBytes);
+  device.copy_async(host.tokens.data, sampled.tokens.data, bytes);
 }
 
 }  // namespace rtp_llm

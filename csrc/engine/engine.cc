@@ -5,6 +5,7 @@
 
 #include <cstdio>
 
+#include "device/numerics_digest.h"
 #include "engine/engine_state.h"
 #include "engine/sampling.h"
 
@@ -36,7 +37,7 @@ namespace {
 std::string make_numerics_id(Device& device, DType weight_dtype, DType kv_dtype) {
   char digest[17];
   std::snprintf(digest, sizeof digest, "%016llx",
-                static_cast<unsigned long long>(device.ops().numerics_digest(weight_dtype, kv_dtype)));
+                static_cast<unsigned long long>(numerics_digest(device, weight_dtype, kv_dtype)));
   const char* mode = device.ops().forms_equal() ? "exact" : "fast";
   return concat(device.backend(), "/", device.isa(), "/", name_of(weight_dtype), "/", name_of(kv_dtype), "/tp1/", mode,
                 "/", digest);

@@ -1,4 +1,4 @@
-// Executor: runs a schedule on the device, as two launches: forward and sample.
+// Executor: launches a schedule on the device: forward and sample, and the copies before and after them.
 //
 // It owns what the device needs for that: KV bytes, slots, two batches, workspace. It decides nothing.
 // Thread rule: engine thread only, after construction.
@@ -25,16 +25,22 @@ class Executor {
   // Runs the largest legal step once; returns its rows and seconds. Leaves a zero pool.
   std::pair<int64_t, double> warm_up();
 
-  // Binds slots, zeroes fresh blocks, fills the batch that is not in use.
+  // Fills the batch that is not in use, launches its upload, the zeroing of fresh blocks and the writes into slots.
+  // REQUIRES: the step before the last one has ended.
   Batch& prepare(const Schedule& schedule);
-  // `on_layers(first_layer, num_layers)` as each layer group is stored.
+  // `on_layers(first_layer, num_layers)` as the stores of each layer group are launched.
   void forward(Batch& batch, const std::function<void(int, int)>& on_layers);
+  // Samples; what was sampled is in batch.host when an event recorded afterwards is done.
   void sample(Batch& batch);
 
   KvCache& kv_cache() { return kv_cache_; }
   const KvCache& kv_cache() const { return kv_cache_; }
 
  private:
+  int64_t most_block_ids() const;
+  void launch_inputs(Batch& batch);
+  void zero_first_blocks(int num_blocks);
+
   Device& device_;
   Decoder& decoder_;
   const EngineConfig& config_;

@@ -23,14 +23,9 @@ int64_t block_bytes_of(const KvLayout& layout) {
 }  // namespace
 
 KvCache::KvCache(Device& device, KvLayout layout, const EngineConfig& config)
-    : device_(device),
-      layout_(std::move(layout)),
+    : layout_(std::move(layout)),
       block_bytes_(block_bytes_of(layout_)),
       num_blocks_(choose_num_blocks(config, block_bytes_)),
-      pool_(device.allocate_shareable(num_blocks_ * block_bytes_, "kv_pool")) {}
-
-void KvCache::zero_block(int32_t block) {
-  device_.zero(static_cast<uint8_t*>(pool_.data()) + block * block_bytes_, block_bytes_);
-}
+      pool_(device.allocate_shareable((num_blocks_ + int64_t{1}) * block_bytes_, "kv_pool")) {}
 
 }  // namespace rtp_llm

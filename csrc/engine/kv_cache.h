@@ -1,4 +1,5 @@
-// KvCache: the bytes of the KV pool, an allocation of its own that peers can map; BlockPool has the ids.
+// KvCache: the bytes of the KV pool, an allocation of its own that peers can map; BlockPool has the ids. Behind the
+// pool's blocks lies one that it doesn't know: the scratch block, which padding rows write.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +17,14 @@ class KvCache {
   KvCache(Device& device, KvLayout layout, const EngineConfig& config);
 
   const KvLayout& layout() const { return layout_; }
-  int num_blocks() const { return num_blocks_; }
-  void* base() const { return pool_.data(); }
+  int num_blocks() const { return num_blocks_; }  // the pool's
+  int32_t scratch_block() const { return num_blocks_; }
+  int64_t block_bytes() const { return block_bytes_; }
+  uint8_t* base() const { return static_cast<uint8_t*>(pool_.data()); }
   int64_t bytes() const { return num_blocks_ * block_bytes_; }
   int shared_fd() const { return pool_.shared_fd(); }
-  void zero_block(int32_t block);
 
  private:
-  Device& device_;
   KvLayout layout_;
   int64_t block_bytes_;
   int num_blocks_;

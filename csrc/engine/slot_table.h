@@ -1,11 +1,12 @@
-// SlotTable: the slots on the device and the host's writes into them. A slot is bound when a sequence
-// starts to run; after that its block table only grows, the kernels advance the rest.
+// SlotTable: the slots on the device and the host's writes into them, which a step's inputs carry. A slot is bound when
+// a sequence starts to run; after that its block table only grows, the kernels advance the rest.
 #pragma once
 
 #include <cstdint>
 
 #include "device/device.h"
 #include "device/slots.h"
+#include "device/step_inputs.h"
 #include "engine/engine.h"
 #include "engine/sequence.h"
 
@@ -13,21 +14,18 @@ namespace rtp_llm {
 
 class SlotTable {
  public:
-  SlotTable(Device& device, const EngineConfig& config);
+  // config.max_num_seqs slots and the padding slot, whose table holds `scratch_block` only.
+  SlotTable(Device& device, const EngineConfig& config, int32_t scratch_block);
 
   const Slots& slots() const { return slots_; }
   int max_blocks() const { return max_blocks_; }
 
-  // Writes what the device doesn't know of the sequence yet. REQUIRES: it has a slot.
-  void bind(Sequence& sequence, const EngineConfig& config);
-  // A slot as warm-up needs it: nothing stored, `blocks` as its table, greedy.
-  void bind_blank(int slot, std::span<const int32_t> blocks);
+  // Adds to the step's updates what the device doesn't know of the sequence yet. REQUIRES: it has a slot.
+  void bind(Sequence& sequence, const EngineConfig& config, StepInputs& inputs) const;
 
  private:
-  Tensor allocate(std::initializer_list<int64_t> shape, Buffer& buffer, const char* tag);
-  void write(const Tensor& tensor, int64_t index, const int32_t* values, int64_t count);
+  Tensor allocate(Device& device, std::initializer_list<int64_t> shape, Buffer& buffer, const char* tag);
 
-  Device& device_;
   int max_blocks_;
   Buffer last_token_, seq_len_, output_position_, block_tables_, sampling_;
   Slots slots_;

@@ -105,7 +105,7 @@ void Engine::State::tell_layers(const Batch& batch, int first_layer, int num_lay
 }
 
 void Engine::State::publish(Batch& batch) {
-  batch.download(device);
+  device.wait(device.record());
   pool.step_ended(step_number);
   int64_t sample = 0;
   int64_t decode_rows = 0;
@@ -114,7 +114,7 @@ void Engine::State::publish(Batch& batch) {
     sequence.num_computed += chunk.rows;
     (chunk.form == Form::kDecode ? counted.decode_tokens_computed : counted.prompt_tokens_computed) += chunk.rows;
     if (chunk.decode) ++decode_rows;
-    if (chunk.samples && batch.host_sampled[sample] < 0) {
+    if (chunk.samples && batch.token(sample) < 0) {
       withdraw_blocks(sequence);
     } else {
       offer_full_blocks(sequence);
@@ -146,16 +146,19 @@ void Engine::State::withdraw_blocks(const Sequence& sequence) {
 
 void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t sample) {
   const SequenceSpec& spec = sequence.spec;
-  const int32_t token = batch.host_sampled[sample];
+  const int32_t token = batch.token(sample);
   const int position = sequence.num_output();
   const bool first = position == static_cast<int>(spec.output.size());
   if (token >= 0) sequence.append(token);
   const FinishReason finish = token >= 0 ? finish_of(sequence, config) : FinishReason::kFailed;
-  const float logprob = spec.num_logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host_logprobs[sample];
+  const float logprob =
+      spec.num_logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host.logprobs.as<const float>()[sample];
   auto& top = columns.top_logprobs;
   const size_t top_begin = top.size();
-  for (int64_t i = sample * kMaxLogprobs; i < sample * kMaxLogprobs + spec.num_logprobs; ++i)
-    if (batch.host_top_tokens[i] >= 0) top.emplace_back(batch.host_top_tokens[i], batch.host_top_logprobs[i]);
+  const auto* top_tokens = batch.host.top_tokens.as<const int32_t>() + sample * kMaxLogprobs;
+  const auto* top_logprobs = batch.host.top_logprobs.as<const float>() + sample * kMaxLogprobs;
+  for (int i = 0; i < spec.num_logprobs; ++i)
+    if (top_tokens[i] >= 0) top.emplace_back(top_tokens[i], top_logprobs[i]);
 
   columns.key.push_back(spec.key);
   columns.position.push_back(position);

@@ -11,14 +11,13 @@ struct Decoder::Activations {
   int64_t max_rows = 0, max_logit_rows = 0, max_positions = 0;
   Tensor stream;     // [rows, hidden]: the residual stream
   Tensor normed;     // [rows, hidden]
-  Tensor qkv;        // [rows, (heads + 2 kv_heads) * head_dim] f32
+  Tensor qkv;        // [rows, (heads + 2 kv_heads) * head_dim]
   Tensor attended;   // [rows, heads * head_dim]
   Tensor gate_up;    // [rows, 2 * intermediate]
   Tensor activated;  // [rows, intermediate]
   Tensor last;       // [logit rows, hidden]: rows of the stream whose logits are wanted
   Tensor logits;     // [logit rows, vocab] f32
   Tensor attention_workspace;
-  std::vector<Segment> prefills, decodes;  // a step's segments by form
   std::vector<Buffer> buffers;
 
   Tensor take(Device& device, const char* tag, DType dtype, int64_t rows, int64_t columns) {
@@ -59,7 +58,7 @@ void Decoder::allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_pos
   made->stream = made->take(device_, "activations.stream", types.stream, max_rows, model.hidden_size);
   made->normed =
       made->take(device_, "activations.normed", types.input, std::max(max_rows, max_logit_rows), model.hidden_size);
-  made->qkv = made->take(device_, "activations.qkv", DType::kF32, max_rows, q_width + 2 * kv_width);
+  made->qkv = made->take(device_, "activations.qkv", types.qkv, max_rows, q_width + 2 * kv_width);
   made->attended = made->take(device_, "activations.attended", types.input, max_rows, q_width);
   made->gate_up = made->take(device_, "activations.gate_up", types.stream, max_rows, 2 * model.intermediate_size);
   made->activated = made->take(device_, "activations.activated", types.input, max_rows, model.intermediate_size);
@@ -69,13 +68,11 @@ void Decoder::allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_pos
       device_.ops().attention_workspace_bytes(max_rows, model.num_attention_heads, model.head_dim, max_positions);
   made->attention_workspace =
       made->take(device_, "activations.attention_workspace", DType::kU8, 1, std::max<int64_t>(workspace, 1));
-  made->prefills.reserve(max_rows);
-  made->decodes.reserve(max_rows);
   activations_ = std::move(made);
 }
 
-Tensor Decoder::forward(const StepInput& input, const Slots& slots, const KvLayout& layout, void* kv_pool,
-                        int64_t num_blocks, int layers_per_group, const std::function<void(int, int)>& on_layers) {
+Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv_pool, int64_t num_blocks,
+                        int layers_per_group, const std::function<void(int, int)>& on_layers) {
   check_step(input, layers_per_group);
   Ops& ops = device_.ops();
   const ModelConfig& model = config();
@@ -83,13 +80,8 @@ Tensor Decoder::forward(const StepInput& input, const Slots& slots, const KvLayo
   const int64_t rows = input.tokens.shape[0];
   const Tensor stream = step.stream.rows(0, rows), normed = step.normed.rows(0, rows), qkv = step.qkv.rows(0, rows);
   const Tensor attended = step.attended.rows(0, rows);
-  split_by_form(input.segments);
 
-  ops.embedding({.tokens = input.tokens,
-                 .table = &weights_.embedding(),
-                 .slots = &slots,
-                 .segments = input.segments,
-                 .out = stream});
+  ops.embedding({.tokens = input.tokens, .table = &weights_.embedding(), .step = input.rows, .out = stream});
 
   int first_of_group = 0;
   for (int layer = 0; layer < model.num_hidden_layers; ++layer) {
@@ -107,14 +99,13 @@ Tensor Decoder::forward(const StepInput& input, const Slots& slots, const KvLayo
                         .norm_epsilon = model.rms_norm_eps,
                         .inv_freq = weights_.inv_freq(),
                         .kv = kv,
-                        .slots = &slots,
-                        .segments = input.segments});
+                        .step = input.rows});
     const int stored = layer + 1 - first_of_group;
     if (on_layers && (stored == layers_per_group || layer + 1 == model.num_hidden_layers)) {
       on_layers(first_of_group, stored);
       first_of_group = layer + 1;
     }
-    attend(qkv, kv, slots, attended);
+    attend(qkv, kv, *input.rows, attended);
     ops.linear({.x = attended, .weight = weights.o.get(), .out = stream, .residual = stream});
 
     ops.add_rms_norm(
@@ -130,31 +121,24 @@ Tensor Decoder::forward(const StepInput& input, const Slots& slots, const KvLayo
   }
 
   const Tensor logits = compute_logits(input.logit_rows, stream);
-  ops.advance({.slots = &slots, .segments = input.segments});
+  ops.advance({.step = input.rows});
   return logits;
 }
 
-void Decoder::attend(const Tensor& qkv, const KvView& kv, const Slots& slots, const Tensor& out) {
+void Decoder::attend(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out) {
   const int64_t heads = config().num_attention_heads, head_dim = config().head_dim;
   Tensor q = qkv.columns(0, heads * head_dim);  // [rows, heads, head_dim]
   q.ndim = 3;
   q.shape = {qkv.shape[0], heads, head_dim};
   q.stride = {qkv.stride[0], head_dim, 1};
-  AttentionArgs args{.q = q,
-                     .kv = kv,
-                     .slots = &slots,
-                     .segments = {},
-                     .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),
-                     .out = out,
-                     .workspace = activations_->attention_workspace};
-  if (!activations_->prefills.empty()) {
-    args.segments = activations_->prefills;
-    device_.ops().paged_attention_prefill(args);
-  }
-  if (!activations_->decodes.empty()) {
-    args.segments = activations_->decodes;
-    device_.ops().paged_attention_decode(args);
-  }
+  const AttentionArgs args{.q = q,
+                           .kv = kv,
+                           .step = &rows,
+                           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),
+                           .out = out,
+                           .workspace = activations_->attention_workspace};
+  if (!rows.prefills.empty()) device_.ops().paged_attention_prefill(args);
+  if (!rows.decodes.empty()) device_.ops().paged_attention_decode(args);
 }
 
 Tensor Decoder::compute_logits(const Tensor& logit_rows, const Tensor& stream) {
@@ -178,20 +162,17 @@ void Decoder::check_step(const StepInput& input, int layers_per_group) const {
   const int64_t logit_rows = input.logit_rows.empty() ? 0 : input.logit_rows.shape[0];
   check(logit_rows <= activations_->max_logit_rows, "a step of ", logit_rows, " logit rows, allocated are ",
         activations_->max_logit_rows);
+  check(input.rows != nullptr && input.rows->num_rows == rows, "StepRows of ",
+        input.rows == nullptr ? 0 : input.rows->num_rows, " rows for ", rows, " tokens");
+  check(input.rows->max_position < activations_->max_positions, "a step with position ", input.rows->max_position,
+        ", allocated are ", activations_->max_positions);
   int64_t covered = 0;
-  for (const Segment& segment : input.segments) {
+  for (const Segment& segment : input.rows->segments) {
     check(segment.first_row == covered && segment.rows > 0, "segment of slot ", segment.slot, " has rows [",
           segment.first_row, ", ", segment.first_row + segment.rows, "), the next row is ", covered);
     covered += segment.rows;
   }
   check(covered == rows, "segments cover ", covered, " of ", rows, " rows");
-}
-
-void Decoder::split_by_form(std::span<const Segment> segments) {
-  activations_->prefills.clear();
-  activations_->decodes.clear();
-  for (const Segment& segment : segments)
-    (segment.form == Form::kPrefill ? activations_->prefills : activations_->decodes).push_back(segment);
 }
 
 }  // namespace rtp_llm

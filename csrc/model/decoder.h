@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <span>
 
 #include "device/ops.h"
 #include "kv/kv_layout.h"
@@ -17,9 +16,9 @@ namespace rtp_llm {
 
 // One step's inputs, device memory where it says Tensor.
 struct StepInput {
-  Tensor tokens;                      // [M] i32; kTokenFromSlot for decode rows
-  std::span<const Segment> segments;  // cover the M rows in order; all kPrefill or kDecode each
-  Tensor logit_rows;                  // [R] i32: rows whose logits are wanted; R may be 0
+  Tensor tokens;                   // [M] i32; kTokenFromSlot for decode rows
+  const StepRows* rows = nullptr;  // of the M rows
+  Tensor logit_rows;               // [R] i32: rows whose logits are wanted; R may be 0
 };
 
 class Decoder {
@@ -36,19 +35,18 @@ class Decoder {
   // below max_positions.
   void allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_positions);
 
-  // Runs the model. kv_pool: base of the pool laid out by kv_layout(). After the layers [first,
-  // last] of each run of `layers_per_group` are stored, calls on_layers(first_layer, num_layers)
-  // (may be empty). Returns logits [R, vocab] f32, valid until the next forward. Advances slots'
-  // seq_len. REQUIRES: allocate() was called with enough room.
-  Tensor forward(const StepInput& input, const Slots& slots, const KvLayout& layout, void* kv_pool, int64_t num_blocks,
+  // Launches the model. kv_pool: base of the pool of num_blocks blocks laid out by kv_layout(). After each run of
+  // `layers_per_group` layers the last store is launched and on_layers(first_layer, num_layers) is called (it may be
+  // empty): an event recorded in it says when they are stored. Returns logits [R, vocab] f32, valid until the next
+  // forward. Advances slots' seq_len. REQUIRES: allocate() was called with enough room.
+  Tensor forward(const StepInput& input, const KvLayout& layout, void* kv_pool, int64_t num_blocks,
                  int layers_per_group, const std::function<void(int, int)>& on_layers);
 
  private:
   struct Activations;
-  void attend(const Tensor& qkv, const KvView& kv, const Slots& slots, const Tensor& out);
+  void attend(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out);
   Tensor compute_logits(const Tensor& logit_rows, const Tensor& stream);
   void check_step(const StepInput& input, int layers_per_group) const;
-  void split_by_form(std::span<const Segment> segments);
 
   Device& device_;
   const Weights& weights_;

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "device/step_inputs.h"
 #include "model/decoder.h"
 
 namespace rtp_llm {
@@ -29,6 +31,7 @@ class Scorer {
 
  private:
   Tensor add_buffer(const char* tag, DType dtype, int64_t elements);
+  void bind();
 
   Device& device_;
   Decoder& decoder_;
@@ -36,8 +39,10 @@ class Scorer {
   KvLayout layout_;
   int64_t num_blocks_;
   std::vector<Buffer> buffers_;
-  Tensor kv_pool_, tokens_, logit_rows_;
-  Slots slots_;  // one slot
+  Tensor kv_pool_;   // a scratch block behind the last one
+  Tensor all_rows_;  // 0, 1, …: every row's logits
+  Slots slots_;      // one, and the padding slot
+  std::optional<StepInputs> inputs_;
 };
 
 }  // namespace rtp_llm

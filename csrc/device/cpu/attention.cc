@@ -74,7 +74,8 @@ void fold_segment(const AttentionArgs& args, const Shape& shape, const Item& ite
                   const Workplace& place) {
   reset(place.segment, item.rows * shape.group, shape.padded_dim);
   const int64_t last = item.position + item.rows - 1;
-  const int32_t* blocks = args.slots->block_tables.as<const int32_t>() + item.slot * args.slots->block_tables.stride[0];
+  const int32_t* blocks =
+      args.step->slots->block_tables.as<const int32_t>() + item.slot * args.step->slots->block_tables.stride[0];
   const auto fold = [&](int64_t first, int64_t rows, int valid) {
     const int64_t lane = first * shape.group;
     fold_tile(place.tile, place.q + lane * shape.padded_dim, rows * shape.group, valid, args.scale, shape.padded_dim,
@@ -151,30 +152,28 @@ void run_segment(const AttentionArgs& args, const Shape& shape, const Item& item
   fold_segment(args, shape, item, item.segment, place);
 }
 
-void check_attention(const AttentionArgs& args, Form form) {
+void check_attention(const AttentionArgs& args) {
   const KvView& kv = args.kv;
   check(args.q.ndim == 3 && args.q.shape[2] == kv.head_dim && args.q.stride[2] == 1,
         "paged_attention: q must be [M, heads, ", kv.head_dim, "]");
   check(kv.num_heads > 0 && args.q.shape[1] % kv.num_heads == 0, "paged_attention: ", args.q.shape[1],
         " heads are no multiple of ", kv.num_heads, " kv heads");
   check_features("paged_attention", "out", args.out, args.q.shape[0], args.q.shape[1] * kv.head_dim);
-  for (const Segment& segment : args.segments)
-    check(segment.form == form, "paged_attention: segment of slot ", segment.slot, " has the other form");
 }
 
 // Throws InvalidArgument unless rows, table and every block of each segment's context exist.
-void check_context(const AttentionArgs& args, const Shape& shape) {
+void check_context(const AttentionArgs& args, const Shape& shape, std::span<const Segment> segments) {
   const auto ignore = [](int64_t, int32_t, int64_t) {};
-  for_each_row("paged_attention", args.slots, args.segments, shape.num_rows, ignore);
-  for (const Segment& segment : args.segments) {
+  for_each_row("paged_attention", args.step, segments, shape.num_rows, ignore);
+  const Slots& slots = *args.step->slots;
+  for (const Segment& segment : segments) {
     if (segment.rows == 0) continue;
-    const int64_t last = args.slots->seq_len.as<const int32_t>()[segment.slot] + int64_t{segment.rows} - 1;
+    const int64_t last = slots.seq_len.as<const int32_t>()[segment.slot] + int64_t{segment.rows} - 1;
     const auto block_at = [&](int64_t position) {
-      return block_of("paged_attention", *args.slots, segment.slot, position, args.kv.block_tokens, args.kv.num_blocks);
+      return block_of("paged_attention", slots, segment.slot, position, args.kv.block_tokens, args.kv.num_blocks);
     };
     block_at(last);
-    const auto* table =
-        args.slots->block_tables.as<const uint32_t>() + segment.slot * args.slots->block_tables.stride[0];
+    const auto* table = slots.block_tables.as<const uint32_t>() + segment.slot * slots.block_tables.stride[0];
     uint32_t highest = 0;  // unsigned: a negative id is high, too
     for (int64_t i = 0; i <= last / args.kv.block_tokens; ++i) highest = std::max(highest, table[i]);
     if (highest < args.kv.num_blocks) continue;
@@ -183,10 +182,11 @@ void check_context(const AttentionArgs& args, const Shape& shape) {
 }
 
 // Items of all segments, later (longer) rows first.
-void make_items(const AttentionArgs& args, const Shape& shape, std::vector<Item>& items) {
+void make_items(const AttentionArgs& args, const Shape& shape, std::span<const Segment> segments,
+                std::vector<Item>& items) {
   items.clear();
-  for (const Segment& segment : args.segments) {
-    const int64_t base = args.slots->seq_len.as<const int32_t>()[segment.slot];
+  for (const Segment& segment : segments) {
+    const int64_t base = args.step->slots->seq_len.as<const int32_t>()[segment.slot];
     const int64_t step = shape.rows_per_item();
     for (int64_t row = (segment.rows - 1) / step * step; row >= 0; row -= step)
       for (int head = 0; head < args.kv.num_heads; ++head)
@@ -213,11 +213,13 @@ void split_at_segments(const std::vector<Item>& items, std::vector<Item>& pieces
 }  // namespace
 
 void CpuOps::attention(const AttentionArgs& args, Form form) {
-  check_attention(args, form);
+  check_attention(args);
+  slots_of("paged_attention", args.step);
+  const std::span<const Segment> segments = form == Form::kPrefill ? args.step->prefills : args.step->decodes;
   const Shape shape(args);
-  check_context(args, shape);
+  check_context(args, shape, segments);
   std::vector<Item>& items = attention_items_;
-  make_items(args, shape, items);
+  make_items(args, shape, segments, items);
   if (items.empty()) return;
   const int64_t floats = Workplace::floats(shape);
   auto* scratch = static_cast<float*>(attention_scratch_.at_least(floats * 4 * pool_.num_threads()));

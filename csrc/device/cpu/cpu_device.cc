@@ -119,6 +119,20 @@ void CpuDevice::copy(void* to, const void* from, int64_t bytes) { std::memmove(t
 
 void CpuDevice::zero(void* at, int64_t bytes) { std::memset(at, 0, static_cast<size_t>(bytes)); }
 
+StreamEvent CpuDevice::record() {
+  event_times_[++num_events_ % kTimedEvents] = Clock::now();
+  return {num_events_};
+}
+
+double CpuDevice::seconds_between(StreamEvent begin, StreamEvent end) {
+  for (const StreamEvent event : {begin, end})
+    check(event.number > 0 && event.number <= num_events_ && num_events_ - event.number < kTimedEvents, "event ",
+          event.number, " has no time, there are ", num_events_, " and the last ", kTimedEvents, " have one");
+  const std::chrono::duration<double> between =
+      event_times_[end.number % kTimedEvents] - event_times_[begin.number % kTimedEvents];
+  return between.count();
+}
+
 }  // namespace rtp_llm::cpu
 
 extern "C" rtp_llm::Device* rtp_device_create(const rtp_llm::DeviceOptions* options) {

@@ -10,7 +10,7 @@ CpuOps::CpuOps(Device& device, int num_threads)
 
 // bf16 weights multiply bf16 inputs; sums, and so the stream, stay in f32.
 ActivationTypes CpuOps::activation_types(DType weight_dtype) const {
-  return {.stream = DType::kF32, .input = weight_dtype};
+  return {.stream = DType::kF32, .input = weight_dtype, .qkv = DType::kF32};
 }
 
 }  // namespace rtp_llm::cpu

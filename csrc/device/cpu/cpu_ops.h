@@ -28,7 +28,6 @@ class CpuOps final : public Ops {
 
   bool forms_equal() const override { return true; }
   ActivationTypes activation_types(DType weight_dtype) const override;
-  uint64_t numerics_digest(DType weight_dtype, DType kv_dtype) override;
 
   std::unique_ptr<LinearPacker> pack(const LinearSpec& spec) override;
 
@@ -46,6 +45,8 @@ class CpuOps final : public Ops {
   void add(const Tensor& x, const Tensor& delta) override;
   void sample(const SampleArgs& args) override;
   void advance(const AdvanceArgs& args) override;
+  void update_slots(const UpdateSlotsArgs& args) override;
+  void zero_blocks(const ZeroBlocksArgs& args) override;
   int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
                                     int64_t max_positions) const override;
   int64_t sample_workspace_bytes(int64_t max_rows, int64_t vocab) const override;

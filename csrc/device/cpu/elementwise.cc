@@ -1,4 +1,4 @@
-// gated_activation, add, gather_rows, advance: ops without arithmetic across lanes.
+// gated_activation, add, gather_rows, and what keeps slots and blocks: ops without arithmetic across lanes.
 #include <algorithm>
 #include <cstring>
 
@@ -75,13 +75,42 @@ void CpuOps::gather_rows(const GatherRowsArgs& args) {
 }
 
 void CpuOps::advance(const AdvanceArgs& args) {
-  check(args.slots != nullptr, "advance: slots missing");
-  const int64_t num_slots = args.slots->seq_len.shape[0];
-  for (const Segment& segment : args.segments) {
+  const Slots& slots = slots_of("advance", args.step);
+  const int64_t num_slots = slots.seq_len.shape[0];
+  for (const Segment& segment : args.step->segments) {
     check(segment.slot >= 0 && segment.slot < num_slots, "advance: slot ", segment.slot, " out of range, there are ",
           num_slots);
-    args.slots->seq_len.as<int32_t>()[segment.slot] += segment.rows;
+    slots.seq_len.as<int32_t>()[segment.slot] += segment.rows;
   }
+}
+
+void CpuOps::update_slots(const UpdateSlotsArgs& args) {
+  check(args.slots != nullptr, "update_slots: slots missing");
+  const Slots& slots = *args.slots;
+  const int64_t num_slots = slots.seq_len.shape[0], width = slots.block_tables.shape[1];
+  for (const SlotUpdate& update : args.updates) {
+    check(update.slot >= 0 && update.slot < num_slots, "update_slots: slot ", update.slot, " out of range, there are ",
+          num_slots);
+    check(update.first_block >= 0 && update.num_blocks >= 0 && int64_t{update.first_block} + update.num_blocks <= width,
+          "update_slots: blocks [", update.first_block, ", ", int64_t{update.first_block} + update.num_blocks,
+          ") of slot ", update.slot, " are beyond its block table of ", width);
+    check(update.first_id >= 0 &&
+              static_cast<size_t>(update.first_id) + static_cast<size_t>(update.num_blocks) <= args.blocks.size(),
+          "update_slots: ids from ", update.first_id, " on, ", update.num_blocks, " of them, there are ",
+          args.blocks.size());
+    std::copy_n(args.blocks.begin() + update.first_id, update.num_blocks,
+                slots.block_tables.as<int32_t>() + update.slot * slots.block_tables.stride[0] + update.first_block);
+    if (update.binds == 0) continue;
+    slots.last_token.as<int32_t>()[update.slot] = update.last_token;
+    slots.seq_len.as<int32_t>()[update.slot] = update.seq_len;
+    slots.output_position.as<int32_t>()[update.slot] = update.output_position;
+    if (slots.sampling != nullptr) slots.sampling[update.slot] = update.sampling;
+  }
+}
+
+void CpuOps::zero_blocks(const ZeroBlocksArgs& args) {
+  check(args.base != nullptr && args.block_bytes > 0, "zero_blocks: blocks of ", args.block_bytes, " bytes");
+  for (int32_t block : args.blocks) std::memset(args.base + block * args.block_bytes, 0, args.block_bytes);
 }
 
 }  // namespace rtp_llm::cpu

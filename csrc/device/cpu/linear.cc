@@ -189,13 +189,14 @@ void CpuOps::embedding(const EmbeddingArgs& args) {
   check_features("embedding", "out", args.out, rows, spec.in_features);
   std::vector<int32_t>& tokens = tokens_;
   tokens.assign(args.tokens.as<const int32_t>(), args.tokens.as<const int32_t>() + rows);
-  for (const Segment& segment : args.segments)
+  const Slots& slots = slots_of("embedding", args.step);
+  for (const Segment& segment : args.step->segments)
     for (int64_t row = segment.first_row; row < segment.first_row + int64_t{segment.rows}; ++row) {
       check(row >= 0 && row < rows, "embedding: row ", row, " out of range, there are ", rows);
       if (tokens[static_cast<size_t>(row)] != kTokenFromSlot) continue;
-      check(args.slots != nullptr && segment.slot >= 0 && segment.slot < args.slots->last_token.shape[0],
-            "embedding: slot ", segment.slot, " out of range");
-      tokens[static_cast<size_t>(row)] = args.slots->last_token.as<const int32_t>()[segment.slot];
+      check(segment.slot >= 0 && segment.slot < slots.last_token.shape[0], "embedding: slot ", segment.slot,
+            " out of range");
+      tokens[static_cast<size_t>(row)] = slots.last_token.as<const int32_t>()[segment.slot];
     }
   for (int64_t row = 0; row < rows; ++row)
     check(tokens[static_cast<size_t>(row)] >= 0 && tokens[static_cast<size_t>(row)] < spec.out_features(),

@@ -44,7 +44,7 @@ void CpuOps::rope(const RopeArgs& args) {
         head_dim / 2, " elements, got ", half);
   RopeCache& cache = cache_of(rope_caches_, args.inv_freq);
   row_positions_.assign(static_cast<size_t>(rows), -1);
-  for_each_row("rope", args.slots, args.segments, rows, [&](int64_t row, int32_t, int64_t position) {
+  for_each_row("rope", args.step, rows, [&](int64_t row, int32_t, int64_t position) {
     cache.prepare(position);
     row_positions_[static_cast<size_t>(row)] = position;
   });
@@ -65,8 +65,8 @@ void CpuOps::store_kv(const StoreKvArgs& args) {
           "store_kv: k and v must be [", rows, ", ", kv.num_heads, ", ", kv.head_dim, "]");
   check(args.k.dtype == args.v.dtype, "store_kv: k is ", name_of(args.k.dtype), ", v is ", name_of(args.v.dtype));
   row_positions_.assign(static_cast<size_t>(rows), -1);  // here: byte offset of the token in a plane
-  for_each_row("store_kv", args.slots, args.segments, rows, [&](int64_t row, int32_t slot, int64_t position) {
-    const int32_t block = block_of("store_kv", *args.slots, slot, position, kv.block_tokens, kv.num_blocks);
+  for_each_row("store_kv", args.step, rows, [&](int64_t row, int32_t slot, int64_t position) {
+    const int32_t block = block_of("store_kv", *args.step->slots, slot, position, kv.block_tokens, kv.num_blocks);
     row_positions_[static_cast<size_t>(row)] = block * kv.block_stride + position % kv.block_tokens * kv.token_stride;
   });
   with_type("store_kv", args.k.dtype, args.k.data, [&](auto* typed) {

@@ -5,6 +5,7 @@
 #include "device/cpu/cpu_ops.h"
 #include "device/cpu/rows.h"
 #include "device/cpu/sample_row.h"
+#include "device/cpu/slot_rows.h"
 
 namespace rtp_llm::cpu {
 namespace {
@@ -17,10 +18,11 @@ int64_t bytes_per_thread(int64_t vocab) {
 
 void check_sample(const SampleArgs& args, int num_threads) {
   const int64_t vocab = args.logits.shape[1];
-  const auto rows = static_cast<int64_t>(args.rows.size());
+  const Slots& slots = slots_of("sample", args.step);
+  const auto rows = static_cast<int64_t>(args.step->sample_rows.size());
   check_features("sample", "logits", args.logits, args.logits.shape[0], vocab);
   check(args.logits.dtype == DType::kF32, "sample: logits must be float32, got ", name_of(args.logits.dtype));
-  check(args.slots != nullptr && args.slots->sampling != nullptr, "sample: slots missing");
+  check(slots.sampling != nullptr, "sample: slots have no sampling state");
   check(args.tokens.numel() >= rows && args.logprobs.numel() >= rows, "sample: outputs have ", args.tokens.numel(),
         " rows, need ", rows);
   check(args.workspace.numel() >= bytes_per_thread(vocab) * num_threads, "sample: workspace has ",
@@ -28,12 +30,12 @@ void check_sample(const SampleArgs& args, int num_threads) {
   check(args.allowed.empty() || args.allowed.shape[1] >= (vocab + 31) / 32, "sample: bitmask has ",
         args.allowed.shape[1], " words a row, need ", (vocab + 31) / 32);
   const int64_t columns = args.top_tokens.empty() ? 0 : args.top_tokens.shape[1];
-  for (const SampleRow& row : args.rows) {
+  for (const SampleRow& row : args.step->sample_rows) {
     check(row.row >= 0 && row.row < args.logits.shape[0], "sample: row ", row.row, " out of range, logits has ",
           args.logits.shape[0]);
-    check(row.slot >= 0 && row.slot < args.slots->last_token.shape[0], "sample: slot ", row.slot,
-          " out of range, there are ", args.slots->last_token.shape[0]);
-    const SamplingState& state = args.slots->sampling[row.slot];
+    check(row.slot >= 0 && row.slot < slots.last_token.shape[0], "sample: slot ", row.slot, " out of range, there are ",
+          slots.last_token.shape[0]);
+    const SamplingState& state = slots.sampling[row.slot];
     check(state.num_logprobs <= std::min<int64_t>(columns, kMaxLogprobs), "sample: slot ", row.slot, " wants ",
           state.num_logprobs, " logprobs, there is room for ", columns);
     check(state.temperature >= 0.0f, "sample: slot ", row.slot, " has temperature ", state.temperature);
@@ -44,11 +46,11 @@ void check_sample(const SampleArgs& args, int num_threads) {
 
 // tokens[i], logprobs[i] and the top ones of rows[i].
 void sample_row(const SampleArgs& args, int64_t i, uint8_t* workspace) {
-  const SampleRow& row = args.rows[static_cast<size_t>(i)];
-  const SamplingState& state = args.slots->sampling[row.slot];
+  const SampleRow& row = args.step->sample_rows[static_cast<size_t>(i)];
+  const SamplingState& state = args.step->slots->sampling[row.slot];
   const int64_t vocab = args.logits.shape[1];
   const auto* logits = row_of<const float>(args.logits, row.row);
-  const int32_t position = args.slots->output_position.as<const int32_t>()[row.slot];
+  const int32_t position = args.step->slots->output_position.as<const int32_t>()[row.slot];
 
   auto* masked = reinterpret_cast<float*>(workspace);
   auto* candidates = reinterpret_cast<Candidate*>(masked + vocab);
@@ -78,14 +80,16 @@ void sample_row(const SampleArgs& args, int64_t i, uint8_t* workspace) {
 void CpuOps::sample(const SampleArgs& args) {
   check_sample(args, pool_.num_threads());
   const int64_t bytes = bytes_per_thread(args.logits.shape[1]);
-  const auto rows = static_cast<int64_t>(args.rows.size());
+  const Slots& slots = *args.step->slots;
+  const std::span<const SampleRow> sampled = args.step->sample_rows;
+  const auto rows = static_cast<int64_t>(sampled.size());
   pool_.run(rows, [&](int64_t i, int thread) { sample_row(args, i, args.workspace.as<uint8_t>() + thread * bytes); });
   for (int64_t i = 0; i < rows; ++i) {
-    const int32_t slot = args.rows[static_cast<size_t>(i)].slot;
+    const int32_t slot = sampled[static_cast<size_t>(i)].slot;
     const int32_t token = args.tokens.as<const int32_t>()[i];
     if (token < 0) continue;
-    args.slots->last_token.as<int32_t>()[slot] = token;
-    args.slots->output_position.as<int32_t>()[slot] += 1;
+    slots.last_token.as<int32_t>()[slot] = token;
+    slots.output_position.as<int32_t>()[slot] += 1;
   }
 }
 

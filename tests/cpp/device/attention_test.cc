@@ -26,20 +26,17 @@ struct Problem {
     for (int first = 0; first < positions; first += chunk) {
       const int rows = std::min(chunk, positions - first);
       const Segment segments[] = {{.slot = 1, .first_row = 0, .rows = rows, .form = form}};
-      ops.store_kv({.k = k.view().rows(first, rows),
-                    .v = v.view().rows(first, rows),
-                    .kv = sequences.kv,
-                    .slots = &sequences.slots,
-                    .segments = segments});
+      const Step step(sequences.slots, segments);
+      ops.store_kv(
+          {.k = k.view().rows(first, rows), .v = v.view().rows(first, rows), .kv = sequences.kv, .step = step});
       const AttentionArgs args{.q = q.view().rows(first, rows),
                                .kv = sequences.kv,
-                               .slots = &sequences.slots,
-                               .segments = segments,
+                               .step = step,
                                .scale = scale,
                                .out = out.view().rows(first, rows),
                                .workspace = workspace ? space.view() : Tensor{}};
       form == Form::kPrefill ? ops.paged_attention_prefill(args) : ops.paged_attention_decode(args);
-      ops.advance({.slots = &sequences.slots, .segments = segments});
+      ops.advance({.step = step});
     }
     CHECK_EQ(sequences.seq_len.as<int32_t>()[1], positions);
     return out;
@@ -153,19 +150,37 @@ TEST(attention_of_a_row_ignores_its_batch_mates_and_what_lies_beyond_its_positio
       segments.push_back({.slot = slot, .first_row = slot, .rows = 1, .form = Form::kDecode});
     }
     const Owned together(DType::kF32, {kSequences, 2 * kDim}), alone(DType::kF32, {kSequences, 2 * kDim});
-    ops.paged_attention_decode(
-        {.q = q, .kv = sequences.kv, .slots = &sequences.slots, .segments = segments, .out = together});
+    ops.paged_attention_decode({.q = q, .kv = sequences.kv, .step = Step(sequences.slots, segments), .out = together});
     const float nan = std::nanf("");
     for (int slot = 0; slot < kSequences; ++slot) {
       for (int64_t position = sequences.seq_len.as<int32_t>()[slot] + 1; position < 700; ++position)
         for (int plane : {0, 1}) std::memcpy(sequences.vector_at(slot, plane, 0, position), &nan, 4);
       ops.paged_attention_decode({.q = q,
                                   .kv = sequences.kv,
-                                  .slots = &sequences.slots,
-                                  .segments = std::span(&segments[static_cast<size_t>(slot)], 1),
+                                  .step = Step(sequences.slots, std::span(&segments[static_cast<size_t>(slot)], 1)),
                                   .out = alone});
     }
     CHECK(same_bits(together, alone));
+  });
+}
+
+TEST(each_form_of_attention_computes_the_rows_of_its_form_only) {
+  on_each_isa([](const std::string& isa) {
+    Ops& ops = device_of(isa).ops();
+    PagedSequences sequences(2, 64, 16, 2, 16, DType::kF32);
+    const Owned q = random_tensor(DType::kF32, {3, 4, 16}, 1), kv = random_tensor(DType::kF32, {3, 2, 16}, 2);
+    const Segment segments[] = {{.slot = 0, .first_row = 0, .rows = 2},
+                                {.slot = 1, .first_row = 2, .rows = 1, .form = Form::kDecode}};
+    const Step step(sequences.slots, segments);
+    ops.store_kv({.k = kv, .v = kv, .kv = sequences.kv, .step = step});
+    const Owned prefills(DType::kF32, {3, 64}), decodes(DType::kF32, {3, 64});
+    ops.paged_attention_prefill({.q = q, .kv = sequences.kv, .step = step, .out = prefills});
+    ops.paged_attention_decode({.q = q, .kv = sequences.kv, .step = step, .out = decodes});
+    const Owned untouched(DType::kF32, {3, 64});
+    for (int row = 0; row < 3; ++row) {
+      CHECK_EQ(same_row(prefills, row, untouched, row), row == 2);
+      CHECK_EQ(same_row(decodes, row, untouched, row), row != 2);
+    }
   });
 }
 
@@ -176,10 +191,9 @@ TEST(attention_refuses_what_does_not_fit) {
     const Owned q = random_tensor(DType::kF32, {1, 4, 16}, 1), out(DType::kF32, {1, 64});
     const auto run = [&](Segment segment) {
       ops.paged_attention_decode(
-          {.q = q, .kv = sequences.kv, .slots = &sequences.slots, .segments = std::span(&segment, 1), .out = out});
+          {.q = q, .kv = sequences.kv, .step = Step(sequences.slots, std::span(&segment, 1)), .out = out});
     };
     CHECK_THROWS_WITH(run({.slot = 2, .rows = 1, .form = Form::kDecode}), InvalidArgument, "slot 2 out of range");
-    CHECK_THROWS_WITH(run({.slot = 0, .rows = 1}), InvalidArgument, "other form");
     CHECK_THROWS_WITH(run({.slot = 0, .rows = 2, .form = Form::kDecode}), InvalidArgument, "rows [0, 2)");
     sequences.seq_len.as<int32_t>()[0] = 64;
     CHECK_THROWS_WITH(run({.slot = 0, .rows = 1, .form = Form::kDecode}), InvalidArgument, "position 64 of slot 0");

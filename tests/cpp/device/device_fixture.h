@@ -18,6 +18,7 @@
 #include "check.h"
 #include "device/device.h"
 #include "device/ops.h"
+#include "device/step_inputs.h"
 
 namespace rtp_llm::testing {
 
@@ -122,6 +123,29 @@ inline std::unique_ptr<PackedLinear> packed(Ops& ops, const Owned& weight, DType
   if (bias != nullptr) packer->write_bias(0, *bias);
   return packer->finish();
 }
+
+// The StepRows of some segments, as an op of the CPU reads them: without device tables.
+class Step {
+ public:
+  Step(const Slots& slots, std::span<const Segment> segments, std::span<const SampleRow> samples = {})
+      : segments_(segments.begin(), segments.end()) {
+    rows_.slots = &slots;
+    for (const Segment& segment : segments_) {
+      (segment.form == Form::kPrefill ? prefills_ : decodes_).push_back(segment);
+      rows_.num_rows += segment.rows;
+    }
+    rows_.segments = segments_;
+    rows_.prefills = prefills_;
+    rows_.decodes = decodes_;
+    rows_.sample_rows = samples;
+  }
+  Step(const Step&) = delete;
+  operator const StepRows*() const { return &rows_; }
+
+ private:
+  std::vector<Segment> segments_, prefills_, decodes_;
+  StepRows rows_;
+};
 
 // Slots and a pool of one layer. Blocks of a sequence are scattered over the pool.
 struct PagedSequences {

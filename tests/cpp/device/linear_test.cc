@@ -265,22 +265,20 @@ TEST(embedding_gathers_rows_of_the_packed_table_and_of_the_slot) {
       sequences.last_token.as<int32_t>()[1] = 42;
       const Segment segments[] = {{.slot = 0, .first_row = 0, .rows = 3},
                                   {.slot = 1, .first_row = 3, .rows = 1, .form = Form::kDecode}};
+      const Step step(sequences.slots, segments);
       const Owned tokens = ints({5, 99, 0, kTokenFromSlot});
       for (DType dtype : {DType::kF32, DType::kBF16}) {
         const auto w = packed(ops, table, dtype);
         for (DType out_type : {DType::kF32, DType::kBF16}) {
           const Owned out(out_type, {4, 33});
-          ops.embedding(
-              {.tokens = tokens, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out});
+          ops.embedding({.tokens = tokens, .table = w.get(), .step = step, .out = out});
           const int ids[] = {5, 99, 0, 42};
           for (int row = 0; row < 4; ++row)
             for (int i = 0; i < 33; ++i) CHECK_EQ(out.at(row * 33 + i), table.at(ids[row] * 33 + i));
         }
         const Owned bad = ints({1, 100, 1, 1}), out(DType::kF32, {4, 33});
-        CHECK_THROWS_WITH(
-            ops.embedding(
-                {.tokens = bad, .table = w.get(), .slots = &sequences.slots, .segments = segments, .out = out}),
-            InvalidArgument, "token id 100 of row 1");
+        CHECK_THROWS_WITH(ops.embedding({.tokens = bad, .table = w.get(), .step = step, .out = out}), InvalidArgument,
+                          "token id 100 of row 1");
       }
     }
   });

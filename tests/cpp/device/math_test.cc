@@ -49,7 +49,7 @@ TEST(rope_rotates_halves_by_the_angle_of_the_position) {
     const Owned inv_freq = floats({2}, {1.0f, 0.01f});
     const Owned x = floats({2, 1, 4}, {1, 2, 3, 4, 1, 2, 3, 4});
     const Segment segments[] = {{.slot = 0, .first_row = 0, .rows = 1}, {.slot = 1, .first_row = 1, .rows = 1}};
-    ops.rope({.x = x, .inv_freq = inv_freq, .slots = &sequences.slots, .segments = segments});
+    ops.rope({.x = x, .inv_freq = inv_freq, .step = Step(sequences.slots, segments)});
     for (int i = 0; i < 4; ++i) CHECK_EQ(x.at(i), i + 1.0);  // position 0
     for (int i = 0; i < 2; ++i) {
       const double angle = 1e6f * (i == 0 ? 1.0f : 0.01f), a = i + 1.0, b = i + 3.0;

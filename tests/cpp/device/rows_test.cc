@@ -65,7 +65,7 @@ TEST(store_kv_rounds_to_the_pools_type_at_the_right_place) {
       sequences.seq_len.as<int32_t>()[1] = 6;
       const Owned k = random_tensor(DType::kF32, {5, 2, 20}, 1), v = random_tensor(DType::kF32, {5, 2, 20}, 2);
       const Segment segments[] = {{.slot = 1, .first_row = 0, .rows = 4}, {.slot = 0, .first_row = 4, .rows = 1}};
-      ops.store_kv({.k = k, .v = v, .kv = sequences.kv, .slots = &sequences.slots, .segments = segments});
+      ops.store_kv({.k = k, .v = v, .kv = sequences.kv, .step = Step(sequences.slots, segments)});
       for (int row = 0; row < 5; ++row)
         for (int plane : {0, 1})
           for (int head : {0, 1})
@@ -95,7 +95,7 @@ TEST(gather_rows_add_and_advance_do_what_they_say) {
     CHECK_EQ(out.at(1), 7.0);
     PagedSequences sequences(2, 16, 16, 1, 16, DType::kF32);
     const Segment segments[] = {{.slot = 1, .rows = 5}, {.slot = 0, .rows = 1}};
-    ops.advance({.slots = &sequences.slots, .segments = segments});
+    ops.advance({.step = Step(sequences.slots, segments)});
     CHECK_EQ(sequences.seq_len.as<int32_t>()[1], 5);
     CHECK_EQ(sequences.seq_len.as<int32_t>()[0], 1);
   });
@@ -129,6 +129,7 @@ TEST(qkv_rope_store_gives_the_same_bits_for_every_chunking) {
         for (int first = 0; first < kRows; first += chunk) {
           const Segment segments[] = {{.slot = 0, .rows = std::min(chunk, kRows - first)}};
           Ops& ops = device_of(isa, threads).ops();
+          const Step step(sequences.slots, segments);
           ops.qkv_rope_store({.qkv = qkv.view().rows(first, segments[0].rows),
                               .num_heads = kHeads,
                               .num_kv_heads = kKvHeads,
@@ -137,9 +138,8 @@ TEST(qkv_rope_store_gives_the_same_bits_for_every_chunking) {
                               .k_norm = norm,
                               .inv_freq = inv_freq,
                               .kv = sequences.kv,
-                              .slots = &sequences.slots,
-                              .segments = segments});
-          ops.advance({.slots = &sequences.slots, .segments = segments});
+                              .step = step});
+          ops.advance({.step = step});
         }
         pools.push_back(sequences.pool);
         outputs.push_back(qkv);

@@ -36,8 +36,7 @@ Drawn draw(Ops& ops, const Owned& logits, const std::vector<SamplingState>& stat
   const Owned top_tokens(DType::kI32, {rows, kTop}), top_logprobs(DType::kF32, {rows, kTop});
   const Owned workspace(DType::kU8, {ops.sample_workspace_bytes(rows, logits.view().shape[1])});
   ops.sample({.logits = logits,
-              .rows = sample_rows,
-              .slots = &all.slots,
+              .step = Step(all.slots, {}, sample_rows),
               .allowed = allowed != nullptr ? allowed->view() : Tensor{},
               .tokens = tokens,
               .logprobs = logprobs,

@@ -153,10 +153,11 @@ TEST(a_step_that_does_not_fit_is_refused) {
   CHECK_THROWS_WITH(model.step({{.slot = 0, .tokens = random_tokens(161, 1)}}), InvalidArgument,
                     "a step of 161 rows, allocated are 160");
   CHECK_THROWS_WITH(model.step({}), InvalidArgument, "a step of 0 rows");
-  CHECK_THROWS_WITH(model.step({{.slot = 0, .tokens = {}}, {.slot = 1, .tokens = {1}}}), InvalidArgument, "segment");
+  CHECK_THROWS_WITH(model.step({{.slot = 0, .tokens = {}}, {.slot = 1, .tokens = {1}}}), InvalidArgument,
+                    "a step of 0 rows");
   Decoder fresh(*device, *model.weights);
   CHECK_THROWS_WITH(fresh.allocate(1, 1, 1025), InvalidArgument, "max_positions must be from 1 to 1024, got 1025");
-  CHECK_THROWS_WITH(fresh.forward({}, model.slots, model.layout, model.pool.data(), 1, 1, {}), InvalidArgument,
+  CHECK_THROWS_WITH(fresh.forward({}, model.layout, model.pool.data(), 1, 1, {}), InvalidArgument,
                     "forward before allocate");
 }
 

@@ -6,10 +6,12 @@
 #include <filesystem>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <vector>
 
 #include "device/device.h"
+#include "device/step_inputs.h"
 #include "model/decoder.h"
 #include "model/random_weights.h"
 #include "model/weights.h"
@@ -86,27 +88,22 @@ struct TinyModel {
     slots.seq_len = make_tensor(lens.data(), DType::kI32, {num_slots});
     slots.output_position = make_tensor(zeros.data(), DType::kI32, {num_slots});
     slots.block_tables = make_tensor(host_tables.data(), DType::kI32, {num_slots, per_slot});
+    inputs.emplace(device, StepLimits{.rows = kMaxRows + 1, .segments = 8, .block_ids = 1}, slots);
   }
 
   // Logits of every row, [rows][vocab], in order of the runs.
   std::vector<std::vector<float>> step(const std::vector<Run>& runs,
                                        const std::function<void(int, int)>& on_layers = {}, int layers_per_group = 2) {
-    std::vector<int32_t> tokens, rows;
-    std::vector<Segment> segments;
-    for (const Run& run : runs) {
-      segments.push_back({.slot = run.slot,
-                          .first_row = static_cast<int32_t>(tokens.size()),
-                          .rows = static_cast<int32_t>(run.tokens.size()),
-                          .form = run.form});
-      tokens.insert(tokens.end(), run.tokens.begin(), run.tokens.end());
-    }
-    rows.resize(tokens.size());
+    inputs->clear();
+    for (const Run& run : runs) inputs->add(run.slot, run.tokens, run.form, lens[run.slot]);
+    inputs->upload();
+    const int64_t count = inputs->num_rows();
+    std::vector<int32_t> rows(count);
     std::iota(rows.begin(), rows.end(), 0);
-    const auto count = static_cast<int64_t>(rows.size());
-    const Tensor logits = decoder->forward({.tokens = make_tensor(tokens.data(), DType::kI32, {count}),
-                                            .segments = segments,
+    const Tensor logits = decoder->forward({.tokens = inputs->tokens(),
+                                            .rows = &inputs->rows(),
                                             .logit_rows = make_tensor(rows.data(), DType::kI32, {count})},
-                                           slots, layout, pool.data(), num_blocks, layers_per_group, on_layers);
+                                           layout, pool.data(), num_blocks, layers_per_group, on_layers);
     std::vector<std::vector<float>> result;
     for (int64_t row = 0; row < count; ++row) {
       const float* values = logits.rows(row, 1).as<float>();
@@ -136,6 +133,7 @@ struct TinyModel {
   std::vector<int32_t> host_tables, lens, zeros;
   std::vector<int32_t> last = std::vector<int32_t>(64);
   Slots slots;
+  std::optional<StepInputs> inputs;
 };
 
 inline std::vector<int32_t> random_tokens(int count, int seed, int vocab = 101) {
