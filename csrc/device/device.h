@@ -113,6 +113,20 @@ class Device {
   virtual double seconds_between(StreamEvent begin, StreamEvent end) = 0;
   // Returns when all launched work has ended.
   virtual void synchronize() = 0;
+
+  // Whether replay() is worth its padding: launches cost the host more than a replayed graph.
+  virtual bool has_graphs() const { return false; }
+  // Queues on the main stream what `launch` queues there. A device with graphs records it the first time that it sees
+  // the key, and replays the record from then on. REQUIRES: for one key always the same work on the same addresses;
+  // no record() or copy() within.
+  virtual void replay(uint64_t key, const std::function<void()>& launch) {
+    (void)key;
+    launch();
+  }
+
+  // Bytes a second that this device reads from `bytes` of its memory, the best of `rounds`: what decode is measured
+  // against. Choose `bytes` well above its caches.
+  virtual double read_rate(int64_t bytes, int rounds) = 0;
 };
 
 // Opens the backend's shared object (librtp_cpu_<isa>.so, librtp_cuda.so) from `library_dir`.

@@ -42,16 +42,26 @@ class Probe {
     x.data = storage_.emplace_back(device_.allocate(x.numel() * size_of(dtype) + 64, "numerics_probe")).data();
     return x;
   }
-  std::unique_ptr<PackedLinear> weight(DType dtype, int64_t rows, int64_t features, uint32_t stream) {
-    auto packer = ops().pack({.name = "numerics_probe",
-                              .in_features = features,
-                              .parts = {{"weight", rows}},
-                              .bias = true,
-                              .dtype = dtype,
-                              .gather = true});
+  std::unique_ptr<PackedLinear> weight(DType dtype, int64_t rows, int64_t features, uint32_t stream,
+                                       bool gated = false) {
+    LinearSpec spec{.name = "numerics_probe",
+                    .in_features = features,
+                    .parts = {{"weight", rows}},
+                    .bias = true,
+                    .dtype = dtype,
+                    .gather = true,
+                    .gated = gated};
+    if (gated) spec.parts = {{"gate", rows / 2}, {"up", rows / 2}};
+    auto packer = ops().pack(spec);
     std::vector<float> values = host_floats(rows * features, stream), bias = host_floats(rows, stream + 1);
-    packer->write_rows(0, 0, make_tensor(values.data(), DType::kF32, {rows, features}));
-    packer->write_bias(0, make_tensor(bias.data(), DType::kF32, {rows}));
+    int64_t first = 0;
+    for (size_t part = 0; part < spec.parts.size(); ++part) {
+      const int64_t count = spec.parts[part].rows;
+      packer->write_rows(static_cast<int>(part), 0,
+                         make_tensor(values.data() + first * features, DType::kF32, {count, features}));
+      packer->write_bias(static_cast<int>(part), make_tensor(bias.data() + first, DType::kF32, {count}));
+      first += count;
+    }
     return packer->finish();
   }
 
@@ -127,7 +137,7 @@ struct ProbeSequence {
 void add_linear(Probe& probe, DType dtype) {
   Ops& ops = probe.ops();
   const auto [stream, input, _] = ops.activation_types(dtype);
-  const auto gate_up = probe.weight(dtype, 2 * kInter, kHidden, 10);
+  const auto gate_up = probe.weight(dtype, 2 * kInter, kHidden, 10, true);
   const auto down = probe.weight(dtype, kHidden, kInter, 12);
   const Tensor out = probe.empty(stream, {kRows, kHidden});
   ops.gated_mlp({.x = probe.floats({kRows, kHidden}, 14, input),
@@ -189,7 +199,7 @@ void add_attention(Probe& probe, DType dtype, ProbeSequence& sequence) {
                       .step = &all});
   const Tensor out = probe.empty(ops.activation_types(dtype).input, {kPositions, kHidden});
   const Tensor workspace =
-      probe.empty(DType::kU8, {ops.attention_workspace_bytes(kPositions, kHeads, kHeadDim, kPositions)});
+      probe.empty(DType::kU8, {ops.attention_workspace_bytes(kPositions, kHeads, kKvHeads, kHeadDim, kPositions)});
   ops.paged_attention_prefill(
       {.q = queries_of(qkv, 0), .kv = sequence.kv, .step = &all, .scale = kScale, .out = out, .workspace = workspace});
   probe.add(out);

@@ -43,6 +43,8 @@ struct LinearSpec {
   bool bias = false;
   DType dtype = DType::kF32;  // f32 or bf16: the type that weights are multiplied in
   bool gather = false;        // also read by `embedding` (tied lm_head)
+  bool gated = false;         // parts are gate and up: multiplied by `gated_mlp` only
+  bool row_parallel = false;  // tensor parallelism splits K (o, down): a backend may sum over K as a tree
 
   int64_t out_features() const {
     int64_t total = 0;
@@ -269,7 +271,7 @@ class Ops {
   virtual void advance(const AdvanceArgs& args) = 0;
   virtual void update_slots(const UpdateSlotsArgs& args) = 0;
   virtual void zero_blocks(const ZeroBlocksArgs& args) = 0;
-  virtual int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
+  virtual int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int num_kv_heads, int head_dim,
                                             int64_t max_positions) const = 0;
   virtual int64_t sample_workspace_bytes(int64_t max_rows, int64_t vocab) const = 0;
 

@@ -64,8 +64,8 @@ void Decoder::allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_pos
   made->activated = made->take(device_, "activations.activated", types.input, max_rows, model.intermediate_size);
   made->last = made->take(device_, "activations.last", types.stream, max_logit_rows, model.hidden_size);
   made->logits = made->take(device_, "activations.logits", DType::kF32, max_logit_rows, model.vocab_size);
-  const int64_t workspace =
-      device_.ops().attention_workspace_bytes(max_rows, model.num_attention_heads, model.head_dim, max_positions);
+  const int64_t workspace = device_.ops().attention_workspace_bytes(
+      max_rows, model.num_attention_heads, model.num_key_value_heads, model.head_dim, max_positions);
   made->attention_workspace =
       made->take(device_, "activations.attention_workspace", DType::kU8, 1, std::max<int64_t>(workspace, 1));
   activations_ = std::move(made);

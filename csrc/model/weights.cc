@@ -120,7 +120,8 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
                           .in_features = q_rows,
                           .parts = {{"o", hidden}},
                           .bias = config.attention_output_bias,
-                          .dtype = config.dtype},
+                          .dtype = config.dtype,
+                          .row_parallel = true},
                          {attention + "o_proj"});
   add_norm(prefix + "post_attention_layernorm.weight", hidden, weights.post_attention_norm);
   packers.gate_up = add_linear(ops,
@@ -128,14 +129,16 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
                                 .in_features = hidden,
                                 .parts = {{"gate", intermediate}, {"up", intermediate}},
                                 .bias = config.mlp_bias,
-                                .dtype = config.dtype},
+                                .dtype = config.dtype,
+                                .gated = true},
                                {mlp + "gate_proj", mlp + "up_proj"});
   packers.down = add_linear(ops,
                             {.name = mlp + "down_proj",
                              .in_features = intermediate,
                              .parts = {{"down", hidden}},
                              .bias = config.mlp_bias,
-                             .dtype = config.dtype},
+                             .dtype = config.dtype,
+                             .row_parallel = true},
                             {mlp + "down_proj"});
   layers.push_back(std::move(packers));
 }

@@ -256,7 +256,8 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
 void CpuOps::paged_attention_prefill(const AttentionArgs& args) { attention(args, Form::kPrefill); }
 void CpuOps::paged_attention_decode(const AttentionArgs& args) { attention(args, Form::kDecode); }
 
-int64_t CpuOps::attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim, int64_t max_positions) const {
+int64_t CpuOps::attention_workspace_bytes(int64_t max_rows, int num_heads, int, int head_dim,
+                                          int64_t max_positions) const {
   const int64_t rows = std::min(max_rows, kMaxSplitRows);
   const int64_t segments = (max_positions + kSegmentPositions - 1) / kSegmentPositions;
   const int64_t padded_dim = (int64_t{head_dim} + kLanes - 1) / kLanes * kLanes;

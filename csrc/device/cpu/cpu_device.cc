@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "device/cpu/cpu_ops.h"
+#include "device/memory_rate.h"
 #include "tensor/check.h"
 
 namespace rtp_llm::cpu {
@@ -52,7 +53,8 @@ int64_t mapped_bytes(int64_t bytes) { return rounded_up(bytes, bytes >= kHugePag
 
 }  // namespace
 
-CpuDevice::CpuDevice(const DeviceOptions& options) : ops_(std::make_unique<CpuOps>(*this, options.num_threads)) {}
+CpuDevice::CpuDevice(const DeviceOptions& options)
+    : num_threads_(options.num_threads), ops_(std::make_unique<CpuOps>(*this, options.num_threads)) {}
 
 CpuDevice::~CpuDevice() { ops_.reset(); }
 
@@ -116,6 +118,8 @@ std::string CpuDevice::describe_allocations() const {
 }
 
 void CpuDevice::copy(void* to, const void* from, int64_t bytes) { std::memmove(to, from, static_cast<size_t>(bytes)); }
+
+double CpuDevice::read_rate(int64_t bytes, int rounds) { return memory_read_rate(bytes, num_threads_, rounds); }
 
 void CpuDevice::zero(void* at, int64_t bytes) { std::memset(at, 0, static_cast<size_t>(bytes)); }
 

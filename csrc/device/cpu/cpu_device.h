@@ -33,11 +33,13 @@ class CpuDevice final : public Device {
   void wait(StreamEvent) override {}
   double seconds_between(StreamEvent begin, StreamEvent end) override;
   void synchronize() override {}
+  double read_rate(int64_t bytes, int rounds) override;
 
  private:
   Buffer track(void* data, int64_t bytes, int64_t mapped, int fd, const std::string& tag);
   std::string describe_allocations() const;
 
+  const int num_threads_;
   using Clock = std::chrono::steady_clock;
   std::array<Clock::time_point, kTimedEvents> event_times_{};  // by number, the last ones
   uint64_t num_events_ = 0;

@@ -47,7 +47,7 @@ class CpuOps final : public Ops {
   void advance(const AdvanceArgs& args) override;
   void update_slots(const UpdateSlotsArgs& args) override;
   void zero_blocks(const ZeroBlocksArgs& args) override;
-  int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int head_dim,
+  int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int num_kv_heads, int head_dim,
                                     int64_t max_positions) const override;
   int64_t sample_workspace_bytes(int64_t max_rows, int64_t vocab) const override;
 

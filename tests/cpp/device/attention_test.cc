@@ -21,7 +21,7 @@ struct Problem {
   Owned attend(Ops& ops, int chunk, int block_tokens, Form form, bool workspace = true) const {
     PagedSequences sequences(3, positions, block_tokens, kv_heads, head_dim, dtype);
     const Owned out(DType::kF32, {positions, int64_t{heads} * head_dim});
-    const int64_t bytes = ops.attention_workspace_bytes(chunk, heads, head_dim, positions);
+    const int64_t bytes = ops.attention_workspace_bytes(chunk, heads, kv_heads, head_dim, positions);
     const Owned space(DType::kU8, {bytes});
     for (int first = 0; first < positions; first += chunk) {
       const int rows = std::min(chunk, positions - first);
