@@ -8,14 +8,14 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-constexpr int64_t padded(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+constexpr int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 int64_t bytes_of(const StepLimits& limits) {
   const auto segments = static_cast<int64_t>(sizeof(Segment)) * limits.segments;
-  return padded(sizeof(StepCounts)) + 3 * padded(segments) +
-         padded(static_cast<int64_t>(sizeof(SampleRow)) * limits.segments) + padded(4 * limits.segments) +
-         3 * padded(4 * limits.rows) + padded(static_cast<int64_t>(sizeof(SlotUpdate)) * limits.segments) +
-         padded(4 * limits.block_ids);
+  return aligned(sizeof(StepCounts)) + 3 * aligned(segments) +
+         aligned(static_cast<int64_t>(sizeof(SampleRow)) * limits.segments) + aligned(4 * limits.segments) +
+         3 * aligned(4 * limits.rows) + aligned(static_cast<int64_t>(sizeof(SlotUpdate)) * limits.segments) +
+         aligned(4 * limits.block_ids);
 }
 
 }  // namespace
@@ -25,7 +25,7 @@ StepInputs::Both<T> StepInputs::carve(int64_t count) {
   const Both<T> both{.host = reinterpret_cast<T*>(static_cast<uint8_t*>(pinned_.data()) + carved_),
                      .device = reinterpret_cast<T*>(static_cast<uint8_t*>(buffer_.data()) + carved_),
                      .capacity = count};
-  carved_ += padded(static_cast<int64_t>(sizeof(T)) * count);
+  carved_ += aligned(static_cast<int64_t>(sizeof(T)) * count);
   return both;
 }
 
@@ -46,6 +46,10 @@ StepInputs::StepInputs(Device& device, const StepLimits& limits, const Slots& sl
   row_offset_ = carve<int32_t>(limits.rows);
   updates_ = carve<SlotUpdate>(limits.segments);
   ids_ = carve<int32_t>(limits.block_ids);
+  for (int32_t i = 0; i < limits.segments; ++i) {
+    padding_segments_.push_back({.slot = slots.padding_slot(), .first_row = i, .rows = 1, .form = Form::kDecode});
+    padding_samples_.push_back({.slot = slots.padding_slot(), .row = i});
+  }
   rows_.slots = &slots_;
   rows_.device_segments = segments_.device;
   rows_.device_prefills = prefills_.device;
@@ -104,6 +108,19 @@ void StepInputs::sample() {
   sample_rows_.host[counts.samples] = {.slot = rows_.segments.back().slot, .row = counts.samples};
   logit_rows_.host[counts.samples] = static_cast<int32_t>(rows_.num_rows) - 1;
   rows_.sample_rows = sample_rows_.first(++counts.samples);
+}
+
+const StepRows& StepInputs::padded(int64_t num_rows) {
+  check(num_rows >= rows_.num_rows && num_rows <= limits_.segments && num_rows <= limits_.rows, "a step of ",
+        rows_.num_rows, " rows can't be padded to ", num_rows, ", at most ", std::min(limits_.segments, limits_.rows));
+  padded_ = rows_;
+  padded_.num_rows = num_rows;
+  padded_.segments = padded_.decodes = std::span<const Segment>(padding_segments_).first(num_rows);
+  padded_.prefills = {};
+  padded_.sample_rows = std::span<const SampleRow>(padding_samples_).first(num_rows);
+  padded_.row_slot = row_slot_.device_rows(num_rows);
+  padded_.row_offset = row_offset_.device_rows(num_rows);
+  return padded_;
 }
 
 SlotUpdate& StepInputs::update(int32_t slot) {

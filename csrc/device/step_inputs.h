@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "device/device.h"
 #include "device/ops.h"
@@ -47,6 +48,13 @@ class StepInputs {
   void apply(uint8_t* pool_base, int64_t block_bytes);
 
   const StepRows& rows() const { return rows_; }
+  // The same step with padding rows up to `num_rows`: each a segment of its own in decode form, and sampled. For
+  // launches whose shape is a bucket's, recorded once and replayed for every step of at most so many rows. Its host
+  // spans say nothing of the step: ops that have it launch by counts and read device memory. REQUIRES: all rows are
+  // decode rows, one a segment, and all are sampled; num_rows at most the limits'.
+  const StepRows& padded(int64_t num_rows);
+  Tensor padded_tokens(int64_t num_rows) const { return tokens_.device_rows(num_rows); }
+  Tensor padded_logit_rows(int64_t num_rows) const { return logit_rows_.device_rows(num_rows); }
   int64_t num_rows() const { return rows_.num_rows; }
   int64_t num_samples() const { return static_cast<int64_t>(rows_.sample_rows.size()); }
   int64_t num_updates() const { return num_updates_; }
@@ -85,7 +93,9 @@ class StepInputs {
   Both<int32_t> logit_rows_, tokens_, row_slot_, row_offset_;
   Both<SlotUpdate> updates_;
   Both<int32_t> ids_;
-  StepRows rows_;
+  StepRows rows_, padded_;
+  std::vector<Segment> padding_segments_;  // of the padding slot
+  std::vector<SampleRow> padding_samples_;
   int64_t num_written_rows_ = 0;  // rows of the tables that hold no padding
   int64_t num_updates_ = 0, num_ids_ = 0, num_update_ids_ = 0;
 };

@@ -10,6 +10,7 @@ Executor::Executor(Device& device, Decoder& decoder, const EngineConfig& config,
       decoder_(decoder),
       config_(config),
       max_rows_(max_rows),
+      max_graph_rows_(std::min<int64_t>(config.max_num_seqs, max_rows)),
       kv_cache_(device, decoder.kv_layout(config.kv_dtype, config.block_tokens), config),
       slot_table_(device, config, kv_cache_.scratch_block()),
       batches_{{device, max_rows, config.max_num_seqs, most_block_ids(), slot_table_.slots()},
@@ -51,6 +52,7 @@ std::pair<int64_t, double> Executor::warm_up() {
   const StreamEvent end = device_.record();
   device_.wait(end);
   const double seconds = device_.seconds_between(begin, end);
+  warm_up_graphs();
   zero_first_blocks(std::min(next_block, num_blocks));
   return {batch.num_rows(), seconds};
 }
@@ -87,23 +89,77 @@ void Executor::launch_inputs(Batch& batch) {
 }
 
 void Executor::forward(Batch& batch, const std::function<void(int, int)>& on_layers) {
-  const StepInput input{
-      .tokens = batch.inputs.tokens(), .rows = &batch.inputs.rows(), .logit_rows = batch.inputs.logit_rows()};
+  if (const int64_t rows = graph_rows(batch)) return replay(batch, rows);
+  launch_forward(batch, batch.inputs.rows(), batch.num_samples(), on_layers);
+}
+
+void Executor::sample(Batch& batch) {
+  if (batch.num_samples() == 0) return;
+  if (graph_rows(batch) == 0) launch_sample(batch, batch.inputs.rows(), batch.num_samples());
+  batch.download(device_);
+}
+
+void Executor::launch_forward(Batch& batch, const StepRows& rows, int64_t num_samples,
+                              const std::function<void(int, int)>& on_layers) {
+  const StepInput input{.tokens = batch.inputs.padded_tokens(rows.num_rows),
+                        .rows = &rows,
+                        .logit_rows = batch.inputs.padded_logit_rows(num_samples)};
   logits_ = decoder_.forward(input, kv_cache_.layout(), kv_cache_.base(), kv_cache_.num_blocks() + int64_t{1},
                              config_.layers_per_group, on_layers);
 }
 
-void Executor::sample(Batch& batch) {
-  const int64_t count = batch.num_samples();
-  if (count == 0) return;
+void Executor::launch_sample(Batch& batch, const StepRows& rows, int64_t num_samples) {
   device_.ops().sample({.logits = logits_,
-                        .step = &batch.inputs.rows(),
-                        .tokens = batch.sampled.tokens.rows(0, count),
-                        .logprobs = batch.sampled.logprobs.rows(0, count),
-                        .top_tokens = batch.sampled.top_tokens.rows(0, count),
-                        .top_logprobs = batch.sampled.top_logprobs.rows(0, count),
+                        .step = &rows,
+                        .tokens = batch.sampled.tokens.rows(0, num_samples),
+                        .logprobs = batch.sampled.logprobs.rows(0, num_samples),
+                        .top_tokens = batch.sampled.top_tokens.rows(0, num_samples),
+                        .top_logprobs = batch.sampled.top_logprobs.rows(0, num_samples),
                         .workspace = make_tensor(workspace_.data(), DType::kU8, {workspace_.bytes()})});
-  batch.download(device_);
+}
+
+// ---- Graphs
+
+namespace {
+
+// 1, 2, 4, 8, then every 8 up to 64, every 16 beyond: what is padded costs little beside the weights.
+int64_t bucket_of(int64_t rows, int64_t most) {
+  int64_t bucket = 1;
+  while (bucket < rows) bucket = bucket < 8 ? 2 * bucket : bucket + (bucket < 64 ? 8 : 16);
+  return std::min(bucket, most);
+}
+
+}  // namespace
+
+int64_t Executor::graph_rows(const Batch& batch) const {
+  if (!device_.has_graphs() || batch.num_rows() == 0 || batch.num_rows() > max_graph_rows_) return 0;
+  for (const Chunk& chunk : batch.chunks)
+    if (chunk.form != Form::kDecode || chunk.rows != 1 || !chunk.samples || chunk.sequence->role == Role::kSender)
+      return 0;
+  return bucket_of(batch.num_rows(), max_graph_rows_);
+}
+
+void Executor::replay(Batch& batch, int64_t rows) {
+  const uint64_t key = static_cast<uint64_t>(rows) * 2 + static_cast<uint64_t>(&batch - batches_);
+  device_.replay(key, [&] {
+    const StepRows& padded = batch.inputs.padded(rows);
+    launch_forward(batch, padded, rows, {});
+    launch_sample(batch, padded, rows);
+  });
+}
+
+// Records every graph, over steps that have padding rows only.
+void Executor::warm_up_graphs() {
+  if (!device_.has_graphs()) return;
+  for (Batch& batch : batches_) {
+    batch.clear();
+    batch.inputs.upload();
+    for (int64_t rows = 1;; rows = bucket_of(rows + 1, max_graph_rows_)) {
+      replay(batch, rows);
+      if (rows == max_graph_rows_) break;
+    }
+  }
+  device_.synchronize();
 }
 
 }  // namespace rtp_llm
