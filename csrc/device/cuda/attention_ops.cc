@@ -1,0 +1,89 @@
+// Attention and qkv_rope_store: from ops' arguments to the kernels' problems.
+#include "device/cuda/attention.h"
+
+#include "device/cuda/cuda_ops.h"
+#include "device/cuda/qkv_rope_store.h"
+
+namespace rtp_llm::cuda {
+namespace {
+
+AttentionProblem problem_of(const char* op, const AttentionArgs& args) {
+  check(args.q.ndim == 3 && args.q.dtype == DType::kBF16 && args.out.dtype == DType::kBF16, op,
+        ": q must be bfloat16 [M, heads, head_dim], out bfloat16");
+  check(args.kv.dtype == DType::kBF16, op, ": KV must be bfloat16, got ", name_of(args.kv.dtype));
+  check(args.q.stride[1] == args.q.shape[2] && args.q.stride[2] == 1, op, ": a row of q must be contiguous");
+  const Slots& slots = *args.step->slots;
+  return {.q = args.q.as<const __nv_bfloat16>(),
+          .q_stride = args.q.stride[0],
+          .out = args.out.as<__nv_bfloat16>(),
+          .out_stride = args.out.stride[0],
+          .num_rows = static_cast<int>(args.q.shape[0]),
+          .num_heads = static_cast<int>(args.q.shape[1]),
+          .scale = args.scale,
+          .kv = args.kv,
+          .seq_len = slots.seq_len.as<const int32_t>(),
+          .block_tables = slots.block_tables.as<const int32_t>(),
+          .block_table_stride = slots.block_tables.stride[0]};
+}
+
+// The rows from the first of `segments` to the end of the last. REQUIRES: none of another form lies between.
+DecodeRows rows_of(const char* op, const StepRows& step, std::span<const Segment> segments) {
+  const Segment& last = segments.back();
+  DecodeRows rows{.first_row = segments.front().first_row,
+                  .rows = last.first_row + last.rows - segments.front().first_row,
+                  .row_slot = step.row_slot.as<const int32_t>(),
+                  .row_offset = step.row_offset.as<const int32_t>()};
+  int covered = 0;
+  for (const Segment& segment : segments) covered += segment.rows;
+  check(covered == rows.rows, op, ": ", covered, " of ", rows.rows, " rows are of its form");
+  return rows;
+}
+
+}  // namespace
+
+void CudaOps::paged_attention_decode(const AttentionArgs& args) {
+  const AttentionProblem problem = problem_of("paged_attention_decode", args);
+  const DecodeRows rows = rows_of("paged_attention_decode", *args.step, args.step->decodes);
+  const int64_t positions = args.step->slots->block_tables.shape[1] * args.kv.block_tokens;
+  attention_.decode(stream(), problem, rows, args.workspace.data, args.workspace.numel(), positions);
+}
+
+void CudaOps::paged_attention_prefill(const AttentionArgs& args) {
+  const AttentionProblem problem = problem_of("paged_attention_prefill", args);
+  const StepRows& step = *args.step;
+  attention_.prefill(stream(), problem,
+                     {.segments = step.device_prefills,
+                      .count = &step.device_counts->prefills,
+                      .max_count = static_cast<int>(step.prefills.size()),
+                      .rows = rows_of("paged_attention_prefill", step, step.prefills)});
+}
+
+int64_t CudaOps::attention_workspace_bytes(int64_t, int num_heads, int num_kv_heads, int head_dim,
+                                           int64_t max_positions) const {
+  return attention_.workspace_bytes(num_heads, num_kv_heads, head_dim, max_positions);
+}
+
+void CudaOps::qkv_rope_store(const QkvRopeStoreArgs& args) {
+  const StepRows& step = *args.step;
+  const int64_t width = (int64_t{args.num_heads} + 2 * args.num_kv_heads) * args.head_dim;
+  check(args.qkv.ndim == 2 && args.qkv.shape[1] == width && args.qkv.dtype == DType::kBF16,
+        "qkv_rope_store: qkv must be bfloat16 [M, ", width, "]");
+  check(args.q_norm.empty() == args.k_norm.empty(), "qkv_rope_store: q_norm and k_norm come together or not at all");
+  cuda::qkv_rope_store(stream(), {.qkv = args.qkv.as<__nv_bfloat16>(),
+                                  .stride = args.qkv.stride[0],
+                                  .num_rows = static_cast<int>(args.qkv.shape[0]),
+                                  .num_heads = args.num_heads,
+                                  .q_norm = args.q_norm.as<const float>(),
+                                  .k_norm = args.k_norm.as<const float>(),
+                                  .norm_epsilon = args.norm_epsilon,
+                                  .inv_freq = args.inv_freq.as<const float>(),
+                                  .rotary_half = static_cast<int>(args.inv_freq.numel()),
+                                  .kv = args.kv,
+                                  .row_slot = step.row_slot.as<const int32_t>(),
+                                  .row_offset = step.row_offset.as<const int32_t>(),
+                                  .seq_len = step.slots->seq_len.as<const int32_t>(),
+                                  .block_tables = step.slots->block_tables.as<const int32_t>(),
+                                  .block_table_stride = step.slots->block_tables.stride[0]});
+}
+
+}  // namespace rtp_llm::cuda

@@ -1,0 +1,60 @@
+// Sums over a CTA in one order, and rows of bf16 or f32 in pieces of 8.
+#pragma once
+
+#include "device/cuda/ptx.cuh"
+
+namespace rtp_llm::cuda {
+
+// 8 elements from `at` as f32. REQUIRES: 16-byte alignment for bf16, 32 for f32.
+__device__ __forceinline__ void load_8(const bf16* at, float (&to)[8]) {
+  const uint4 raw = load_16(at);
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = low_bf16(words[i]);
+    to[2 * i + 1] = high_bf16(words[i]);
+  }
+}
+__device__ __forceinline__ void load_8(const float* at, float (&to)[8]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint4 raw = load_16(at + 4 * half);
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[4 * half + i] = __uint_as_float(words[i]);
+  }
+}
+__device__ __forceinline__ void store_8(bf16* at, const float (&from)[8]) {
+  *reinterpret_cast<uint4*>(at) = make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),
+                                             pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7]));
+}
+__device__ __forceinline__ void store_8(float* at, const float (&from)[8]) {
+  reinterpret_cast<float4*>(at)[0] = make_float4(from[0], from[1], from[2], from[3]);
+  reinterpret_cast<float4*>(at)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+__device__ __forceinline__ float to_f32(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_f32(float x) { return x; }
+template <class T>
+__device__ __forceinline__ T from_f32(float x) {
+  if constexpr (sizeof(T) == 2)
+    return __float2bfloat16_rn(x);
+  else
+    return x;
+}
+
+// The sum of `value` over the CTA's threads, in every thread: a butterfly in each warp, then the warps in order.
+// REQUIRES: blockDim.x a multiple of 32, at most 1,024. Contains two CTA barriers.
+__device__ __forceinline__ float sum_over_cta(float value) {
+  __shared__ float of_warp[32];
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, lane));
+  __syncthreads();  // an earlier sum may still be read
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  float total = of_warp[0];
+  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) total = __fadd_rn(total, of_warp[warp]);
+  return total;
+}
+
+}  // namespace rtp_llm::cuda

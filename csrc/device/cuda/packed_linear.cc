@@ -1,0 +1,149 @@
+#include "device/cuda/packed_linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "device/cuda/cuda_check.h"
+#include "device/cuda/cuda_ops.h"
+
+namespace rtp_llm::cuda {
+
+const CudaLinear& as_cuda(const PackedLinear* weight, const char* op) {
+  const auto* found = dynamic_cast<const CudaLinear*>(weight);
+  check(found != nullptr, op, ": ", weight == nullptr ? "the weight is missing" : "the weight is another backend's");
+  return *found;
+}
+
+// ---- UploadRing
+
+UploadRing::UploadRing(CudaDevice& device)
+    : device_(device),
+      host_(device.allocate_pinned(kPieces * kPieceBytes, "upload_ring.host")),
+      staged_(device.allocate(kPieces * kPieceBytes, "upload_ring")) {
+  for (cudaEvent_t& event : packed_)
+    cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+}
+
+UploadRing::~UploadRing() {
+  for (cudaEvent_t event : packed_) cudaEventDestroy(event);
+}
+
+UploadRing::Piece UploadRing::next() {
+  at_ = (at_ + 1) % kPieces;
+  cuda_check(cudaEventSynchronize(packed_[at_]), "packing of weights");
+  return {static_cast<uint8_t*>(host_.data()) + at_ * kPieceBytes,
+          static_cast<uint8_t*>(staged_.data()) + at_ * kPieceBytes};
+}
+
+void UploadRing::upload(const Piece& piece, int64_t bytes) { device_.copy_async(piece.device, piece.host, bytes); }
+
+void UploadRing::used() { cuda_check(cudaEventRecord(packed_[at_], device_.stream()), "packing of weights"); }
+
+void UploadRing::drain() { device_.synchronize(); }
+
+// ---- The packer
+
+namespace {
+
+class CudaPacker final : public LinearPacker {
+ public:
+  CudaPacker(CudaDevice& device, UploadRing& ring, const LinearSpec& spec)
+      : device_(device), ring_(ring), spec_(spec), gated_(spec.gated), rows_written_(spec.parts.size()) {
+    check(spec.dtype == DType::kBF16, "backend 'cuda': ", spec.name, " in ", name_of(spec.dtype),
+          " is not supported, bfloat16 is");
+    check(spec.in_features > 0 && spec.in_features % 8 == 0, spec.name, ": ", spec.in_features,
+          " input features, a multiple of 8 is supported");
+    check(
+        !gated_ || (spec.parts.size() == 2 && spec.parts[0].rows == spec.parts[1].rows && spec.parts[0].rows % 8 == 0),
+        spec.name, ": gate and up must have the same number of rows, a multiple of 8");
+    weights_ = device.allocate(packed_bytes(spec.out_features(), spec.in_features), "weights." + spec.name);
+    if (spec.bias)
+      bias_ = device.allocate(spec.out_features() * size_of(DType::kF32), "weights." + spec.name + ".bias");
+  }
+
+  void write_rows(int part, int64_t first_row, const Tensor& rows) override {
+    const LinearPart& to = part_of(part);
+    const int64_t count = rows.shape[0];
+    check(rows.ndim == 2 && rows.shape[1] == spec_.in_features, spec_.name, ".", to.name, ": rows have ",
+          rows.ndim == 2 ? rows.shape[1] : 0, " elements, expected ", spec_.in_features);
+    check(first_row >= 0 && first_row + count <= to.rows, spec_.name, ".", to.name, ": rows [", first_row, ", ",
+          first_row + count, ") out of range, there are ", to.rows);
+    check(rows.contiguous(), spec_.name, ".", to.name, ": rows must be contiguous");
+    const int64_t row_bytes = spec_.in_features * size_of(rows.dtype);
+    const int64_t most = UploadRing::kPieceBytes / row_bytes;
+    check(most > 0, spec_.name, ": rows of ", row_bytes, " bytes are too long, at most ", UploadRing::kPieceBytes);
+    for (int64_t done = 0; done < count; done += most) {
+      const int64_t here = std::min(most, count - done);
+      const UploadRing::Piece piece = ring_.next();
+      std::memcpy(piece.host, rows.as<const uint8_t>() + done * row_bytes, static_cast<size_t>(here * row_bytes));
+      ring_.upload(piece, here * row_bytes);
+      pack_rows(device_.stream(), {.rows = piece.device,
+                                   .dtype = rows.dtype,
+                                   .count = static_cast<int>(here),
+                                   .in_features = static_cast<int>(spec_.in_features),
+                                   .out_features = static_cast<int>(spec_.out_features()),
+                                   .first_row = static_cast<int>((gated_ ? 0 : first_of(part)) + first_row + done),
+                                   .interleave = gated_ ? part : -1,
+                                   .weights = weights_.data()});
+      ring_.used();
+    }
+    rows_written_[static_cast<size_t>(part)] += count;
+  }
+
+  void write_bias(int part, const Tensor& bias) override {
+    const LinearPart& to = part_of(part);
+    check(spec_.bias && bias.numel() == to.rows, spec_.name, ".", to.name, ": bias of ", bias.numel(),
+          " elements, expected ", spec_.bias ? to.rows : 0);
+    std::vector<float> values(static_cast<size_t>(to.rows));
+    for (int64_t i = 0; i < to.rows; ++i)
+      values[static_cast<size_t>(i)] =
+          bias.dtype == DType::kF32 ? bias.as<const float>()[i] : to_f32(bias.as<const BFloat16>()[i]);
+    auto* const at = static_cast<float*>(bias_.data());
+    if (!gated_) {
+      device_.copy(at + first_of(part), values.data(), to.rows * size_of(DType::kF32));
+    } else {
+      for (int64_t i = 0; i < to.rows; i += 8)
+        device_.copy(at + packed_row(static_cast<int>(i), part), values.data() + i, 8 * size_of(DType::kF32));
+    }
+    ++biases_written_;
+  }
+
+  std::unique_ptr<PackedLinear> finish() override {
+    for (size_t i = 0; i < spec_.parts.size(); ++i)
+      check(rows_written_[i] == spec_.parts[i].rows, spec_.name, ".", spec_.parts[i].name, ": ", rows_written_[i],
+            " of ", spec_.parts[i].rows, " rows were written");
+    check(!spec_.bias || biases_written_ == static_cast<int>(spec_.parts.size()), spec_.name, ": ", biases_written_,
+          " of ", spec_.parts.size(), " biases were written");
+    ring_.drain();
+    return std::make_unique<CudaLinear>(spec_, std::move(weights_), std::move(bias_), gated_);
+  }
+
+ private:
+  const LinearPart& part_of(int part) const {
+    check(part >= 0 && part < static_cast<int>(spec_.parts.size()), spec_.name, ": part ", part, " out of range, has ",
+          spec_.parts.size());
+    return spec_.parts[static_cast<size_t>(part)];
+  }
+  int64_t first_of(int part) const {
+    int64_t first = 0;
+    for (int i = 0; i < part; ++i) first += spec_.parts[static_cast<size_t>(i)].rows;
+    return first;
+  }
+
+  CudaDevice& device_;
+  UploadRing& ring_;
+  const LinearSpec spec_;
+  const bool gated_;
+  Buffer weights_, bias_;
+  std::vector<int64_t> rows_written_;
+  int biases_written_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<LinearPacker> CudaOps::pack(const LinearSpec& spec) {
+  device_.bind_thread();
+  return std::make_unique<CudaPacker>(device_, *upload_, spec);
+}
+
+}  // namespace rtp_llm::cuda
