@@ -14,7 +14,7 @@ using testing::Rig;
 using testing::RigOptions;
 using testing::spec_of;
 
-const DType kTypes[] = {DType::kF32, DType::kBF16};
+const std::vector<DType> kTypes = testing::test_types();
 
 // Prompts of mixed lengths, some of them sharing a prefix.
 std::vector<SequenceSpec> eight_requests() {
@@ -50,7 +50,7 @@ void check_all(const std::vector<SequenceSpec>& specs, const std::vector<Answer>
 }
 
 TEST(answers_differ_between_requests_and_end_by_length) {
-  const auto answers = undisturbed(eight_requests(), DType::kF32);
+  const auto answers = undisturbed(eight_requests(), testing::test_types().front());
   for (size_t i = 0; i < answers.size(); ++i) {
     CHECK_EQ(answers[i].tokens.size(), 12 + i);
     CHECK(answers[i].finish == FinishReason::kLength);
@@ -68,7 +68,7 @@ TEST(eight_at_once_are_equal_to_one_at_a_time_with_any_chunk_block_and_thread_co
       options.engine.max_num_batched_tokens = chunk;
       check_all(specs, expected, options);
     }
-    for (int block_tokens : {8, 64}) {
+    for (int block_tokens : {testing::small_block(), 64}) {
       RigOptions options{.dtype = dtype};
       options.engine.block_tokens = block_tokens;
       check_all(specs, expected, options);
@@ -118,8 +118,8 @@ TEST(a_pool_too_small_for_all_preempts_and_changes_nothing) {
     const auto expected = undisturbed(specs, dtype);
     for (bool caching : {true, false}) {
       RigOptions options{.dtype = dtype};
-      options.engine.block_tokens = 8;
-      options.engine.num_kv_blocks = 26;  // 11 for one at its end
+      options.engine.block_tokens = testing::small_block();
+      options.engine.num_kv_blocks = 26 * 8 / testing::small_block();  // two fifths of what all need at their end
       options.engine.enable_prefix_caching = caching;
       Rig rig(options);
       const auto answers = rig.run(specs);
@@ -155,7 +155,7 @@ TEST(an_answer_resumed_at_any_position_goes_on_with_the_same_bits) {
       const Answer whole = undisturbed({spec}, dtype)[0];
       Rig fresh({.dtype = dtype});
       RigOptions other{.dtype = dtype};
-      other.engine.block_tokens = 8;
+      other.engine.block_tokens = testing::small_block();
       other.engine.max_num_batched_tokens = 7;
       Rig chunked(other);
       for (size_t done = 1; done < whole.tokens.size(); ++done) {

@@ -14,7 +14,7 @@ using testing::Rig;
 using testing::RigOptions;
 using testing::spec_of;
 
-const DType kTypes[] = {DType::kF32, DType::kBF16};
+const std::vector<DType> kTypes = testing::test_types();
 
 uint8_t* address(Engine& engine, int32_t block, int layer_index) {
   const KvGroup& group = engine.kv_layout().groups[0];

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -62,6 +63,20 @@ inline std::vector<int32_t> random_tokens(int count, int seed) {
   for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocab);
   return tokens;
 }
+
+// RTP_TEST_BACKEND=cuda runs the engine's tests on a GPU.
+inline std::string test_backend() {
+  const char* given = std::getenv("RTP_TEST_BACKEND");
+  return given == nullptr || *given == '\0' ? "cpu" : given;
+}
+
+// The types that the backend computes in.
+inline std::vector<DType> test_types() {
+  return test_backend() == "cuda" ? std::vector{DType::kBF16} : std::vector{DType::kF32, DType::kBF16};
+}
+
+// Smaller than the rig's blocks where the backend has such (a GPU's are at least 16 tokens), else another size.
+inline int small_block() { return test_backend() == "cuda" ? 32 : 8; }
 
 inline RequestKey key_of(uint64_t request) { return {.router_epoch = 7, .request = request}; }
 
@@ -135,7 +150,7 @@ class Ear : public EngineListener {
 };
 
 struct RigOptions {
-  DType dtype = DType::kF32;
+  DType dtype = test_types().front();
   int num_threads = 1;
   std::optional<int> nan_token{};  // a token after which no logit is a number
   EngineConfig engine = {.max_num_batched_tokens = 64,
@@ -151,7 +166,7 @@ class Rig {
   explicit Rig(RigOptions options = {}) {
     Dl_info info{};
     check(dladdr(reinterpret_cast<void*>(&supported_isas), &info) != 0, "librtp_core.so not found");
-    device = open_device("cpu", {.num_threads = options.num_threads},
+    device = open_device(test_backend(), {.num_threads = options.num_threads},
                          std::filesystem::path(info.dli_fname).parent_path().string());
     weights = std::make_unique<Weights>(*device, rig_model(options.dtype));
     write_rig_weights(*weights, options.nan_token);

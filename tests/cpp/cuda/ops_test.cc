@@ -1,0 +1,415 @@
+// Every op of the CUDA backend against the CPU's, on fresh random inputs; relative error of bf16 results at most 1e-2,
+// of integers none.
+#include "two_devices.h"
+
+namespace rtp_llm {
+namespace {
+
+using testing::cpu;
+using testing::fill_step;
+using testing::fresh_seed;
+using testing::gpu;
+using testing::Owned;
+using testing::Placed;
+using testing::PoolShape;
+using testing::random_tensor;
+using testing::relative_error;
+using testing::Run;
+using testing::shape_of;
+using testing::Side;
+
+constexpr double kTolerance = 1e-2;
+constexpr DType kB = DType::kBF16;
+constexpr DType kF = DType::kF32;
+
+// Runs the body where there is a GPU.
+#define ON_GPU                  \
+  if (gpu() == nullptr) return; \
+  Device& device = *gpu();      \
+  Ops& ops = device.ops();      \
+  (void)ops
+
+TEST(norms_equal_the_cpus) {
+  ON_GPU;
+  for (int64_t features : {16, 64, 128, 1024, 4096, 12288})
+    for (int64_t rows : {1, 7, 300}) {
+      const Owned x = random_tensor(kB, {rows, features}, fresh_seed()),
+                  weight = random_tensor(kF, {features}, fresh_seed());
+      const Owned delta = random_tensor(kB, {rows, features}, fresh_seed()),
+                  bias = random_tensor(kF, {features}, fresh_seed());
+      const Placed gx(device, x), gd(device, delta), gw(device, weight), gb(device, bias), gn(device, x.view()),
+          gl(device, x.view());
+      const Placed cx(cpu(), x), cn(cpu(), shape_of(kF, {rows, features})), cl(cpu(), shape_of(kF, {rows, features}));
+      ops.layer_norm({.x = gx, .weight = gw, .bias = gb, .epsilon = 1e-5f, .out = gl});
+      cpu().ops().layer_norm({.x = cx, .weight = weight, .bias = bias, .epsilon = 1e-5f, .out = cl});
+      CHECK(relative_error(gl.values(), cl.values()) < kTolerance);
+      ops.add_rms_norm({.x = gx, .delta = gd, .weight = gw, .epsilon = 1e-6f, .out = gn.view()});
+      cpu().ops().add_rms_norm({.x = cx, .delta = delta, .weight = weight, .epsilon = 1e-6f, .out = cn.view()});
+      CHECK(gx.raw() == cx.raw());  // the stream: one sum, one rounding
+      CHECK(relative_error(gn.values(), cn.values()) < kTolerance);
+    }
+}
+
+TEST(norms_of_heads_equal_the_cpus) {
+  ON_GPU;
+  const Owned x = random_tensor(kB, {9, 5, 128}, fresh_seed()), weight = random_tensor(kF, {128}, fresh_seed());
+  const Placed gx(device, x), gw(device, weight), out(device, x.view()), cx(cpu(), x),
+      expected(cpu(), shape_of(kF, {9, 5, 128}));
+  ops.rms_norm({.x = gx, .weight = gw, .out = out});
+  cpu().ops().rms_norm({.x = cx, .weight = weight, .out = expected});
+  CHECK(relative_error(out.values(), expected.values()) < kTolerance);
+}
+
+TEST(rows_are_gathered_added_and_activated_as_on_the_cpu) {
+  ON_GPU;
+  for (int64_t features : {24, 1000, 4096}) {
+    const int64_t rows = 37;
+    const Owned x = random_tensor(kB, {rows, features}, fresh_seed()),
+                more = random_tensor(kB, {rows, features}, fresh_seed());
+    const Owned which = testing::ints({36, 0, 7, 7});
+    const Placed gx(device, x), gm(device, more), gi(device, which), picked(device, shape_of(kB, {4, features}));
+    const Placed cx(cpu(), x), cpicked(cpu(), shape_of(kB, {4, features}));
+    ops.gather_rows({.x = gx, .rows = gi, .out = picked});
+    cpu().ops().gather_rows({.x = cx, .rows = which, .out = cpicked});
+    CHECK(picked.raw() == cpicked.raw());
+    ops.add(gx, gm);
+    cpu().ops().add(cx, more);
+    CHECK(gx.raw() == cx.raw());
+    const Owned gate_up = random_tensor(kB, {rows, 2 * features}, fresh_seed(), 3.0f);
+    const Placed gg(device, gate_up);
+    for (Activation activation : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+      const Placed out(device, shape_of(kB, {rows, features})), expected(cpu(), shape_of(kB, {rows, features}));
+      ops.gated_activation({.gate_up = gg, .activation = activation, .out = out});
+      cpu().ops().gated_activation({.gate_up = gate_up, .activation = activation, .out = expected});
+      CHECK(out.raw() == expected.raw());  // the same functions, the same bits
+    }
+  }
+}
+
+std::unique_ptr<PackedLinear> pack(Ops& ops, const std::vector<Owned>& parts, const Owned* bias, bool gated) {
+  LinearSpec spec{.name = "test", .in_features = parts[0].view().shape[1], .bias = bias != nullptr, .dtype = kB};
+  for (size_t i = 0; i < parts.size(); ++i) spec.parts.push_back({concat("part", i), parts[i].view().shape[0]});
+  spec.gated = gated;
+  auto packer = ops.pack(spec);
+  int64_t first = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const int64_t rows = parts[i].view().shape[0], half = rows / 2;
+    packer->write_rows(static_cast<int>(i), half, parts[i].view().rows(half, rows - half));
+    packer->write_rows(static_cast<int>(i), 0, parts[i].view().rows(0, half));
+    if (bias != nullptr) {
+      Tensor piece = bias->view();
+      piece.data = bias->as<float>() + first;
+      piece.shape[0] = rows;
+      packer->write_bias(static_cast<int>(i), piece);
+    }
+    first += rows;
+  }
+  return packer->finish();
+}
+
+TEST(linears_equal_the_cpus_and_themselves_whatever_the_number_of_rows) {
+  ON_GPU;
+  struct Shape {
+    int64_t in, out;
+    bool bias;
+  };
+  for (const Shape& shape :
+       {Shape{64, 48, false}, {48, 80, true}, {256, 1008, true}, {1024, 512, false}, {896, 1152, true}}) {
+    const std::vector<Owned> parts = {random_tensor(kB, {shape.out, shape.in}, fresh_seed(), 0.1f)};
+    const Owned bias = random_tensor(kF, {shape.out}, fresh_seed());
+    const auto weight = pack(ops, parts, shape.bias ? &bias : nullptr, false);
+    const auto expected_weight = pack(cpu().ops(), parts, shape.bias ? &bias : nullptr, false);
+    const int64_t most = 700;
+    const Owned x = random_tensor(kB, {most, shape.in}, fresh_seed()),
+                residual = random_tensor(kB, {most, shape.out}, fresh_seed());
+    const Placed gx(device, x), gr(device, residual);
+    const Placed all(device, shape_of(kB, {most, shape.out})), f32(device, shape_of(kF, {most, shape.out}));
+    const Placed expected(cpu(), shape_of(kF, {most, shape.out}));
+    ops.linear({.x = gx, .weight = weight.get(), .out = f32});
+    cpu().ops().linear({.x = x, .weight = expected_weight.get(), .out = expected});
+    CHECK(relative_error(f32.values(), expected.values()) < 1e-4);
+    ops.linear({.x = gx, .weight = weight.get(), .out = all, .residual = gr});
+    Owned residual_f32(kF, {most, shape.out});
+    for (int64_t i = 0; i < residual.numel(); ++i) residual_f32.set(i, static_cast<float>(residual.at(i)));
+    cpu().ops().linear({.x = x, .weight = expected_weight.get(), .out = expected, .residual = residual_f32});
+    CHECK(relative_error(all.values(), expected.values()) < kTolerance);
+    const std::vector<uint8_t> whole = all.raw();
+    const int64_t row_bytes = shape.out * 2;
+    for (int64_t rows : {1, 2, 5, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 100, 128, 129, 257, 512}) {
+      const int64_t first = (most - rows) / 3;
+      const Placed some(device, shape_of(kB, {rows, shape.out}));
+      ops.linear({.x = gx.view().rows(first, rows),
+                  .weight = weight.get(),
+                  .out = some,
+                  .residual = gr.view().rows(first, rows)});
+      const std::vector<uint8_t> part = some.raw();
+      CHECK(std::memcmp(part.data(), whole.data() + first * row_bytes, part.size()) == 0);
+    }
+  }
+}
+
+TEST(a_gated_mlp_equals_the_cpus) {
+  ON_GPU;
+  for (int64_t hidden : {48, 512})
+    for (int64_t rows : {1, 9, 64, 200}) {
+      const int64_t inner = hidden * 3;
+      const std::vector<Owned> gate_up = {random_tensor(kB, {inner, hidden}, fresh_seed(), 0.1f),
+                                          random_tensor(kB, {inner, hidden}, fresh_seed(), 0.1f)};
+      const std::vector<Owned> down = {random_tensor(kB, {hidden, inner}, fresh_seed(), 0.1f)};
+      const Owned x = random_tensor(kB, {rows, hidden}, fresh_seed());
+      const auto run = [&](Device& on, const Tensor& input, DType stream) {
+        const auto first = pack(on.ops(), gate_up, nullptr, true), second = pack(on.ops(), down, nullptr, false);
+        const Placed wide(on, shape_of(stream, {rows, 2 * inner})), inside(on, shape_of(kB, {rows, inner})),
+            out(on, shape_of(stream, {rows, hidden}));
+        on.ops().gated_mlp({.x = input,
+                            .gate_up = first.get(),
+                            .down = second.get(),
+                            .gate_up_out = wide,
+                            .activated = inside,
+                            .out = out});
+        return out.values();
+      };
+      const Placed gx(device, x);
+      CHECK(relative_error(run(device, gx, kB), run(cpu(), x, kF)) < kTolerance);
+    }
+}
+
+TEST(embeddings_are_the_tables_rows_and_slots_tokens) {
+  ON_GPU;
+  const std::vector<Owned> table = {random_tensor(kB, {101, 72}, fresh_seed())};
+  const auto weight = pack(ops, table, nullptr, false);
+  Side side(device, {}, kB, 64);
+  side.set(3, 10);
+  side.inputs->clear();
+  const std::vector<int32_t> tokens = {5, 100, 0, 37};
+  side.inputs->add(1, tokens, Form::kPrefill, 0);
+  side.inputs->add(3, std::vector<int32_t>{kTokenFromSlot}, Form::kDecode, 10);
+  side.inputs->upload();
+  const Placed out(device, shape_of(kB, {5, 72}));
+  ops.embedding({.tokens = side.inputs->tokens(), .table = weight.get(), .step = &side.step(), .out = out});
+  const std::vector<float> values = out.values();
+  const int32_t expected[] = {5, 100, 0, 37, 4};  // set() gives slot 3 the token 4
+  for (int row = 0; row < 5; ++row)
+    for (int i = 0; i < 72; ++i) CHECK_EQ(values[row * 72 + i], table[0].at(expected[row] * 72 + i));
+}
+
+// q, k, v of some runs through qkv_rope_store and attention on both sides.
+struct AttentionRun {
+  std::vector<float> q, pool, out;
+  std::vector<uint8_t> out_raw;
+};
+
+AttentionRun attend(Device& on, const PoolShape& shape, int heads, const std::vector<std::vector<Run>>& steps,
+                    const std::vector<Owned>& qkv, bool norms, const Owned& norm_weight, const Owned& inv_freq) {
+  const bool on_gpu = &on == gpu();
+  int64_t most = 0;
+  for (const Owned& one : qkv) most = std::max(most, one.view().shape[0]);
+  Side side(on, shape, on_gpu ? kB : kF, most);
+  AttentionRun result;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    fill_step(side, steps[i]);
+    const int64_t rows = qkv[i].view().shape[0], width = (heads + 2 * shape.kv_heads) * shape.head_dim;
+    Owned copy(on_gpu ? kB : kF, {rows, width});
+    for (int64_t k = 0; k < copy.numel(); ++k) copy.set(k, static_cast<float>(qkv[i].at(k)));
+    const Placed x(on, copy), weight(on, norm_weight), frequencies(on, inv_freq),
+        out(on, shape_of(on_gpu ? kB : kF, {rows, heads * shape.head_dim}));
+    on.ops().qkv_rope_store({.qkv = x,
+                             .num_heads = heads,
+                             .num_kv_heads = shape.kv_heads,
+                             .head_dim = shape.head_dim,
+                             .q_norm = norms ? weight.view() : Tensor{},
+                             .k_norm = norms ? weight.view() : Tensor{},
+                             .inv_freq = frequencies,
+                             .kv = side.kv,
+                             .step = &side.step()});
+    Tensor q = x.view().columns(0, heads * shape.head_dim);
+    q.ndim = 3;
+    q.shape = {rows, heads, shape.head_dim};
+    q.stride = {width, shape.head_dim, 1};
+    const Placed workspace(
+        on, shape_of(DType::kU8, {on.ops().attention_workspace_bytes(most, heads, shape.kv_heads, shape.head_dim,
+                                                                     shape.max_positions) +
+                                  16}));
+    const AttentionArgs args{.q = q,
+                             .kv = side.kv,
+                             .step = &side.step(),
+                             .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+                             .out = out,
+                             .workspace = workspace};
+    if (!side.step().prefills.empty()) on.ops().paged_attention_prefill(args);
+    if (!side.step().decodes.empty()) on.ops().paged_attention_decode(args);
+    const std::vector<float> values = out.values();
+    result.out.insert(result.out.end(), values.begin(), values.end());
+    const std::vector<uint8_t> raw = out.raw();
+    result.out_raw.insert(result.out_raw.end(), raw.begin(), raw.end());
+  }
+  return result;
+}
+
+Owned frequencies_of(int head_dim) {
+  Owned inv_freq(kF, {head_dim / 2});
+  for (int i = 0; i < head_dim / 2; ++i) inv_freq.set(i, std::pow(10000.0f, -2.0f * i / head_dim));
+  return inv_freq;
+}
+
+TEST(rope_store_and_attention_equal_the_cpus_in_both_forms) {
+  ON_GPU;
+  struct Case {
+    int heads, kv_heads, head_dim, block_tokens;
+  };
+  for (const Case& one :
+       {Case{4, 2, 16, 16}, {8, 2, 64, 16}, {4, 4, 64, 32}, {8, 2, 128, 64}, {32, 8, 128, 64}, {7, 1, 128, 16}}) {
+    const PoolShape shape{.num_slots = 6,
+                          .max_positions = 1024,
+                          .block_tokens = one.block_tokens,
+                          .kv_heads = one.kv_heads,
+                          .head_dim = one.head_dim};
+    // Prompts in chunks, then a decode of all beside one more prompt.
+    const std::vector<std::vector<Run>> steps = {{{0, 130, 0}, {1, 1, 0}, {2, 63, 0}, {3, 257, 0}},
+                                                 {{0, 300, 130}, {2, 65, 63}},
+                                                 {{0, 1, 430, Form::kDecode},
+                                                  {1, 1, 1, Form::kDecode},
+                                                  {2, 1, 128, Form::kDecode},
+                                                  {3, 1, 257, Form::kDecode},
+                                                  {4, 40, 0}}};
+    const int64_t width = (one.heads + 2 * one.kv_heads) * one.head_dim;
+    std::vector<Owned> qkv;
+    for (const auto& runs : steps) {
+      int64_t rows = 0;
+      for (const Run& run : runs) rows += run.rows;
+      qkv.push_back(random_tensor(kB, {rows, width}, fresh_seed()));
+    }
+    const Owned weight = random_tensor(kF, {one.head_dim}, fresh_seed());
+    for (bool norms : {true, false}) {
+      const auto inv_freq = frequencies_of(one.head_dim);
+      const AttentionRun ours = attend(device, shape, one.heads, steps, qkv, norms, weight, inv_freq);
+      const AttentionRun theirs = attend(cpu(), shape, one.heads, steps, qkv, norms, weight, inv_freq);
+      const double error = relative_error(ours.out, theirs.out);
+      CHECK(error < kTolerance);
+      if (!(error < kTolerance))
+        std::cerr << "heads " << one.heads << "/" << one.kv_heads << " of " << one.head_dim << ": " << error << "\n";
+      // The same steps with every decode row in prefill form, and chunks cut elsewhere: the same bits.
+      std::vector<std::vector<Run>> other = steps;
+      for (Run& run : other[2]) run.form = Form::kPrefill;
+      CHECK(attend(device, shape, one.heads, other, qkv, norms, weight, inv_freq).out_raw == ours.out_raw);
+    }
+  }
+}
+
+TEST(tokens_are_the_cpus) {
+  ON_GPU;
+  const int rows = 24;
+  std::mt19937 random(fresh_seed());
+  for (int64_t vocab : {101, 4096, 20011}) {
+    PoolShape shape{.num_slots = rows};
+    Side ours(device, shape, kB, rows), theirs(cpu(), shape, kF, rows);
+    const Owned logits = random_tensor(kF, {rows, vocab}, fresh_seed(), 4.0f);
+    for (int64_t i = 0; i < vocab; i += 7) logits.set(i, logits.at(0));  // ties, in row 0
+    for (int64_t i = 0; i < vocab; ++i) logits.set((rows - 1) * vocab + i, NAN);
+    for (int64_t i = 0; i < vocab; ++i) logits.set((rows - 2) * vocab + i, i == vocab / 2 ? 1.0f : -INFINITY);
+    std::vector<SamplingState> states;
+    for (int i = 0; i < rows; ++i) {
+      SamplingState state{
+          .temperature = i % 3 == 0 ? 0.0f : 0.3f + 0.1f * i, .seed = random(), .choice = 2, .num_logprobs = i % 6 - 1};
+      if (i % 4 == 1) state.top_k = 1 + static_cast<int>(random() % 50);
+      if (i % 4 == 2) state.top_p = 0.5f + 0.4f * (i / 30.0f);
+      if (i % 5 == 1) state.min_p = 0.05f;
+      if (i % 8 == 5) state.top_k = 40, state.top_p = 0.8f;
+      if (i % 7 == 3) {
+        state.suppress_until = 10;
+        state.num_suppressed = 2;
+        state.suppressed[0] = 3;
+        state.suppressed[1] = 5;
+      }
+      states.push_back(state);
+    }
+    const auto run = [&](Side& side) {
+      for (int i = 0; i < rows; ++i) side.set(i, 20, states[static_cast<size_t>(i)], 5);
+      side.inputs->clear();
+      for (int i = 0; i < rows; ++i) {
+        side.inputs->add(i, std::vector<int32_t>{1}, Form::kDecode, 20);
+        side.inputs->sample();
+      }
+      side.inputs->upload();
+      const Placed x(side.device, logits), tokens(side.device, shape_of(DType::kI32, {rows})),
+          logprobs(side.device, shape_of(kF, {rows}));
+      const Placed top(side.device, shape_of(DType::kI32, {rows, kMaxLogprobs})),
+          values(side.device, shape_of(kF, {rows, kMaxLogprobs}));
+      const Placed workspace(side.device, shape_of(DType::kU8, {side.ops().sample_workspace_bytes(rows, vocab)}));
+      side.ops().sample({.logits = x,
+                         .step = &side.step(),
+                         .tokens = tokens,
+                         .logprobs = logprobs,
+                         .top_tokens = top,
+                         .top_logprobs = values,
+                         .workspace = workspace});
+      std::vector<int32_t> last(static_cast<size_t>(rows)), position(static_cast<size_t>(rows));
+      side.device.synchronize();
+      side.device.copy(last.data(), side.slots().last_token.data, rows * 4);
+      side.device.copy(position.data(), side.slots().output_position.data, rows * 4);
+      return std::tuple{tokens.values(), logprobs.values(), top.values(), values.values(), last, position};
+    };
+    const auto [tokens, logprobs, top, values, last, position] = run(ours);
+    const auto [tokens2, logprobs2, top2, values2, last2, position2] = run(theirs);
+    for (int i = 0; i < rows; ++i) {
+      CHECK_EQ(tokens[i], tokens2[i]);
+      CHECK(std::fabs(logprobs[i] - logprobs2[i]) < 1e-4);
+      CHECK_EQ(last[i], last2[i]);
+      CHECK_EQ(position[i], position2[i]);
+    }
+    CHECK(top == top2);
+    for (size_t i = 0; i < values.size(); ++i) CHECK(std::fabs(values[i] - values2[i]) < 1e-4);
+  }
+}
+
+TEST(checksums_equal_the_cpus) {
+  ON_GPU;
+  const PoolShape shape{.num_slots = 2, .max_positions = 128, .block_tokens = 16, .kv_heads = 3, .head_dim = 64};
+  Side ours(device, shape, kB, 1), theirs(cpu(), shape, kB, 1);
+  const int64_t bytes = ours.kv.num_blocks * ours.kv.block_stride;
+  const Owned content = random_tensor(kB, {bytes / 2}, fresh_seed());
+  device.copy(ours.kv.base, content.view().data, bytes);
+  cpu().copy(theirs.kv.base, content.view().data, bytes);
+  for (int block = 0; block < 5; ++block)
+    for (const auto& [first, tokens] : {std::pair{0, 16}, {3, 7}, {15, 1}, {0, 0}}) {
+      ChecksumArgs args{.kv = ours.kv,
+                        .group = 1,
+                        .layer = 2,
+                        .block = block,
+                        .first_position = 1000 + block,
+                        .first_token = first,
+                        .tokens = tokens};
+      const uint64_t sum = ops.checksum(args);
+      args.kv = theirs.kv;
+      CHECK_EQ(sum, cpu().ops().checksum(args));
+    }
+}
+
+TEST(slots_advance_by_their_rows_and_fresh_blocks_are_zero) {
+  ON_GPU;
+  Side side(device, {}, kB, 32);
+  fill_step(side, {{0, 5, 7}, {3, 1, 100, Form::kDecode}});
+  ops.advance({.step = &side.step()});
+  std::vector<int32_t> lens(9);
+  device.synchronize();
+  device.copy(lens.data(), side.slots().seq_len.data, 36);
+  CHECK_EQ(lens[0], 12);
+  CHECK_EQ(lens[3], 101);
+  CHECK_EQ(lens[8], 0);
+  const std::vector<uint8_t> ones(static_cast<size_t>(side.kv.num_blocks * side.kv.block_stride), 1);
+  device.copy(side.kv.base, ones.data(), static_cast<int64_t>(ones.size()));
+  side.inputs->clear();
+  for (int32_t block : {0, 2, 511}) side.inputs->fresh(block);
+  side.inputs->upload();
+  side.inputs->apply(side.kv.base, side.kv.block_stride);
+  device.synchronize();
+  std::vector<uint8_t> after(ones.size());
+  device.copy(after.data(), side.kv.base, static_cast<int64_t>(after.size()));
+  for (int64_t block = 0; block < side.kv.num_blocks; ++block)
+    for (int64_t at : {int64_t{0}, side.kv.block_stride / 2, side.kv.block_stride - 1})
+      CHECK_EQ(int{after[static_cast<size_t>(block * side.kv.block_stride + at)]},
+               block == 0 || block == 2 || block == 511 ? 0 : 1);
+}
+
+}  // namespace
+}  // namespace rtp_llm
