@@ -13,12 +13,18 @@ ARGS ?=
 # Arguments for `rtp-llm serve`, e.g. make serve SERVE_ARGS="--port 9000 --decode 2".
 SERVE_ARGS ?= --prefill 1 --decode 1
 
+# GPU architectures of `make build-cuda`.
+CUDA_ARCH ?= 90a
+
 VENV := .venv
 BUILD := build/dev
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc cmake tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cmake' 2>/dev/null)
 CPP_FILES = $(shell find csrc tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+
+CUDA_CMAKE = $(BIN)/cmake -S . -G Ninja -DRTP_CUDA=ON -DRTP_BUILD_BINDINGS=OFF -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	-DPython_EXECUTABLE=$(abspath $(BIN))/python
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -43,6 +49,24 @@ test-slow: setup ## the tests marked slow
 .PHONY: test-parity
 test-parity: setup $(VENV)/.hf ## compare live with transformers (installs torch; TORCH_SPEC=…)
 	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest tests/parity $(ARGS)
+
+.PHONY: build-cuda
+build-cuda: setup ## build the CUDA backend beside the CPU's (needs nvcc ≥ 12.8; CUDA_ARCH="80;90a")
+	$(CUDA_CMAKE) -B build/cuda -DRTP_CUDA_ARCHITECTURES="$(CUDA_ARCH)" -DRTP_BUILD_TESTS=ON -DRTP_BUILD_BENCHMARKS=ON
+	$(BIN)/ninja -C build/cuda -j $(JOBS) rtp_cuda
+	cp build/cuda/rtp_llm/lib/librtp_cuda.so "$$($(BIN)/python -c 'import rtp_llm._native as n, os; print(os.path.dirname(n._engine.__file__))')/lib/"
+
+.PHONY: check-cuda
+check-cuda: setup ## compile the CUDA backend for all GPUs that it supports; needs nvcc, no GPU
+	$(CUDA_CMAKE) -B build/check-cuda -DRTP_CUDA_ARCHITECTURES="80;86;89;90a;100;120-virtual"
+	$(BIN)/ninja -C build/check-cuda -j $(JOBS) rtp_cuda
+
+.PHONY: test-gpu
+test-gpu: build-cuda ## the tests marked gpu, and the C++ tests of ops and engine on the GPU of this machine
+	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test
+	build/cuda/tests/cuda_test
+	RTP_TEST_BACKEND=cuda build/cuda/tests/engine_test engine_test. exactness_test.
+	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: references
 references: setup $(VENV)/.hf ## regenerate the committed reference files of the parity tests
