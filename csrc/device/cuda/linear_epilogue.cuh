@@ -34,20 +34,30 @@ __device__ __forceinline__ float finished(float sum, const float* bias, int colu
   return has_residual ? __fadd_rn(sum, residual) : sum;
 }
 
-__device__ __forceinline__ float round_to_bf16(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
-
 // Not inlined: three activations for each output would be most of a kernel's code.
 static __device__ __noinline__ float activate_other(float gate, Activation activation) {
   return activation == Activation::kGelu ? activate<Activation::kGelu>(gate) : activate<Activation::kGeluTanh>(gate);
 }
 
+// act(gate) * up of two values as bf16, gates and ups rounded to bf16 first. In pairs: a conversion of one value goes
+// through a unit that is a quarter as fast.
 template <bool kIsSilu>
-__device__ __forceinline__ float gated(float gate, float up, Activation activation) {
-  gate = round_to_bf16(gate);
-  return __fmul_rn(kIsSilu ? activate<Activation::kSilu>(gate) : activate_other(gate, activation), round_to_bf16(up));
+__device__ __forceinline__ uint32_t gated_pair(float gate_0, float gate_1, float up_0, float up_1,
+                                               Activation activation) {
+  const uint32_t gates = pack_bf16(gate_0, gate_1), ups = pack_bf16(up_0, up_1);
+  const auto value = [&](float gate, float up) {
+    return __fmul_rn(kIsSilu ? activate<Activation::kSilu>(gate) : activate_other(gate, activation), up);
+  };
+  return pack_bf16(value(low_bf16(gates), low_bf16(ups)), value(high_bf16(gates), high_bf16(ups)));
 }
-__device__ __forceinline__ float gated(float gate, float up, Activation activation) {
-  return activation == Activation::kSilu ? gated<true>(gate, up, activation) : gated<false>(gate, up, activation);
+__device__ __forceinline__ uint32_t gated_pair(float gate_0, float gate_1, float up_0, float up_1,
+                                               Activation activation) {
+  return activation == Activation::kSilu ? gated_pair<true>(gate_0, gate_1, up_0, up_1, activation)
+                                         : gated_pair<false>(gate_0, gate_1, up_0, up_1, activation);
+}
+__device__ __forceinline__ bf16 low_half(uint32_t pair) { return __ushort_as_bfloat16(static_cast<uint16_t>(pair)); }
+__device__ __forceinline__ bf16 high_half(uint32_t pair) {
+  return __ushort_as_bfloat16(static_cast<uint16_t>(pair >> 16));
 }
 
 __device__ __forceinline__ float4 add(const float4& a, const float4& b) {

@@ -59,8 +59,10 @@ __device__ __forceinline__ void store_value(const Epilogue& p, int tile, int fir
   if (token >= p.rows || column >= p.out_features) return;
   if constexpr (kOutput == LinearOutput::kGated) {
     if (e >= 2) return;
-    static_cast<bf16*>(p.out)[token * p.out_stride + tile * 8 + row] = __float2bfloat16_rn(gated(
-        finished(sum[e], p.bias, column, 0, false), finished(sum[e + 2], p.bias, column + 8, 0, false), p.activation));
+    const float gate = finished(sum[e], p.bias, column, 0, false);
+    const float up = finished(sum[e + 2], p.bias, column + 8, 0, false);
+    static_cast<bf16*>(p.out)[token * p.out_stride + tile * 8 + row] =
+        low_half(gated_pair(gate, gate, up, up, p.activation));
   } else {
     const bool has_residual = p.residual != nullptr;
     const float residual = has_residual ? __bfloat162float(p.residual[token * p.residual_stride + column]) : 0.0f;

@@ -182,20 +182,26 @@ __device__ __forceinline__ void store_tile(const Epilogue& p, int tile, const fl
     for (int e = 0; e < 4; ++e) {
       const int token = token_of(j, e), column = tile * kTileRows + row_of(e);
       if (token >= p.rows || column >= p.out_features) continue;
-      if constexpr (kOutput == LinearOutput::kGated) {
-        if (e >= 2) continue;
-        const float gate = finished(sum[j][e], p.bias, column, 0, false);
-        const float up = finished(sum[j][e + 2], p.bias, column + 8, 0, false);
-        static_cast<bf16*>(p.out)[token * p.out_stride + tile * 8 + row_of(e)] =
-            __float2bfloat16_rn(gated(gate, up, p.activation));
-      } else {
-        const float value = finished(sum[j][e], p.bias, column, residual[j][e], p.residual != nullptr);
-        if constexpr (kOutput == LinearOutput::kF32)
-          static_cast<float*>(p.out)[token * p.out_stride + column] = value;
-        else
-          static_cast<bf16*>(p.out)[token * p.out_stride + column] = __float2bfloat16_rn(value);
-      }
+      const float value = finished(sum[j][e], p.bias, column, residual[j][e], p.residual != nullptr);
+      if constexpr (kOutput == LinearOutput::kF32)
+        static_cast<float*>(p.out)[token * p.out_stride + column] = value;
+      else
+        static_cast<bf16*>(p.out)[token * p.out_stride + column] = __float2bfloat16_rn(value);
     }
+}
+
+template <int kTokenTiles>
+__device__ __forceinline__ void store_gated(const Epilogue& p, int tile, const float (&sum)[kTokenTiles][4]) {
+  const int gate = tile * kTileRows + row_of(0), up = gate + 8;
+  if (up >= p.out_features) return;
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+    const auto value = [&](int e) { return finished(sum[j][e], p.bias, e < 2 ? gate : up, 0, false); };
+    const uint32_t pair = gated_pair(value(0), value(1), value(2), value(3), p.activation);
+    bf16* column = static_cast<bf16*>(p.out) + tile * 8 + row_of(0);
+    if (token_of(j, 0) < p.rows) column[token_of(j, 0) * p.out_stride] = low_half(pair);
+    if (token_of(j, 1) < p.rows) column[token_of(j, 1) * p.out_stride] = high_half(pair);
+  }
 }
 
 template <int kTokenTiles>
@@ -286,7 +292,10 @@ __device__ __forceinline__ void consume(const Stream<kTokens, kBlocks>& stream, 
     if (kOutput == LinearOutput::kBf16 && p.leaves > 1)
       stores = sum_leaves(shape, p.leaves, stream.rank, warp_tile, warp_leaf, stream.slot(0), sum) && used;
     if (!stores) continue;
-    store_tile<kOutput>(p.epilogue, tile, sum, residual);
+    if constexpr (kOutput == LinearOutput::kGated)
+      store_gated(p.epilogue, tile, sum);
+    else
+      store_tile<kOutput>(p.epilogue, tile, sum, residual);
   }
 }
 

@@ -63,6 +63,8 @@ WgmmaShape choose_wgmma(const LinearProblem& problem, int num_sms) {
 void linear_wgmma(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape) {
   check(problem.out_features % (problem.output == LinearOutput::kGated ? 16 : 8) == 0,
         "linear_wgmma: out features must", " be a multiple of 8, 16 if gated, got ", problem.out_features);
+  check(problem.leaves <= problem.blocks(), "linear_wgmma: ", problem.leaves, " leaves of ", problem.blocks(),
+        " blocks: each must have one");
   const int cluster = shape.share * shape.split;
   check(shape.grid > 0 && shape.grid % cluster == 0, "linear_wgmma: ", shape.grid, " CTAs in clusters of ", cluster);
   check(shape.split == 1 || shape.grid >= clusters_of(problem, shape) * cluster,

@@ -49,7 +49,8 @@ struct TileConfig {
   static constexpr int kExchangeBytes = kSplit > 1 ? kTokens * kRows * 4 : 0;  // behind the ring
   static constexpr int kStages = std::min(8, (kRingBytes - kExchangeBytes) / kSlotBytes);
   static constexpr int kSharedBytes = kHeaderBytes + kStages * kSlotBytes + kExchangeBytes;
-  static constexpr int kSums = kRows / 2;  // a thread
+  static constexpr int kSums = kRows / 2;       // a thread
+  static_assert(kLeaves == 1 || kRows <= 128);  // registers for the sums that wait
   static_assert(kShare == 1 || kSplit == 1);
 };
 
@@ -159,7 +160,7 @@ struct Pipeline {
       for (int cta = 0; cta < Config::kShare; ++cta) barrier_arrive_in_cluster(address_in_cta(barrier, cta));
   }
 
-  // sum = the products of blocks [begin, end).
+  // sum = the products of blocks [begin, end). REQUIRES: begin < end.
   __device__ void multiply(float (&sum)[Config::kSums], int begin, int end, int group, bool speaks) {
     int before = 0;
     for (int block = begin; block < end; ++block) {
@@ -355,7 +356,7 @@ __device__ __forceinline__ void store_gated(const Epilogue& p, int first_token, 
                                             const float (&sum)[kColumns / 2]) {
   store_bf16<kColumns / 2>(p, first_token, first_column / 2, p.out_features / 2, [&](int i, int half) {
     const float *gate = sum + i * 8 + half * 2, *up = gate + 4;
-    return pack_bf16(gated<kIsSilu>(gate[0], up[0], p.activation), gated<kIsSilu>(gate[1], up[1], p.activation));
+    return gated_pair<kIsSilu>(gate[0], gate[1], up[0], up[1], p.activation);
   });
 }
 
