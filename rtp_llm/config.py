@@ -16,7 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from rtp_llm.errors import ConfigError
@@ -49,13 +58,19 @@ class ModelSettings(_Section):
     load_format: Literal["safetensors", "dummy"] = Field("safetensors", description="dummy: seeded random weights")
 
 
+# Of settings that are not given with engine.device cuda.
+GPU_DEFAULTS = {"max_num_batched_tokens": 8192, "max_num_seqs": 256, "block_tokens": 64}
+
+
 class EngineSettings(_Section):
-    device: Literal["cpu"] = Field("cpu", description="backend")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="backend; cuda: an NVIDIA GPU, bfloat16 only")
     isa: str = Field("", description="CPU: force one SIMD level (generic, avx2, avx512bf16, amxbf16); empty: the best")
     num_threads: int = Field(1, ge=1, description="CPU threads of one engine")
-    max_num_batched_tokens: int = Field(512, ge=1, description="rows of one step")
-    max_num_seqs: int = Field(64, ge=1, description="sequences that run at once")
-    block_tokens: int = Field(16, ge=1, le=512, description="tokens of a KV block")
+    max_num_batched_tokens: int = Field(512, ge=1, description="rows of one step; default with cuda: 8192")
+    max_num_seqs: int = Field(64, ge=1, description="sequences that run at once; default with cuda: 256")
+    block_tokens: int = Field(
+        16, ge=1, le=512, description="tokens of a KV block; with cuda a multiple of 16, default 64"
+    )
     kv_cache_bytes: int | None = Field(
         None,
         ge=0,
@@ -69,12 +84,38 @@ class EngineSettings(_Section):
         description="part of a worker's memory that its KV pool takes, where kv_cache_bytes is not set: of the host's free "
         "memory (or what its cgroup leaves) by the workers that start on it, less the weights",
     )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="part of a GPU's memory that a worker takes, where kv_cache_bytes is not set: its KV pool is what weights, "
+        "activations and 1 GiB for kernels and graphs leave of it",
+    )
     num_kv_blocks: int = Field(0, ge=0, description="blocks of the KV pool; 0: kv_cache_bytes decides")
     kv_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of stored K and V")
     enable_prefix_caching: bool = Field(True, description="reuse KV of equal prefixes")
     layers_per_group: int = Field(4, ge=1, description="layers of one handover message")
     step_timeout_s: float = Field(60.0, gt=0, description="a step that takes longer hangs: the worker has failed")
     itl_target_ms: float = Field(50.0, gt=0, description="decode step time that prefill chunks must leave room for")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_gpus_defaults(cls, values: Any) -> Any:
+        return {**GPU_DEFAULTS, **values} if isinstance(values, dict) and values.get("device") == "cuda" else values
+
+    @field_validator("block_tokens")
+    @classmethod
+    def _blocks_that_a_gpu_reads(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("device") == "cuda" and value % 16 != 0:
+            raise PydanticCustomError("block_tokens", "must be a multiple of 16 with engine.device cuda")
+        return value
+
+    @field_validator("kv_dtype")
+    @classmethod
+    def _types_that_a_gpu_stores(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("device") == "cuda" and value == "float32":
+            raise PydanticCustomError("kv_dtype", "must be auto or bfloat16 with engine.device cuda")
+        return value
 
 
 class TransferSettings(_Section):
@@ -144,6 +185,9 @@ class WorkerSettings(_Section):
 class PoolSettings(_Section):
     replicas: int = Field(1, ge=0, description="workers")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves a worker")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs that Ray reserves a worker; default: 1 with engine.device cuda, else 0"
+    )
     resources: dict[str, float] = Field(default_factory=dict, description="Ray resources of a worker")
     engine: dict[str, Any] = Field(default_factory=dict, description="engine settings that differ in this pool")
 
@@ -208,6 +252,11 @@ class Config(_Section):
         """
         own = self.pool(pool).engine
         return _validated(EngineSettings, {**self.engine.model_dump(), **own}, f"{pool}.engine")
+
+    def num_gpus_of(self, pool: Pool) -> float:
+        """GPUs that a worker of this pool reserves."""
+        given = self.pool(pool).num_gpus
+        return given if given is not None else float(self.engine_of(pool).device == "cuda")
 
     def with_token(self) -> Config:
         """The same with a random worker.token, unless one is set."""

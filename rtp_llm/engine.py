@@ -145,7 +145,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
         raise ConfigError(
             f"model.max_model_len: {max_model_len} is more than the model's context of {config.max_position_embeddings}"
         )
-    dtype = config.resolve_dtype(model.dtype)
+    dtype = _dtype(config.resolve_dtype(model.dtype), model.dtype, settings.device)
     memory = free_memory() // workers_here  # before this worker takes of it
     check_integer("seed", seed, 0, 2**64 - 1)
     device = _engine.open_device(settings.device, num_threads=settings.num_threads, isa=settings.isa)
@@ -157,6 +157,12 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
     decoder = _engine.Decoder(device, weights)
     kv_dtype = dtype if settings.kv_dtype == "auto" else settings.kv_dtype
     block_bytes = decoder.kv_layout(kv_dtype, settings.block_tokens).block_bytes
+    if device.memory() is not None:  # so that what it leaves is what the KV pool may have
+        decoder.allocate(
+            max_rows=settings.max_num_batched_tokens + settings.max_num_seqs,
+            max_logit_rows=settings.max_num_seqs,
+            max_positions=max_model_len,
+        )
     pool_bytes = _kv_pool_bytes(settings, max_model_len, block_bytes, memory, device)
     native_config = _engine.EngineConfig(
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -178,8 +184,23 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
     return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest)
 
 
+def _dtype(resolved: str, asked: str, device: str) -> str:
+    """The type that weights are multiplied in; a GPU's is bfloat16, whatever the checkpoint's.
+
+    Raises:
+        ConfigError: another one was asked for.
+    """
+    if device != "cuda" or resolved == "bfloat16":
+        return resolved
+    if asked != "auto":
+        raise ConfigError(f"model.dtype: {asked} is not computed on engine.device cuda, bfloat16 is")
+    log.info("the checkpoint's %s weights are rounded to bfloat16 for the GPU", resolved)
+    return "bfloat16"
+
+
 def _kv_pool_bytes(settings: EngineSettings, max_model_len: int, block_bytes: int, memory: int, device: Any) -> int:
-    """What the settings say, else a share of `memory`, of which this worker's weights have been taken since.
+    """What the settings say, else a share of `memory`, of which this worker's weights have been taken since; on a device
+    with memory of its own what is left of its share.
 
     Raises:
         UnavailableError: that is no block.
@@ -188,12 +209,30 @@ def _kv_pool_bytes(settings: EngineSettings, max_model_len: int, block_bytes: in
         return settings.num_kv_blocks * block_bytes
     if settings.kv_cache_bytes is not None:
         return settings.kv_cache_bytes
+    if own := device.memory():
+        return _gpu_pool_bytes(settings, max_model_len, block_bytes, *own)
     weights = sum(size for _, size, _ in device.allocations())
     room = int(settings.kv_cache_share * (memory - weights))
     if room < block_bytes:
         raise UnavailableError(
             f"engine.kv_cache_share: {settings.kv_cache_share:g} of the {memory >> 20} MiB that are free for each worker here, "
             f"less {weights >> 20} MiB of weights, holds no KV block of {block_bytes} bytes"
+        )
+    return min(room, settings.max_num_seqs * math.ceil(max_model_len / settings.block_tokens) * block_bytes)
+
+
+def _gpu_pool_bytes(settings: EngineSettings, max_model_len: int, block_bytes: int, free: int, total: int) -> int:
+    """`free` of `total` bytes are left, of which 1 GiB is for kernels, graphs and workspaces.
+
+    Raises:
+        UnavailableError: that is no block.
+    """
+    taken = total - free
+    room = int(settings.gpu_memory_utilization * total) - taken - (1 << 30)
+    if room < block_bytes:
+        raise UnavailableError(
+            f"engine.gpu_memory_utilization: {settings.gpu_memory_utilization:g} of the GPU's {total >> 20} MiB, less "
+            f"{taken >> 20} MiB that are taken and 1 GiB for kernels, holds no KV block of {block_bytes} bytes"
         )
     return min(room, settings.max_num_seqs * math.ceil(max_model_len / settings.block_tokens) * block_bytes)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rtp_llm.config import load_config
+from rtp_llm.config import Pool, load_config
 from rtp_llm.errors import ConfigError
 
 
@@ -92,3 +92,23 @@ def test_a_file_that_is_no_tree_is_refused(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError):
         load_config(file, environ={})
+
+
+def test_a_gpu_has_defaults_of_its_own_and_keeps_what_is_given() -> None:
+    engine = load_config(overrides={"engine.device": "cuda", "engine.max_num_seqs": 7}).engine
+    assert (engine.block_tokens, engine.max_num_batched_tokens, engine.max_num_seqs) == (64, 8192, 7)
+    assert load_config(overrides={}).engine.block_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("block_tokens", 24, "multiple of 16"), ("kv_dtype", "float32", "auto or bfloat16")]
+)
+def test_what_a_gpu_cannot_do_is_refused_by_name(name: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.{name}.*{said}"):
+        load_config(overrides={"engine.device": "cuda", f"engine.{name}": value})
+
+
+def test_a_worker_on_a_gpu_reserves_one() -> None:
+    config = load_config(overrides={"decode.engine": {"device": "cuda"}, "prefill.num_gpus": 0.5})
+    assert (config.num_gpus_of(Pool.DECODE), config.num_gpus_of(Pool.PREFILL)) == (1.0, 0.5)
+    assert load_config(overrides={}).num_gpus_of(Pool.PREFILL) == 0.0

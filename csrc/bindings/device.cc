@@ -34,7 +34,17 @@ void bind_device(py::module_& module) {
               list.append(py::make_tuple(allocation.address, allocation.bytes, allocation.tag));
             return list;
           },
-          "(address, bytes, tag) of everything allocated on the device");
+          "(address, bytes, tag) of everything allocated on the device")
+      .def(
+          "memory",
+          [](const Device& device) -> py::object {
+            const std::optional<DeviceMemory> memory = device.memory();
+            return memory ? py::object(py::make_tuple(memory->free, memory->total)) : py::none();
+          },
+          "(free, total) bytes of an accelerator's own memory; None where the device shares the host's.")
+      .def("read_rate", &Device::read_rate, py::arg("bytes"), py::arg("rounds") = 4,
+           py::call_guard<py::gil_scoped_release>(),
+           "Bytes a second that the device reads from so much of its memory, the best of some rounds.");
 
   module.def(
       "open_device",

@@ -142,6 +142,8 @@ void bind_model(py::module_& module) {
       .def(py::init<Device&, const Weights&>(), py::arg("device"), py::arg("weights"), py::keep_alive<1, 2>(),
            py::keep_alive<1, 3>())
       .def_property_readonly("model_digest", &Decoder::model_digest)
+      .def("allocate", &Decoder::allocate, py::kw_only(), py::arg("max_rows"), py::arg("max_logit_rows"),
+           py::arg("max_positions"), "Activations for steps of so many rows: what an engine allocates for itself.")
       .def(
           "kv_layout",
           [](const Decoder& decoder, const std::string& kv_dtype, int block_tokens) {

@@ -68,6 +68,10 @@ std::string choose_isa(const std::string& from_options) {
 }
 
 DeviceFactory load_factory(const std::string& backend, const std::string& path) {
+  if (access(path.c_str(), F_OK) != 0)
+    throw Unavailable(concat("backend '", backend, "' is not installed here: there is no ", path,
+                             backend == "cuda" ? " (the wheel rtp-llm-cuda has it; in a checkout `make build-cuda`)"
+                                               : ""));
   // Never closed: objects of the backend, their vtables too, may live as long as the process.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw Unavailable(concat("backend '", backend, "': cannot open ", path, ": ", dlerror()));

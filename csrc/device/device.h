@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,6 +77,12 @@ struct StreamEvent {
   uint64_t number = 0;
 };
 
+// Bytes of an accelerator's own memory.
+struct DeviceMemory {
+  int64_t free = 0;
+  int64_t total = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -92,6 +99,8 @@ class Device {
   // Host memory that copy_async reaches; on the CPU ordinary memory.
   virtual Buffer allocate_pinned(int64_t bytes, const std::string& tag) = 0;
   virtual std::vector<Allocation> allocations() const = 0;
+  // What this device has for itself; nothing where it shares the host's memory.
+  virtual std::optional<DeviceMemory> memory() const { return std::nullopt; }
 
   // Host <-> device and device <-> device: at once, whatever is launched, and done on return. For start-up, tests and
   // other threads' memory. REQUIRES: no launched work that isn't done touches the memory (else synchronize() first).

@@ -79,7 +79,11 @@ def deployed(config: Config, worker: type[PoolWorker]) -> serve.Application:
         graceful_shutdown_timeout_s=config.worker.drain_timeout_s + 10,
         health_check_period_s=2,
         health_check_timeout_s=30,
-        ray_actor_options={"num_cpus": settings.num_cpus, "resources": settings.resources},
+        ray_actor_options={
+            "num_cpus": settings.num_cpus,
+            "num_gpus": config.num_gpus_of(worker.pool),
+            "resources": settings.resources,
+        },
     ).bind(config.model_dump())
 
 
@@ -90,7 +94,7 @@ def workers_on(config: Config, node: Mapping[str, float]) -> int:
 
 def _fitting(config: Config, pool: Pool, node: Mapping[str, float]) -> int:
     settings = config.pool(pool)
-    needs = {"CPU": settings.num_cpus, **settings.resources}
+    needs = {"CPU": settings.num_cpus, "GPU": config.num_gpus_of(pool), **settings.resources}
     room = (int(node.get(name, 0.0) / need) for name, need in needs.items() if need > 0)
     return min([settings.replicas, *room])
 

@@ -234,3 +234,14 @@ def test_a_pool_that_holds_less_than_the_context_is_said_and_limits_requests(cap
         tokens = 0
         while tokens < 100:
             tokens += len(engine.take())
+
+
+def test_a_gpu_computes_bfloat16_only_and_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"model.dtype: float32 is not computed on engine.device cuda"):
+        build(ModelSettings(dtype="float32"), EngineSettings(device="cuda"))
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
+def test_without_a_gpu_the_device_cuda_says_what_is_missing() -> None:
+    with pytest.raises(UnavailableError, match=r"backend .cuda.*(not installed here|GPU|driver|device)"):
+        build(ModelSettings(), EngineSettings(device="cuda"))

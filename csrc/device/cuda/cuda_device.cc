@@ -107,6 +107,13 @@ std::vector<Allocation> CudaDevice::allocations() const {
   return allocations_;
 }
 
+std::optional<DeviceMemory> CudaDevice::memory() const {
+  bind_thread();
+  size_t free = 0, total = 0;
+  cuda_check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return DeviceMemory{.free = static_cast<int64_t>(free), .total = static_cast<int64_t>(total)};
+}
+
 std::string CudaDevice::describe_allocations() const {
   const std::vector<Allocation> all = allocations();
   int64_t total = 0;

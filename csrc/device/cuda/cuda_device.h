@@ -45,6 +45,7 @@ class CudaDevice final : public Device {
   Buffer allocate_shareable(int64_t bytes, const std::string& tag) override;
   Buffer allocate_pinned(int64_t bytes, const std::string& tag) override;
   std::vector<Allocation> allocations() const override;
+  std::optional<DeviceMemory> memory() const override;
 
   void copy(void* to, const void* from, int64_t bytes) override;
   void zero(void* at, int64_t bytes) override;

@@ -24,6 +24,11 @@ TEST(open_device_takes_the_best_isa_or_the_one_named) {
   });
 }
 
+TEST(open_device_says_that_a_backend_is_not_installed) {
+  CHECK_THROWS_WITH(open_device("cuda", {}, "/nowhere"), Unavailable,
+                    "backend 'cuda' is not installed here: there is no /nowhere/librtp_cuda.so");
+}
+
 TEST(open_device_says_what_this_machine_has) {
   CHECK_THROWS_WITH(open_device("cpu", {.isa = "sve"}, library_dir()), Unavailable, "this machine has");
   setenv("RTP_LLM_ISA", "amx", 1);
