@@ -7,7 +7,9 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "device/cuda/cuda_check.h"
@@ -45,8 +47,22 @@ void launch(cudaStream_t stream, const LaunchShape& shape, const char* name, voi
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Args>(args))...), name);
 }
 
-// Once a kernel, at start-up: its dynamic shared memory, and the largest carve-out for all kernels alike, so that
-// kernels of different sizes share an SM (a change of carve-out waits for an idle SM).
+// Says once for each GPU that it is the first time. Thread-safe.
+class OncePerGpu {
+ public:
+  bool first() {
+    int gpu = 0;
+    cuda_check(cudaGetDevice(&gpu), "cudaGetDevice");
+    const uint64_t bit = uint64_t{1} << gpu % 64;
+    return (seen_.fetch_or(bit) & bit) == 0;
+  }
+
+ private:
+  std::atomic<uint64_t> seen_{0};
+};
+
+// Once a kernel and GPU, before its first launch: its dynamic shared memory, and the largest carve-out for all kernels
+// alike, so that kernels of different sizes share an SM (a change of carve-out waits for an idle SM).
 template <class Kernel>
 void prepare_kernel(Kernel kernel, size_t shared_bytes, const char* name) {
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), name);

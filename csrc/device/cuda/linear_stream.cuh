@@ -323,8 +323,8 @@ __global__ void __launch_bounds__(max_warps(kBlocks) * 32, 1)
 template <int kTokens, int kBlocks, LinearOutput kOutput>
 void start_kernel(cudaStream_t stream, const StreamParameters& p) {
   const auto kernel = stream_kernel<kTokens, kBlocks, kOutput>;
-  static const bool prepared = (prepare_kernel(kernel, kHeaderBytes + kRingBytes, "linear_stream"), true);
-  (void)prepared;
+  static OncePerGpu once;
+  if (once.first()) prepare_kernel(kernel, kHeaderBytes + kRingBytes, "linear_stream");
   launch(stream,
          {.grid = dim3(p.shape.grid),
           .block = dim3((p.shape.tiles * p.shape.leaves_in_cta + 2) * 32),

@@ -422,8 +422,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1) wgmma_kernel(const __grid
 template <class Config, LinearOutput kOutput>
 void start_kernel(cudaStream_t stream, const LinearProblem& problem, int grid) {
   const auto kernel = wgmma_kernel<Config, kOutput>;
-  static const bool prepared = (prepare_kernel(kernel, Config::kSharedBytes, "linear_wgmma"), true);
-  (void)prepared;
+  static OncePerGpu once;
+  if (once.first()) prepare_kernel(kernel, Config::kSharedBytes, "linear_wgmma");
   const int groups = problem.tiles() * 2;
   const int token_tiles = (problem.rows + Config::kTokens - 1) / Config::kTokens;
   // Of a lone tile only the rows there are: a box that reaches beyond its tensor is slow. What lies in the rest of the
