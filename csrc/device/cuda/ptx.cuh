@@ -79,30 +79,46 @@ __device__ __forceinline__ uint4 load_16(const void* at) {
   return v;
 }
 
-// ---- Barriers of transactions and bulk copies, sm_90 and later -------------------------------------------------------
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// ---- Barriers --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 // After the barriers of a CTA are initialised, before copies use them.
 __device__ __forceinline__ void barrier_init_fence() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
-}
-__device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
+#endif
 }
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("{\n\t.reg .b64 state;\n\tmbarrier.arrive.shared.b64 state, [%0];\n\t}" ::"r"(barrier) : "memory");
 }
-// Blocks until the phase of this parity has completed.
+// This thread arrives when its copy_async_16 so far have landed; counts as one of the arrivals of barrier_init.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Blocks until the phase of this parity has completed. Before sm_90 by asking again and again.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n\t.reg .pred done;\n\tagain_%=:\n\tmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
       "@done bra end_%=;\n\tbra again_%=;\n\tend_%=:\n\t}" ::"r"(shared_address(barrier)), "r"(parity)
       : "memory");
+#else
+  asm volatile(
+      "{\n\t.reg .pred done;\n\tagain_%=:\n\tmbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n\t"
+      "@done bra end_%=;\n\tbra again_%=;\n\tend_%=:\n\t}" ::"r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+#endif
+}
+
+// ---- Barriers of transactions and bulk copies, sm_90 and later -------------------------------------------------------
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
 }
 __device__ __forceinline__ uint64_t evict_first_policy() {
   uint64_t policy;
@@ -127,6 +143,15 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, in
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
       "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// The same of a map of five dimensions.
+__device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x0, int x1, int x2, int x3, int x4,
+                                         uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5, %6}], [%7];"
+      ::"r"(to), "l"(map), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(shared_address(barrier))
       : "memory");
 }
 
