@@ -5,8 +5,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 
+#include "device/queued_device.h"
 #include "tensor/check.h"
 
 namespace rtp_llm {
@@ -67,11 +70,21 @@ std::string choose_isa(const std::string& from_options) {
                            " is not available, this machine has ", joined(supported)));
 }
 
+void read_queued(DeviceOptions& options) {
+  const char* seed = std::getenv("RTP_LLM_QUEUED_DEVICE");
+  if (seed == nullptr || *seed == '\0') return;
+  const char* const end = seed + std::strlen(seed);
+  const auto [stopped, error] = std::from_chars(seed, end, options.queue_delay_seed);
+  if (error != std::errc() || stopped != end)
+    throw Unavailable(concat("RTP_LLM_QUEUED_DEVICE must be a number, got '", seed, "'"));
+  options.queued = true;
+}
+
 DeviceFactory load_factory(const std::string& backend, const std::string& path) {
   if (access(path.c_str(), F_OK) != 0)
-    throw Unavailable(concat("backend '", backend, "' is not installed here: there is no ", path,
-                             backend == "cuda" ? " (the wheel rtp-llm-cuda has it; in a checkout `make build-cuda`)"
-                                               : ""));
+    throw Unavailable(
+        concat("backend '", backend, "' is not installed here: there is no ", path,
+               backend == "cuda" ? " (the wheel rtp-llm-cuda has it; in a checkout `make build-cuda`)" : ""));
   // Never closed: objects of the backend, their vtables too, may live as long as the process.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw Unavailable(concat("backend '", backend, "': cannot open ", path, ": ", dlerror()));
@@ -94,7 +107,13 @@ std::unique_ptr<Device> open_device(const std::string& backend, const DeviceOpti
   } else {
     throw Unavailable(concat("unknown backend '", backend, "', there are 'cpu' and 'cuda'"));
   }
-  return std::unique_ptr<Device>(load_factory(backend, library_dir + "/" + library)(&chosen));
+  if (backend == "cpu")
+    read_queued(chosen);
+  else
+    chosen.queued = false;  // it runs behind the host by itself
+  std::unique_ptr<Device> device(load_factory(backend, library_dir + "/" + library)(&chosen));
+  if (!chosen.queued) return device;
+  return make_queued_device(std::move(device), {.delay_seed = chosen.queue_delay_seed});
 }
 
 }  // namespace rtp_llm

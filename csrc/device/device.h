@@ -69,6 +69,8 @@ struct DeviceOptions {
   int num_threads = 1;   // CPU: threads that an op may use, the caller's included
   std::string isa;       // CPU: "" picks the best this machine runs; else force one level by name
   int device_index = 0;  // accelerators
+  bool queued = false;   // CPU: run behind the host, as an accelerator does (device/queued_device.h). For tests
+  uint64_t queue_delay_seed = 0;  // of a queued one: not 0 delays its work now and then
 };
 
 // A point of the main stream. A plain number: nothing is owned, and it may outlive the work and the device. Number 0,
@@ -139,7 +141,8 @@ class Device {
 };
 
 // Opens the backend's shared object (librtp_cpu_<isa>.so, librtp_cuda.so) from `library_dir`.
-// Environment RTP_LLM_ISA overrides options.isa. Throws Unavailable naming backend, ISA and what this machine has.
+// Environment: RTP_LLM_ISA overrides options.isa; RTP_LLM_QUEUED_DEVICE=<number> queues the CPU, the number being its
+// delay seed. Throws Unavailable naming backend, ISA and what this machine has.
 std::unique_ptr<Device> open_device(const std::string& backend, const DeviceOptions& options,
                                     const std::string& library_dir);
 

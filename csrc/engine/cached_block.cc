@@ -32,7 +32,6 @@ std::optional<std::vector<uint8_t>> read_cached_block(Engine& engine, const Bloc
   if (!block.known()) return std::nullopt;
   std::vector<uint8_t> bytes(static_cast<size_t>(engine.kv_layout().groups[0].block_bytes()));
   engine.device().copy(bytes.data(), block.data(), static_cast<int64_t>(bytes.size()));
-  engine.device().synchronize();
   return bytes;
 }
 
@@ -42,7 +41,6 @@ bool write_cached_block(Engine& engine, const BlockHash& hash, std::span<const u
   const HeldBlock block(engine, hash);
   if (!block.known()) return false;
   engine.device().copy(block.data(), bytes.data(), given);
-  engine.device().synchronize();
   return true;
 }
 

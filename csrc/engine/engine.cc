@@ -52,7 +52,9 @@ Engine::State::State(Device& device, Decoder& decoder, EngineConfig given)
       executor(device, decoder, config, config.max_num_batched_tokens + config.max_num_seqs),
       pool(executor.kv_cache().num_blocks(), config.block_tokens),
       scheduler(config, pool, device.ops().forms_equal()),
-      numerics_id(make_numerics_id(device, decoder.config().dtype, config.kv_dtype)) {
+      numerics_id(make_numerics_id(device, decoder.config().dtype, config.kv_dtype)),
+      steps_ahead(device.runs_behind() ? 1 : 0) {
+  in_flight.reserve(steps_ahead + 1);
   const auto [rows, seconds] = executor.warm_up();
   cost.observe(0, rows, seconds);
   refresh();
@@ -140,7 +142,7 @@ void Engine::join(SequenceSpec spec, std::vector<int32_t> blocks) {
   const int given = static_cast<int>(blocks.size());
   check(given >= least && given <= most, "join: ", given, " blocks, ", least, " to ", most, " can hold the KV of ",
         stored, " tokens");
-  sequence->num_computed = stored;
+  sequence->num_launched = sequence->num_computed = stored;
   sequence->num_clean_blocks = given;
   sequence->admitted_before = true;
   sequence->blocks = std::move(blocks);

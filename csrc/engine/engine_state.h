@@ -49,6 +49,13 @@ struct Engine::State {
   void wake();  // other threads only; blocks became free
   void stop();
 
+  // A step that was launched and is not published.
+  struct InFlight {
+    Batch* batch;
+    uint64_t number;
+    StreamEvent begin, end;  // of its launched work
+  };
+
   // Engine thread, in the order of a step.
   void run();
   bool wait(bool idle);
@@ -56,9 +63,10 @@ struct Engine::State {
   void admit();
   void end(const RequestKey& key, bool release_held);
   void announce(const Schedule& schedule);
-  void forward(Batch& batch);
+  void launch(const Schedule& schedule);
   void tell_layers(const Batch& batch, int first_layer, int num_layers);
-  void publish(Batch& batch);
+  void publish(const InFlight& step);
+  bool publish_rows(const Chunk& chunk, int32_t token);
   void offer_full_blocks(Sequence& sequence);
   void withdraw_blocks(const Sequence& sequence);
   void accept_token(Sequence& sequence, const Batch& batch, int64_t sample);
@@ -80,13 +88,15 @@ struct Engine::State {
 
   // Engine thread only.
   std::unordered_map<RequestKey, std::unique_ptr<Sequence>> sequences;
-  std::vector<Command> commands;  // taken from the inbox
+  std::vector<std::unique_ptr<Sequence>> ending;  // over; their keys are free again
+  std::vector<InFlight> in_flight;                // oldest first; at most steps_ahead when a step is planned
+  std::vector<Command> commands;                  // taken from the inbox
   std::vector<Notice> notices;
   std::vector<RequestKey> gone;  // since the last refresh
   TokenColumns columns;          // of this step
   uint64_t step_number = 0;
-  std::chrono::steady_clock::time_point step_begin;
-  EngineLoad counted;  // its counters
+  const size_t steps_ahead;  // steps that may run on the device while the next one is built
+  EngineLoad counted;        // its counters
 
   mutable std::mutex mutex;  // guards what follows
   std::condition_variable wakeup;

@@ -70,7 +70,7 @@ Batch& Executor::prepare(const Schedule& schedule) {
   next_batch_ = 1 - next_batch_;
   batch.clear();
   for (const Chunk& chunk : schedule.chunks) {
-    slot_table_.bind(*chunk.sequence, config_, batch.inputs);
+    slot_table_.bind(*chunk.sequence, chunk.first_token, config_, batch.inputs);
     batch.add(chunk);
   }
   // A masked position's weight is 0, and 0 * NaN is NaN: no bytes of an earlier owner may stay.

@@ -49,9 +49,9 @@ void Scheduler::hold(Sequence& sequence) {
 
 int64_t Scheduler::queued_tokens() const {
   int64_t tokens = 0;
-  for (const Sequence* sequence : waiting_) tokens += sequence->num_uncomputed();
+  for (const Sequence* sequence : waiting_) tokens += sequence->num_unlaunched();
   for (const Sequence* sequence : running_)
-    if (!sequence->decoding()) tokens += sequence->num_uncomputed();
+    if (!sequence->decoding()) tokens += sequence->num_unlaunched();
   return tokens;
 }
 
@@ -94,27 +94,36 @@ void Scheduler::start_joined() {
 void Scheduler::schedule_decodes() {
   decodes_.clear();
   for (Sequence* sequence : running_)
-    if (sequence->decoding()) decodes_.push_back(sequence);
+    if (sequence->decoding() && !sequence->launched_to_its_end()) decodes_.push_back(sequence);
   // All blocks first: who grew may still be preempted for an earlier arrival.
   std::ranges::sort(decodes_, {}, &Sequence::arrival);
   for (Sequence* sequence : decodes_) grow(*sequence);
   for (Sequence* sequence : decodes_) {
     if (sequence->state != Sequence::State::kRunning) continue;
-    plan_.chunks.push_back({.sequence = sequence,
-                            .first_token = sequence->num_computed,
-                            .rows = 1,
-                            .form = Form::kDecode,
-                            .decode = true,
-                            .samples = true});
+    add_chunk({.sequence = sequence,
+               .first_token = sequence->num_launched,
+               .rows = 1,
+               .form = Form::kDecode,
+               .decode = true,
+               .samples = true,
+               .num_preemptions = sequence->num_preemptions});
     ++plan_.decode_rows;
   }
 }
 
+void Scheduler::add_chunk(const Chunk& chunk) {
+  Sequence& sequence = *chunk.sequence;
+  sequence.num_launched += chunk.rows;
+  sequence.num_pending += chunk.samples;
+  ++sequence.steps_in_flight;
+  plan_.chunks.push_back(chunk);
+}
+
 // Gives the sequence the block for its last token, if it lacks it. False: it is not running (any more).
 bool Scheduler::grow(Sequence& sequence) {
-  const int needed = Sequence::blocks_for(sequence.len(), config_.block_tokens);
+  const int needed = Sequence::blocks_for(sequence.planned_len(), config_.block_tokens);
   while (sequence.state == Sequence::State::kRunning && static_cast<int>(sequence.blocks.size()) < needed) {
-    if (const auto taken = pool_.allocate(1)) {
+    if (const auto taken = pool_.allocate_for_step(1)) {
       sequence.blocks.push_back(taken->front());
       continue;
     }
@@ -133,7 +142,8 @@ bool Scheduler::grow(Sequence& sequence) {
 void Scheduler::preempt(Sequence& sequence) {
   leave(sequence);
   give_back_blocks(sequence);
-  sequence.num_computed = 0;
+  sequence.num_launched = sequence.num_computed = 0;
+  ++sequence.num_preemptions;
   waiting_.push_front(&sequence);
   ++num_preemptions_;
   preempted_ = true;
@@ -156,6 +166,8 @@ void Scheduler::continue_prefills(int64_t& budget) {
 void Scheduler::admit(int64_t& budget) {
   while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
     Sequence& sequence = *waiting_.front();
+    // Preempted while a step samples its next token: that one comes first. Nobody overtakes it.
+    if (sequence.num_pending > 0) return;
     if (!take_blocks(sequence)) return;
     waiting_.pop_front();
     start(sequence);
@@ -169,21 +181,18 @@ bool Scheduler::take_blocks(Sequence& sequence) {
   const int total = Sequence::blocks_for(sequence.len(), config_.block_tokens);
   const int most_hits = config_.enable_prefix_caching ? (sequence.len() - 1) / config_.block_tokens : 0;
   const auto hashes = std::span(sequence.hasher.hashes()).first(most_hits);
-  const auto fits = [&](int hits) {
-    const BlockCounts counts = pool_.counts();
-    return total - hits + num_running() <= counts.free + counts.cached;
-  };
+  const auto fits = [&](int hits) { return pool_.can_allocate_for_step(total - hits + num_running()); };
   if (!fits(pool_.count_cached(hashes))) return false;  // without touching the order of eviction
   std::vector<int32_t> blocks = pool_.match(hashes, most_hits);
   const int hits = static_cast<int>(blocks.size());
-  const auto fresh = fits(hits) ? pool_.allocate(total - hits) : std::nullopt;
+  const auto fresh = fits(hits) ? pool_.allocate_for_step(total - hits) : std::nullopt;
   if (!fresh) {
     pool_.release(blocks);
     return false;
   }
   blocks.insert(blocks.end(), fresh->begin(), fresh->end());
   sequence.blocks = std::move(blocks);
-  sequence.num_computed = hits * config_.block_tokens;
+  sequence.num_launched = sequence.num_computed = hits * config_.block_tokens;
   sequence.num_clean_blocks = sequence.num_offered_blocks = hits;
   if (!sequence.admitted_before) sequence.num_cached = std::min(sequence.num_computed, sequence.num_prompt);
   sequence.admitted_before = true;
@@ -193,19 +202,20 @@ bool Scheduler::take_blocks(Sequence& sequence) {
 
 // A chunk of at most `budget` rows; one that isn't the last ends at a block border if it reaches one.
 void Scheduler::add_prefill(Sequence& sequence, int64_t& budget) {
-  const int first = sequence.num_computed;
+  const int first = sequence.num_launched;
   const bool in_prompt = first < sequence.num_prompt;
   // Where forms differ, a chunk is of one form.
   const int end = forms_equal_ || !in_prompt ? sequence.len() : sequence.num_prompt;
   int rows = static_cast<int>(std::min<int64_t>(end - first, budget));
   const int border = (first + rows) / config_.block_tokens * config_.block_tokens;
   if (first + rows < end && border > first) rows = border - first;
-  plan_.chunks.push_back({.sequence = &sequence,
-                          .first_token = first,
-                          .rows = rows,
-                          .form = forms_equal_ || in_prompt ? Form::kPrefill : Form::kDecode,
-                          .decode = false,
-                          .samples = first + rows == sequence.len()});
+  add_chunk({.sequence = &sequence,
+             .first_token = first,
+             .rows = rows,
+             .form = forms_equal_ || in_prompt ? Form::kPrefill : Form::kDecode,
+             .decode = false,
+             .samples = first + rows == sequence.len(),
+             .num_preemptions = sequence.num_preemptions});
   plan_.prefill_rows += rows;
   budget -= rows;
 }

@@ -6,6 +6,9 @@
 // tokens so far; while others run, one block for each of them is left over. When a decode finds no
 // block, the latest arrival that is no sender gives its blocks back (to the prefix cache) and waits
 // at the front.
+//
+// A schedule may be asked for before the step of the last one has ended: it counts what that step computes and samples.
+// Blocks that were released since can be taken for the new step, which runs behind it.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +28,9 @@ struct Chunk {
   int first_token;
   int rows;
   Form form;
-  bool decode;   // the row's token is the slot's last one
-  bool samples;  // ends with the last token so far
+  bool decode;          // the row's token is the slot's last one
+  bool samples;         // ends with the last token so far
+  int num_preemptions;  // the sequence's, when the rows were scheduled
 };
 
 struct Schedule {
@@ -49,7 +53,7 @@ class Scheduler {
   void add(Sequence& sequence);
   // Has blocks and KV for all tokens but the last.
   void join(Sequence& sequence);
-  // The next step, valid until the next call.
+  // The next step, valid until the next call. Counts it as launched.
   const Schedule& schedule(const StepCost& cost);
   // Is over, wherever it was: slot and blocks are given back.
   void finish(Sequence& sequence);
@@ -77,6 +81,7 @@ class Scheduler {
   bool take_blocks(Sequence& sequence);
   int64_t prefill_budget(const StepCost& cost) const;
   void add_prefill(Sequence& sequence, int64_t& budget);
+  void add_chunk(const Chunk& chunk);
   void leave(Sequence& sequence);
   void give_back_blocks(Sequence& sequence);
 

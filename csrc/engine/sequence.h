@@ -1,5 +1,9 @@
 // Sequence: what a request is inside an engine: its tokens, its blocks, its slot, how far it is.
 //
+// A step may be launched before the one before it has ended, so a sequence has two clocks: `num_launched` says what
+// launched steps compute and is what the scheduler plans by, `num_computed` says what steps that have ended have
+// computed. Tokens that launched steps sample and nobody has read yet are counted by `num_pending`.
+//
 // Owner: Engine. After Engine::add only the engine thread touches it.
 #pragma once
 
@@ -16,7 +20,8 @@ struct Sequence {
   enum class State : uint8_t {
     kWaiting,  // no slot; blocks only if joined
     kRunning,  // a slot, and blocks for all its tokens
-    kHeld,     // a sender that has sampled: blocks until release()
+    kHeld,     // a sender that has sampled or was cancelled: blocks until release()
+    kEnding,   // over, without slot and blocks; launched steps still have rows of it
   };
 
   // `max_model_len` bounds prompt + output. REQUIRES: the spec passed check_spec.
@@ -29,9 +34,13 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then output
   int num_prompt;
-  int max_len;           // tokens at which it ends at the latest
-  int num_computed = 0;  // tokens whose KV is stored in `blocks`
-  int num_cached = 0;    // of them, prefix hits at the first admission
+  int max_len;              // tokens at which it ends at the latest
+  int num_launched = 0;     // tokens whose KV is stored in `blocks` when all launched steps have ended
+  int num_computed = 0;     // tokens whose KV is stored in `blocks`
+  int num_pending = 0;      // tokens that launched steps sample, behind `tokens`
+  int steps_in_flight = 0;  // launched steps with rows of it that are not published
+  int num_preemptions = 0;  // rows that were launched before the last one are in no block of it
+  int num_cached = 0;       // of them, prefix hits at the first admission
   bool admitted_before = false;
 
   std::vector<int32_t> blocks;  // one reference each
@@ -44,9 +53,13 @@ struct Sequence {
 
   int len() const { return static_cast<int>(tokens.size()); }
   int num_output() const { return len() - num_prompt; }
-  int num_uncomputed() const { return len() - num_computed; }
+  // With the tokens that launched steps sample.
+  int planned_len() const { return len() + num_pending; }
+  int num_unlaunched() const { return planned_len() - num_launched; }
   // One output token is left to compute: a decode row.
-  bool decoding() const { return num_uncomputed() == 1 && num_output() > 0; }
+  bool decoding() const { return num_unlaunched() == 1 && planned_len() > num_prompt; }
+  // Launched steps sample its last token, if it doesn't end before: no more rows.
+  bool launched_to_its_end() const { return planned_len() >= max_len; }
   // Blocks that hold the KV of `num_tokens` tokens.
   static int blocks_for(int num_tokens, int block_tokens) { return (num_tokens + block_tokens - 1) / block_tokens; }
 

@@ -19,7 +19,7 @@ SlotTable::SlotTable(Device& device, const EngineConfig& config, int32_t scratch
   device.copy(slots_.block_tables.rows(slots_.padding_slot(), 1).data, scratch.data(), int64_t{max_blocks_} * 4);
 }
 
-void SlotTable::bind(Sequence& sequence, const EngineConfig& config, StepInputs& inputs) const {
+void SlotTable::bind(Sequence& sequence, int first_token, const EngineConfig& config, StepInputs& inputs) const {
   const int total = static_cast<int>(sequence.blocks.size());
   check(total <= max_blocks_, "sequence ", sequence.spec.key.str(), " has ", total, " blocks, a block table holds ",
         max_blocks_);
@@ -28,7 +28,7 @@ void SlotTable::bind(Sequence& sequence, const EngineConfig& config, StepInputs&
   if (sequence.num_bound_blocks < 0) {
     update.binds = 1;
     update.last_token = sequence.tokens.back();
-    update.seq_len = sequence.num_computed;
+    update.seq_len = first_token;
     update.output_position = sequence.num_output();
     update.sampling = sampling_state(sequence.spec, config.eos_token_ids);
     sequence.num_bound_blocks = 0;

@@ -20,8 +20,9 @@ class SlotTable {
   const Slots& slots() const { return slots_; }
   int max_blocks() const { return max_blocks_; }
 
-  // Adds to the step's updates what the device doesn't know of the sequence yet. REQUIRES: it has a slot.
-  void bind(Sequence& sequence, const EngineConfig& config, StepInputs& inputs) const;
+  // Adds to the step's updates what the device doesn't know of the sequence yet, as it is before the step's rows, the
+  // first of which is `first_token`. REQUIRES: it has a slot.
+  void bind(Sequence& sequence, int first_token, const EngineConfig& config, StepInputs& inputs) const;
 
  private:
   Tensor allocate(Device& device, std::initializer_list<int64_t> shape, Buffer& buffer, const char* tag);

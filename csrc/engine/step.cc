@@ -21,17 +21,23 @@ void Engine::State::run() {
   } catch (const std::exception& error) {
     fail(error.what());
   }
+  try {
+    device.synchronize();  // what is launched reads batches and blocks
+  } catch (const std::exception&) {
+    // The device's fault was thrown before and is told, or the engine has stopped anyway.
+  }
 }
 
 bool Engine::State::step() {
   admit();
   const Schedule& schedule = scheduler.schedule(cost);
   announce(schedule);
-  if (schedule.empty()) return false;
-  Batch& batch = executor.prepare(schedule);
-  forward(batch);
-  executor.sample(batch);
-  publish(batch);
+  const bool launched = !schedule.empty();
+  if (launched) launch(schedule);
+  if (in_flight.empty()) return false;
+  if (launched && in_flight.size() <= steps_ahead) return true;
+  publish(in_flight.front());
+  in_flight.erase(in_flight.begin());
   return true;
 }
 
@@ -87,47 +93,67 @@ void Engine::State::announce(const Schedule& schedule) {
       listener->on_scheduled(sequence->spec.key, sequence->blocks, sequence->len(), sequence->num_computed);
 }
 
-void Engine::State::forward(Batch& batch) {
-  step_begin = std::chrono::steady_clock::now();
+void Engine::State::launch(const Schedule& schedule) {
+  const StreamEvent begin = device.record();
   pool.step_launched(++step_number);
+  Batch& batch = executor.prepare(schedule);
   executor.forward(batch, [&](int first_layer, int num_layers) { tell_layers(batch, first_layer, num_layers); });
+  executor.sample(batch);
+  in_flight.push_back({.batch = &batch, .number = step_number, .begin = begin, .end = device.record()});
 }
 
 void Engine::State::tell_layers(const Batch& batch, int first_layer, int num_layers) {
   if (listener == nullptr) return;
-  for (const Chunk& chunk : batch.chunks)
-    if (chunk.sequence->role == Role::kSender)
-      listener->on_layers_computed({.key = chunk.sequence->spec.key,
-                                    .first_layer = first_layer,
-                                    .num_layers = num_layers,
-                                    .first_token = chunk.first_token,
-                                    .tokens = chunk.rows});
+  StreamEvent ready;
+  for (const Chunk& chunk : batch.chunks) {
+    if (chunk.sequence->role != Role::kSender) continue;
+    if (ready.number == 0) ready = device.record();
+    listener->on_layers_computed({.key = chunk.sequence->spec.key,
+                                  .first_layer = first_layer,
+                                  .num_layers = num_layers,
+                                  .first_token = chunk.first_token,
+                                  .tokens = chunk.rows,
+                                  .ready = ready});
+  }
 }
 
-void Engine::State::publish(Batch& batch) {
-  device.wait(device.record());
-  pool.step_ended(step_number);
+// The one wait of a step.
+void Engine::State::publish(const InFlight& step) {
+  device.wait(step.end);
+  pool.step_ended(step.number);
+  const Batch& batch = *step.batch;
   int64_t sample = 0;
   int64_t decode_rows = 0;
   for (const Chunk& chunk : batch.chunks) {
     Sequence& sequence = *chunk.sequence;
-    sequence.num_computed += chunk.rows;
     (chunk.form == Form::kDecode ? counted.decode_tokens_computed : counted.prompt_tokens_computed) += chunk.rows;
-    if (chunk.decode) ++decode_rows;
-    if (chunk.samples && batch.token(sample) < 0) {
-      withdraw_blocks(sequence);
-    } else {
-      offer_full_blocks(sequence);
-    }
-    if (chunk.samples) accept_token(sequence, batch, sample++);
+    decode_rows += chunk.decode;
+    const int32_t token = chunk.samples ? batch.token(sample) : 0;
+    if (publish_rows(chunk, token)) accept_token(sequence, batch, sample);
+    sample += chunk.samples;
   }
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - step_begin;
-  cost.observe(static_cast<int>(decode_rows), batch.num_rows() - decode_rows, seconds.count());
-  counted.step_s = seconds.count();
+  const double seconds = device.seconds_between(step.begin, step.end);
+  cost.observe(static_cast<int>(decode_rows), batch.num_rows() - decode_rows, seconds);
+  counted.step_s = seconds;
   ++counted.steps;
   refresh();
   outputs.publish(columns);
   tell_notices();
+}
+
+// Counts the rows of one sequence as computed; `token` is what they sampled, if they did. True: it is the sequence's
+// next token. Not if that was ended or cancelled since the launch.
+bool Engine::State::publish_rows(const Chunk& chunk, int32_t token) {
+  Sequence& sequence = *chunk.sequence;
+  --sequence.steps_in_flight;
+  sequence.num_pending -= chunk.samples;
+  if (token < 0) withdraw_blocks(sequence);
+  if (sequence.state == Sequence::State::kEnding) return false;
+  if (chunk.num_preemptions == sequence.num_preemptions) {
+    sequence.num_computed += chunk.rows;
+    if (token >= 0) offer_full_blocks(sequence);
+  }
+  return chunk.samples && sequence.state != Sequence::State::kHeld;
 }
 
 void Engine::State::offer_full_blocks(Sequence& sequence) {
@@ -141,7 +167,9 @@ void Engine::State::offer_full_blocks(Sequence& sequence) {
 // may find any of it, hits of its own included.
 void Engine::State::withdraw_blocks(const Sequence& sequence) {
   const std::span hashes = sequence.hasher.hashes();
-  pool.withdraw(hashes.first(std::min(hashes.size(), sequence.blocks.size())));
+  // Of one that gave its blocks back meanwhile, what the cache was offered.
+  const size_t known = std::max(sequence.blocks.size(), static_cast<size_t>(sequence.num_offered_blocks));
+  pool.withdraw(hashes.first(std::min(hashes.size(), known)));
 }
 
 void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t sample) {
@@ -178,14 +206,19 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   }
 }
 
+// Frees the key. The sequence stays until the next refresh, and while launched steps have rows of it.
 void Engine::State::forget(const RequestKey& given) {
   const RequestKey key = given;  // `given` may lie in the sequence
   gone.push_back(key);
-  sequences.erase(key);
+  const auto found = sequences.find(key);
+  found->second->state = Sequence::State::kEnding;
+  ending.push_back(std::move(found->second));
+  sequences.erase(found);
 }
 
-// Publishes demand and load.
+// Publishes demand and load; what is over and in no launched step is gone.
 void Engine::State::refresh() {
+  std::erase_if(ending, [](const auto& sequence) { return sequence->steps_in_flight == 0; });
   pool.set_demand(scheduler.demand());
   counted.queued_tokens = scheduler.queued_tokens();
   counted.waiting = scheduler.num_waiting();

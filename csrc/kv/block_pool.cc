@@ -30,6 +30,27 @@ std::optional<std::vector<int32_t>> BlockPool::allocate(int count) {
   return taken;
 }
 
+std::optional<std::vector<int32_t>> BlockPool::allocate_for_step(int count) {
+  if (std::optional<std::vector<int32_t>> taken = allocate(count)) return taken;
+  Lock lock(mutex_);
+  const std::vector<int32_t> gated = behind_steps();
+  const int missing = std::max(0, count - room());
+  if (missing > static_cast<int>(gated.size())) return std::nullopt;
+  std::vector<int32_t> taken = take(count - missing, State::kReferenced);
+  for (int32_t block : std::span(gated).first(static_cast<size_t>(missing))) {
+    cache_.erase(block);
+    set_state(block, State::kReferenced);
+    taken.push_back(block);
+  }
+  for (int32_t block : taken) blocks_[block].references = 1;
+  return taken;
+}
+
+bool BlockPool::can_allocate_for_step(int count) const {
+  Lock lock(mutex_);
+  return count <= room() || count <= room() + static_cast<int>(behind_steps().size());
+}
+
 std::vector<int32_t> BlockPool::match(std::span<const BlockHash> hashes, int max_blocks) {
   Lock lock(mutex_);
   std::vector<int32_t> hits = known_run(hashes, max_blocks);
@@ -280,6 +301,17 @@ std::vector<int32_t> BlockPool::take(int count, State state) {
   std::vector<int32_t> taken(count);
   for (int32_t& block : taken) block = take_one(state);
   return taken;
+}
+
+std::vector<int32_t> BlockPool::behind_steps() const {
+  std::vector<int32_t> blocks;
+  for (const auto& [step, block] : gate_)
+    if (blocks_[block].state == State::kGated && blocks_[block].pins == 0) blocks.push_back(block);
+  std::ranges::sort(blocks);
+  const auto repeated = std::ranges::unique(blocks);
+  blocks.erase(repeated.begin(), repeated.end());
+  std::ranges::stable_partition(blocks, [&](int32_t block) { return !cache_.hash_of(block); });
+  return blocks;
 }
 
 void BlockPool::decrement(std::span<const int32_t> blocks, int32_t Block::* count, const char* verb) {

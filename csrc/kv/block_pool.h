@@ -11,7 +11,8 @@
 //
 // Release gate: a released block becomes free or cached only after the last step launched before
 // the release has ended and all its pins (transfers that read or write it) are gone. Grants, forks
-// and prefix hits go through the same gate.
+// and prefix hits go through the same gate. One may pass before: a block that waits for a step only can be taken for
+// the step being built, which the device runs behind it.
 //
 // Thread rule: every method takes the one short mutex; the engine calls once a step, the transfer
 // thread at grants.
@@ -85,6 +86,10 @@ class BlockPool {
   // `count` blocks with one reference each, evicting cached blocks if needed; nullopt (and nothing
   // taken) if too few.
   std::optional<std::vector<int32_t>> allocate(int count);
+  // The same for the step being built: when free and cached blocks don't suffice, also those that wait for a launched
+  // step and for no pin. REQUIRES: nothing but steps launched from now on touches the blocks.
+  std::optional<std::vector<int32_t>> allocate_for_step(int count);
+  bool can_allocate_for_step(int count) const;
 
   // References the longest known run of `hashes` from the start, at most `max_blocks`; returns its
   // blocks. A hit may be cached, referenced by others, or gated: it is referenced then, and its next
@@ -161,6 +166,8 @@ class BlockPool {
   void set_state(int32_t block, State state);
   int32_t take_one(State state);  // a free block, else the least recently released cached one
   std::vector<int32_t> take(int count, State state);
+  // Blocks that wait for a step and for no pin, each once; those without a hash first.
+  std::vector<int32_t> behind_steps() const;
   // One less each; throws, with nothing changed, if a count would go below zero.
   void decrement(std::span<const int32_t> blocks, int32_t Block::* count, const char* verb);
   void enter_gate(int32_t block);

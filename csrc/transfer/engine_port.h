@@ -7,14 +7,15 @@
 #include <utility>
 #include <vector>
 
+#include "device/device.h"
 #include "handover/sequence_spec.h"
 #include "kv/block_pool.h"
 #include "kv/kv_layout.h"
 
 namespace rtp_llm {
 
-// A piece of KV of a sender sequence that is ready to leave: layers [first_layer, first_layer +
-// num_layers) of tokens [first_token, first_token + tokens) are stored in the pool. `first_token` is
+// A piece of KV of a sender sequence that is ready to leave once `ready` is done: layers [first_layer, first_layer +
+// num_layers) of tokens [first_token, first_token + tokens) are stored in the pool then. `first_token` is
 // where the step's chunk began: behind the prefix hits, and inside a block if the chunk before it
 // ended there (chunks end at block borders only where the budget reaches one).
 struct ComputedLayers {
@@ -23,6 +24,7 @@ struct ComputedLayers {
   int num_layers;
   int first_token;
   int tokens;
+  StreamEvent ready;  // of the engine's device
 };
 
 // What the transfer side hears. On the engine thread; must only post to its own queue.
@@ -33,7 +35,7 @@ class EngineListener {
   // computed. `cached_tokens` of them were prefix hits: their KV is ready now.
   virtual void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
                             int cached_tokens) = 0;
-  // Within a step, as soon as the layer group is stored; ascending layers; tokens of this step's
+  // Within a step, as soon as the stores of the layer group are launched; ascending layers; tokens of this step's
   // chunk.
   virtual void on_layers_computed(const ComputedLayers& piece) = 0;
   // A kSender sequence sampled its one token (already published to outputs). finish != kNone:

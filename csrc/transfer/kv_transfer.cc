@@ -8,6 +8,9 @@
 namespace rtp_llm {
 namespace {
 
+// How often the device is asked for layers that are launched and not stored yet.
+constexpr Seconds kStoredLayersLook = 50e-6;
+
 HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferConfig& config) {
   const KvGroup& group = engine.kv_layout().groups.at(0);
   return {.times = config.times,
@@ -235,6 +238,29 @@ void KvTransfer::fail(const std::string& text) {
 }
 
 void KvTransfer::perform(const StoredLayers& stored) {
+  if (!stored_.empty() || !device_.done(stored.piece.ready)) return stored_.push_back(stored);
+  hand_on(stored);
+}
+
+// What the engine says of a step, it says after its layers: those are done then, and come first.
+void KvTransfer::perform(const Task& task) {
+  hand_on_stored();
+  task();
+}
+
+// Layers that have been stored since the last look. False: none.
+bool KvTransfer::hand_on_stored() {
+  bool any = false;
+  for (; !stored_.empty() && device_.done(stored_.front().piece.ready); any = true) {
+    StoredLayers stored = stored_.front();
+    stored_.pop_front();
+    stored.at = now();
+    hand_on(stored);
+  }
+  return any;
+}
+
+void KvTransfer::hand_on(const StoredLayers& stored) {
   const ComputedLayers& piece = stored.piece;
   trace_.add({.time = stored.at,
               .key = piece.key,
@@ -254,6 +280,7 @@ bool KvTransfer::step() {
   inbox_.take(taken_);
   bool any = !taken_.empty();
   perform_taken();
+  any |= hand_on_stored();
   any |= data_.transport().progress(now());
   if (!actions_.empty()) perform(std::exchange(actions_, {}));
   if (const auto deadline = handover_.next_deadline(); !events_.empty() || (deadline && *deadline <= now())) {
@@ -267,6 +294,10 @@ void KvTransfer::wait() {
   std::optional<Seconds> deadline = handover_.next_deadline();
   if (const auto transport = data_.transport().next_deadline(); transport && (!deadline || *transport < *deadline))
     deadline = transport;
+  if (!stored_.empty()) {
+    const Seconds look = now() + kStoredLayersLook;
+    if (!deadline || look < *deadline) deadline = look;
+  }
   if (data_.transport().arm()) wakeup_.wait(deadline);
 }
 

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -109,7 +110,7 @@ class KvTransfer : private EngineListener {
  private:
   using Task = std::function<void()>;
   struct StoredLayers {  // once a layer group: posting it allocates nothing
-    Seconds at = 0;
+    Seconds at = 0;      // when its stores were launched
     ComputedLayers piece;
   };
   using Posted = std::variant<StoredLayers, Task>;
@@ -133,8 +134,10 @@ class KvTransfer : private EngineListener {
   bool refused(const Event& event);
   void note(const Event& event);
   void reject(const RequestKey& key, const InvalidArgument& error);
-  void perform(const Task& task) { task(); }
+  void perform(const Task& task);
   void perform(const StoredLayers& stored);
+  bool hand_on_stored();
+  void hand_on(const StoredLayers& stored);
   void perform(Actions actions);
   void perform(const action::ToRouter& action);
   void perform(const action::ToSender& action);
@@ -168,7 +171,8 @@ class KvTransfer : private EngineListener {
   DataPlane data_;
   Wakeup wakeup_;
   Seconds last_now_ = 0;
-  std::vector<Posted> taken_;  // from the inbox, being done
+  std::vector<Posted> taken_;        // from the inbox, being done
+  std::deque<StoredLayers> stored_;  // layers that the device is not known to have stored yet, in order
   bool handling_ = false;
   std::vector<Event> events_;  // that came up while another one was handled
   Actions actions_;            // of accept(): done when UCX has returned

@@ -112,7 +112,7 @@ TEST(a_bad_request_is_refused_by_field_and_value_and_disturbs_nobody) {
   refused([](SequenceSpec& s) { s.key = key_of(1); }, "is here already");
   rig.start();
   CHECK_EQ(rig.wait_for(good.key).tokens.size(), 20);
-  rig.engine->check_idle();
+  rig.check_idle();
 }
 
 TEST(a_cancelled_sequence_ends_within_a_chunk_and_leaves_nothing) {
@@ -124,7 +124,7 @@ TEST(a_cancelled_sequence_ends_within_a_chunk_and_leaves_nothing) {
   rig.engine->cancel(spec.key);
   rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
   CHECK(rig.ear.finished[spec.key] == FinishReason::kCancelled);
-  rig.engine->check_idle();
+  rig.check_idle();
   rig.engine->cancel(key_of(77));  // unknown: ignored
   CHECK_EQ(rig.run_one(spec_of(2, {1, 2})).tokens.size(), 20);
 }
@@ -144,7 +144,7 @@ TEST(a_cancelled_sender_keeps_its_blocks_until_it_is_released) {
   rig.engine->release(spec.key);
   rig.engine->release(spec.key);  // idempotent
   rig.run_one(spec_of(2, {1}, 1));
-  rig.engine->check_idle();
+  rig.check_idle();
 }
 
 TEST(a_request_waits_while_a_grant_holds_the_blocks_and_runs_when_they_are_free) {
@@ -166,7 +166,7 @@ TEST(a_request_waits_while_a_grant_holds_the_blocks_and_runs_when_they_are_free)
   pool.quarantine(*granted);
   pool.free_quarantined(*granted);
   CHECK_EQ(rig.wait_for(spec.key).tokens.size(), 2);
-  rig.engine->check_idle();
+  rig.check_idle();
 }
 
 TEST(a_broken_invariant_stops_the_engine_and_is_said_to_everyone) {
@@ -207,8 +207,9 @@ TEST(a_request_without_a_number_among_its_logits_ends_alone_and_its_kv_is_never_
   CHECK(answers[1].finish == FinishReason::kFailed);
   rig.ear.wait([&] { return rig.ear.finished.contains(bad.key); });
   CHECK(rig.ear.finished[bad.key] == FinishReason::kFailed);
+  rig.check_idle();
+  alone.check_idle();
   CHECK_EQ(rig.engine->load().blocks.cached, alone.engine->load().blocks.cached);
-  rig.engine->check_idle();
   bad.key = key_of(3);  // and again: it finds nothing
   const Answer again = rig.run_one(bad);
   CHECK_EQ(again.cached, 0);
@@ -230,12 +231,13 @@ TEST(hits_of_a_request_without_a_number_are_withdrawn_too) {
   rig.ear.wait([&] { return rig.ear.finished.contains(left.key); });
   rig.engine->release(left.key);
   rig.run_one(spec_of(2, {1}, 1));
+  rig.check_idle();
   CHECK_EQ(rig.engine->load().blocks.cached, 3);
   const Answer hit = rig.run_one(spec_of(3, left.prompt));
   CHECK(hit.finish == FinishReason::kFailed);
   CHECK_EQ(hit.cached, 48);
+  rig.check_idle();
   CHECK_EQ(rig.engine->load().blocks.cached, 0);
-  rig.engine->check_idle();
 }
 
 TEST(a_joined_sequence_without_a_number_among_its_logits_ends_alone_and_its_kv_is_never_cached) {
@@ -252,8 +254,8 @@ TEST(a_joined_sequence_without_a_number_among_its_logits_ends_alone_and_its_kv_i
   CHECK_EQ(answer.first_position, 1);
   CHECK(answer.finish == FinishReason::kFailed);
   rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  rig.check_idle();
   CHECK_EQ(rig.engine->load().blocks.cached, 0);
-  rig.engine->check_idle();
 }
 
 TEST(a_sender_without_a_number_among_its_logits_says_so_and_its_kv_is_never_cached) {
@@ -270,7 +272,7 @@ TEST(a_sender_without_a_number_among_its_logits_says_so_and_its_kv_is_never_cach
   rig.engine->release(spec.key);
   CHECK_EQ(rig.run_one(spec_of(2, {1}, 1)).tokens.size(), 1);
   CHECK_EQ(rig.engine->load().blocks.cached, 0);
-  rig.engine->check_idle();
+  rig.check_idle();
 }
 
 TEST(load_counts_what_is_queued_at_once) {

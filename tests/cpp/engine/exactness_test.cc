@@ -38,7 +38,7 @@ std::vector<Answer> undisturbed(const std::vector<SequenceSpec>& specs, DType dt
   Rig rig(options);
   std::vector<Answer> answers;
   for (const SequenceSpec& spec : specs) answers.push_back(rig.run_one(spec));
-  rig.engine->check_idle();
+  rig.check_idle();
   return answers;
 }
 
@@ -46,7 +46,7 @@ void check_all(const std::vector<SequenceSpec>& specs, const std::vector<Answer>
   Rig rig(options);
   const std::vector<Answer> answers = rig.run(specs);
   for (size_t i = 0; i < specs.size(); ++i) CHECK(answers[i] == expected[i]);
-  rig.engine->check_idle();
+  rig.check_idle();
 }
 
 TEST(answers_differ_between_requests_and_end_by_length) {
@@ -90,7 +90,7 @@ TEST(requests_that_arrive_while_others_run_change_nothing) {
       if (i < 3) rig.wait_for_tokens(specs[0].key, 3 * i);
     }
     for (size_t i = 0; i < specs.size(); ++i) CHECK(rig.wait_for(specs[i].key) == expected[i]);
-    rig.engine->check_idle();
+    rig.check_idle();
   }
 }
 
@@ -107,7 +107,7 @@ TEST(a_prefix_hit_changes_nothing_and_is_counted) {
     CHECK(second == expected);
     CHECK_EQ(second.cached, 48);  // the fourth block's last token is always computed
     CHECK_EQ(rig.engine->load().prefix_hit_tokens, 48);
-    rig.engine->check_idle();
+    rig.check_idle();
   }
 }
 
@@ -125,7 +125,7 @@ TEST(a_pool_too_small_for_all_preempts_and_changes_nothing) {
       const auto answers = rig.run(specs);
       for (size_t i = 0; i < specs.size(); ++i) CHECK(answers[i] == expected[i]);
       CHECK(rig.engine->load().preemptions > 0);
-      rig.engine->check_idle();
+      rig.check_idle();
     }
   }
 }
@@ -143,7 +143,7 @@ TEST(a_second_turn_is_equal_with_and_without_a_hit_on_the_answers_blocks) {
     const Answer hit = rig.run_one(second);
     CHECK_EQ(hit.cached, 64);  // 69 tokens' KV were stored, 30 of them the first prompt's
     CHECK(hit == undisturbed({second}, dtype)[0]);
-    rig.engine->check_idle();
+    rig.check_idle();
   }
 }
 
@@ -171,8 +171,8 @@ TEST(an_answer_resumed_at_any_position_goes_on_with_the_same_bits) {
           CHECK(rest.finish == whole.finish);
         }
       }
-      fresh.engine->check_idle();
-      chunked.engine->check_idle();
+      fresh.check_idle();
+      chunked.check_idle();
     }
   }
 }

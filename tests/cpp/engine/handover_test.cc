@@ -101,9 +101,9 @@ TEST(a_handover_gives_the_bits_of_an_undivided_run_and_the_receiver_computes_no_
     }
     CHECK_EQ(receiver.engine->load().prompt_tokens_computed, 0);
     CHECK_EQ(receiver.engine->load().decode_tokens_computed, decoded);
-    receiver.engine->check_idle();
+    receiver.check_idle();
     sender.run_one(spec_of(50, {1}, 1));  // behind the last release
-    sender.engine->check_idle();
+    sender.check_idle();
   }
 }
 

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
@@ -15,6 +16,7 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "device/device.h"
@@ -153,6 +155,8 @@ struct RigOptions {
   DType dtype = test_types().front();
   int num_threads = 1;
   std::optional<int> nan_token{};  // a token after which no logit is a number
+  bool queued = false;             // the device runs behind the host
+  uint64_t delay_seed = 0;
   EngineConfig engine = {.max_num_batched_tokens = 64,
                          .max_num_seqs = 8,
                          .max_model_len = 256,
@@ -166,8 +170,10 @@ class Rig {
   explicit Rig(RigOptions options = {}) {
     Dl_info info{};
     check(dladdr(reinterpret_cast<void*>(&supported_isas), &info) != 0, "librtp_core.so not found");
-    device = open_device(test_backend(), {.num_threads = options.num_threads},
-                         std::filesystem::path(info.dli_fname).parent_path().string());
+    device = open_device(
+        test_backend(),
+        {.num_threads = options.num_threads, .queued = options.queued, .queue_delay_seed = options.delay_seed},
+        std::filesystem::path(info.dli_fname).parent_path().string());
     weights = std::make_unique<Weights>(*device, rig_model(options.dtype));
     write_rig_weights(*weights, options.nan_token);
     decoder = std::make_unique<Decoder>(*device, *weights);
@@ -185,6 +191,18 @@ class Rig {
     std::vector<Answer> answers;
     for (const SequenceSpec& spec : specs) answers.push_back(wait_for(spec.key));
     return answers;
+  }
+  // Nothing is left. What a launched step may still touch gets the time to end.
+  void check_idle() {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (device->runs_behind() && std::chrono::steady_clock::now() < deadline) {
+      try {
+        return engine->check_idle();
+      } catch (const Error&) {
+        std::this_thread::yield();
+      }
+    }
+    engine->check_idle();
   }
   Answer run_one(const SequenceSpec& spec) { return run({spec}).front(); }
   void start() {

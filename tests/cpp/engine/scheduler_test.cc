@@ -1,6 +1,8 @@
-// Scheduler alone: ids and counts, no device. A "step" here is: schedule, then pretend that it ran.
+// Scheduler alone: ids and counts, no device. A "step" here is: schedule, then pretend that it ran, or that the one
+// before it did.
 #include "engine/scheduler.h"
 
+#include <deque>
 #include <memory>
 
 #include "check.h"
@@ -31,22 +33,34 @@ struct Fixture {
     for (int i = 0; i < 200 && !holds(); ++i) step();
     REQUIRE(holds());
   }
-  // Runs a step; who reached its last token gets one more.
+  // Launches a step and publishes the one `steps_ahead` before it; whose last token was reached gets one more.
   const Schedule& step() {
     const Schedule& plan = scheduler.schedule(cost);
-    for (const Chunk& chunk : plan.chunks) {
+    for (const Chunk& chunk : plan.chunks)
+      CHECK(static_cast<int>(chunk.sequence->blocks.size()) * config.block_tokens >= chunk.first_token + chunk.rows);
+    pool.step_launched(++launched);
+    in_flight.push_back(plan.chunks);
+    while (in_flight.size() > static_cast<size_t>(steps_ahead)) publish();
+    pool.check_integrity();
+    return plan;
+  }
+  void publish() {
+    pool.step_ended(launched + 1 - in_flight.size());
+    for (const Chunk& chunk : in_flight.front()) {
       Sequence& sequence = *chunk.sequence;
-      CHECK_EQ(chunk.first_token, sequence.num_computed);
-      CHECK(static_cast<int>(sequence.blocks.size()) * config.block_tokens >= chunk.first_token + chunk.rows);
-      sequence.num_computed += chunk.rows;
-      for (int& next = sequence.num_offered_blocks; next < sequence.num_computed / config.block_tokens; ++next)
-        pool.insert(sequence.blocks[next], sequence.hasher.hashes()[next]);
+      --sequence.steps_in_flight;
+      sequence.num_pending -= chunk.samples;
+      if (sequence.state == Sequence::State::kRunning && sequence.num_preemptions == chunk.num_preemptions) {
+        CHECK_EQ(chunk.first_token, sequence.num_computed);
+        sequence.num_computed += chunk.rows;
+        for (int& next = sequence.num_offered_blocks; next < sequence.num_computed / config.block_tokens; ++next)
+          pool.insert(sequence.blocks[next], sequence.hasher.hashes()[next]);
+      }
       if (!chunk.samples) continue;
       sequence.append(7);
       if (sequence.role == Role::kSender) scheduler.hold(sequence);
     }
-    pool.check_integrity();
-    return plan;
+    in_flight.pop_front();
   }
 
   EngineConfig config;
@@ -54,6 +68,9 @@ struct Fixture {
   Scheduler scheduler;
   StepCost cost;
   std::vector<std::unique_ptr<Sequence>> sequences;
+  int steps_ahead = 0;
+  uint64_t launched = 0;
+  std::deque<std::vector<Chunk>> in_flight;
 };
 
 std::vector<int> rows_of(const Schedule& plan) {
@@ -215,6 +232,82 @@ TEST(where_forms_differ_a_replay_computes_prompt_and_output_in_their_own_forms) 
   CHECK_EQ(output.chunks[0].rows, 5);
   CHECK(output.chunks[0].form == Form::kDecode);
   CHECK(output.chunks[0].samples);
+}
+
+TEST(a_step_ahead_plans_the_rows_behind_those_that_run) {
+  Fixture f(100, small());
+  f.steps_ahead = 1;
+  Sequence& sequence = f.add(40, 3);
+  const auto first_tokens = [&] {
+    std::vector<int> first;
+    for (const Chunk& chunk : f.step().chunks) first.push_back(chunk.first_token);
+    return first;
+  };
+  CHECK_EQ(first_tokens(), std::vector<int>({0}));
+  CHECK_EQ(first_tokens(), std::vector<int>({32}));
+  CHECK_EQ(sequence.num_computed, 32);
+  CHECK_EQ(sequence.num_pending, 1);
+  CHECK_EQ(first_tokens(), std::vector<int>({40}));  // a decode row: its token is not known yet
+  CHECK_EQ(f.in_flight.back()[0].decode, true);
+  CHECK_EQ(first_tokens(), std::vector<int>({41}));
+  CHECK_EQ(sequence.planned_len(), 43);
+  CHECK_EQ(first_tokens(), std::vector<int>());  // max_tokens is known ahead: no row is too much
+  CHECK_EQ(sequence.len(), 43);
+  CHECK_EQ(sequence.steps_in_flight, 0);
+}
+
+// Blocks of the preempted one wait for the running step; the step being built, which runs behind it, takes them.
+TEST(one_missing_block_preempts_one_sequence_also_a_step_ahead) {
+  for (int ahead : {0, 1}) {
+    Fixture f(9, small());
+    f.steps_ahead = ahead;
+    for (int i = 0; i < 3; ++i) f.add(15);  // two blocks each, then three
+    f.step_until([&] { return f.sequences[0]->planned_len() == 25; });
+    CHECK_EQ(f.scheduler.num_preemptions(), 0);
+    f.step();
+    CHECK_EQ(f.scheduler.num_preemptions(), 1);
+    CHECK(f.sequences[2]->state == Sequence::State::kWaiting);
+    CHECK(f.sequences[1]->state == Sequence::State::kRunning);
+    f.step_until([&] { return f.sequences[1]->len() > 27; });
+    CHECK_EQ(f.scheduler.num_preemptions(), 1);
+  }
+}
+
+TEST(a_preempted_sequence_keeps_the_token_that_the_running_step_samples_and_waits_for_it) {
+  Fixture f(6, small());
+  f.steps_ahead = 1;
+  Sequence& first = f.add(15);
+  Sequence& second = f.add(15);
+  f.step_until([&] { return f.scheduler.num_preemptions() > 0; });
+  CHECK_EQ(second.num_pending, 0);  // published with the step that came before
+  CHECK_EQ(second.len(), first.len());
+  CHECK_EQ(second.num_computed, 0);
+  CHECK_EQ(second.num_launched, 0);
+  f.scheduler.finish(first);
+  f.step();
+  CHECK(second.state == Sequence::State::kRunning);
+  f.step();
+  CHECK_EQ(second.num_computed, second.len() - 1);
+}
+
+TEST(a_block_that_a_transfer_reads_is_not_taken_for_the_next_step) {
+  BlockPool pool(4, 8);
+  const auto all = pool.allocate(4).value();
+  pool.step_launched(1);
+  pool.pin(std::span(all).first(1));
+  pool.release(std::span(all).first(2));  // one waits for the step and the transfer, one for the step
+  CHECK(!pool.allocate(1).has_value());
+  CHECK(pool.can_allocate_for_step(1));
+  CHECK(!pool.can_allocate_for_step(2));
+  CHECK(!pool.allocate_for_step(2).has_value());
+  CHECK_EQ(pool.allocate_for_step(1).value(), std::vector<int32_t>({all[1]}));
+  CHECK(!pool.grant(1).has_value());
+  pool.check_integrity();
+  pool.unpin(std::span(all).first(1));
+  CHECK_EQ(pool.allocate_for_step(1).value(), std::vector<int32_t>({all[0]}));
+  pool.step_ended(1);
+  pool.check_integrity();
+  CHECK_EQ(pool.counts().referenced, 4);
 }
 
 TEST(an_exact_prefix_hit_leaves_one_token_to_compute) {
