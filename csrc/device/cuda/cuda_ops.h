@@ -53,7 +53,11 @@ class CudaOps final : public Ops {
   void gated_mlp(const GatedMlpArgs& args) override;
 
   CudaDevice& device() { return device_; }
-  cudaStream_t stream() const { return device_.stream(); }
+  // Also makes the GPU the calling thread's: whichever thread runs the ops.
+  cudaStream_t stream() const {
+    device_.bind_thread();
+    return device_.stream();
+  }
 
  private:
   void run(const LinearProblem& problem);
