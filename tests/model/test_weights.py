@@ -190,6 +190,23 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, config: Model
     assert "no safetensors: expected" in refused(tmp_path, config)
 
 
+@pytest.mark.parametrize(
+    "places",
+    [[(0, 8), (0, 8), (8, 16)], [(0, 8), (4, 12), (12, 16)], [(0, 8), (12, 16)]],
+    ids=["same", "overlap", "hole"],
+)
+def test_tensors_that_overlap_or_leave_a_hole_are_refused(
+    tmp_path: Path, config: ModelConfig, places: list[tuple[int, int]]
+) -> None:
+    header = {
+        f"t{number}": {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+        for number, (begin, end) in enumerate(places)
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / FILE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+    assert f"{FILE}: no safetensors: " in refused(tmp_path, config)
+
+
 def test_a_directory_without_weights_is_named(tmp_path: Path, config: ModelConfig) -> None:
     message = refused(tmp_path, config)
     assert str(tmp_path) in message
