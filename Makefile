@@ -2,7 +2,7 @@
 #
 # Everything lands in .venv/ and build/; no step needs root, CUDA or a model hub.
 
-# The newest of Python 3.10–3.12 on PATH; make PYTHON=/path/to/python chooses another.
+# The newest of Python 3.10–3.14 on PATH; make PYTHON=/path/to/python chooses another.
 PYTHON ?= $(shell tools/prerequisites.sh --python)
 # Compile jobs.
 JOBS ?= $(shell nproc)
@@ -92,8 +92,8 @@ proto: $(VENV)/.dev ## regenerate the committed protobuf code from protos/
 	$(BIN)/python tools/proto.py
 
 .PHONY: constraints
-constraints: ## resolve constraints.txt anew (needs python3.10, 3.11 and 3.12)
-	python3.12 tools/constraints.py python3.10 python3.11 python3.12 > constraints.txt.new
+constraints: ## resolve constraints.txt anew (needs python3.10 to 3.14)
+	python3.12 tools/constraints.py python3.10 python3.11 python3.12 python3.13 python3.14 > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
 .PHONY: clean

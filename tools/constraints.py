@@ -1,6 +1,6 @@
 """Regenerates constraints.txt: what pip resolves today, for each supported Python.
 
-    python tools/constraints.py python3.10 python3.11 python3.12 > constraints.txt
+    python tools/constraints.py python3.10 python3.11 python3.12 python3.13 python3.14 > constraints.txt
 
 Versions on which all interpreters agree are written plainly, the others with a marker. torch and
 what comes with it is left out: `make test-parity TORCH_SPEC=…` chooses its build.

@@ -9,12 +9,12 @@ set -euo pipefail
 missing=()
 
 supported() {
-  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
 }
 
 find_python() {
   local name
-  for name in python3.12 python3.11 python3.10 python3 python; do
+  for name in python3.14 python3.13 python3.12 python3.11 python3.10 python3 python; do
     if command -v "$name" >/dev/null && supported "$name"; then
       command -v "$name"
       return
@@ -40,12 +40,12 @@ check_compiler() {
 check_python() {
   local python=$1 version
   if [[ -z $python ]] || ! command -v "$python" >/dev/null; then
-    missing+=("Python 3.10, 3.11 or 3.12 (Debian: apt install python3; or make PYTHON=/path/to/python)")
+    missing+=("Python 3.10 to 3.14 (Debian: apt install python3; or make PYTHON=/path/to/python)")
     return
   fi
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   if ! supported "$python"; then
-    missing+=("Python 3.10, 3.11 or 3.12: $python is $version (make PYTHON=/path/to/python)")
+    missing+=("Python 3.10 to 3.14: $python is $version (make PYTHON=/path/to/python)")
     return
   fi
   if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
