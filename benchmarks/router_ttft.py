@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rtp_llm.config import load_config
 from rtp_llm.engine import Engine, build
-from rtp_llm.request import Request, SamplingParams
+from rtp_llm.request import Request
+from rtp_llm.sampling_params import SamplingParams
 from tests.cluster.cluster import Cluster
 
 LIMIT_MS = 5.0

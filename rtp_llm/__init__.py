@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtp_llm.llm import LLM
-    from rtp_llm.request import SamplingParams
+    from rtp_llm.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "rtp_llm.llm", "SamplingParams": "rtp_llm.request"}
+_HOMES = {"LLM": "rtp_llm.llm", "SamplingParams": "rtp_llm.sampling_params"}
 
 
 def __getattr__(name: str) -> Any:

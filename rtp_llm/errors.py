@@ -19,7 +19,42 @@ RtpLlmError
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+MAX_SHOWN = 200  # characters of a value in a message
+
+
+def shortened(value: object) -> str:
+    """`value` as a message shows it: its repr, cut. Costs what is shown, however large the value is."""
+    text = ""
+    for piece in _written(value):
+        text += piece
+        if len(text) > MAX_SHOWN:
+            return text[:MAX_SHOWN] + "…"
+    return text
+
+
+def _written(value: object) -> Iterator[str]:
+    """repr(value) of what JSON can hold, piece by piece; each level of nesting yields before it goes deeper."""
+    if isinstance(value, str):
+        yield repr(value[: MAX_SHOWN + 1])
+    elif isinstance(value, Mapping):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _written(key)
+            yield ": "
+            yield from _written(item)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _written(item)
+        yield "]"
+    else:
+        yield repr(value)
 
 
 class RtpLlmError(Exception):
@@ -36,6 +71,7 @@ class InvalidRequestError(RtpLlmError, ValueError):
     """A request can never work. `param` is the field as the caller wrote it, `value` what it held."""
 
     http_status = 400
+    code: str | None = None  # OpenAI's word for it
 
     def __init__(self, message: str, *, param: str | None = None, value: Any = None) -> None:
         super().__init__(message)
@@ -45,6 +81,8 @@ class InvalidRequestError(RtpLlmError, ValueError):
 
 class PromptTooLongError(InvalidRequestError):
     """The prompt, or prompt and max_tokens, exceed the model's context."""
+
+    code = "context_length_exceeded"
 
 
 class ChatTemplateError(InvalidRequestError):

@@ -36,7 +36,7 @@ INCLUDE_HOMES = {
     r"(pybind11/|Python\.h)": ("bindings",),
 }
 
-NOUNS = {"errors", "config", "request", "metrics", "lasting_task"}
+NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task"}
 BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory"}
 BELOW_WORKER = BELOW_ENGINE | {"engine"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
@@ -46,7 +46,8 @@ NATIVE = {"_native", "_engine"}
 IMPORTS = {
     "errors": set(),
     "config": {"errors"},
-    "request": {"errors"},
+    "sampling_params": {"errors"},
+    "request": {"errors", "sampling_params"},
     "metrics": {"errors"},
     "lasting_task": {"errors"},
     "host_memory": set(),
@@ -55,7 +56,8 @@ IMPORTS = {
     "wire": NOUNS,
     "model": NOUNS,
     "engine": BELOW_ENGINE | NATIVE,
-    "llm": BELOW_WORKER,
+    "vllm_arguments": {"errors"},
+    "llm": BELOW_WORKER | {"vllm_arguments"},
     "worker": BELOW_WORKER | NATIVE,
     "directory": NOUNS,
     "pool": BELOW_POOLS,
@@ -66,7 +68,7 @@ IMPORTS = {
     "chat": NOUNS,
     "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat"},
     "_native": {"_engine"},
-    "__init__": {"engine", "llm", "request"},  # on first use
+    "__init__": {"engine", "llm", "sampling_params"},  # on first use
     "__main__": {"cli"},
 }
 

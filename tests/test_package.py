@@ -32,7 +32,7 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
 
 
 def test_the_public_names_come_from_their_homes() -> None:
-    from rtp_llm.request import SamplingParams
+    from rtp_llm.sampling_params import SamplingParams
 
     assert rtp_llm.SamplingParams is SamplingParams
 

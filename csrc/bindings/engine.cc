@@ -1,4 +1,5 @@
-// Engine and what goes in and out of it: RequestKey, SequenceSpec, EngineConfig, TokenColumns, EngineLoad.
+// Engine and what goes in and out of it: RequestKey, SamplingParams, SequenceSpec, EngineConfig, TokenColumns,
+// EngineLoad.
 #include "engine/engine.h"
 
 #include <pybind11/stl.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <system_error>
+#include <tuple>
 
 #include "bindings/bindings.h"
 #include "device/memory_rate.h"
@@ -37,23 +39,47 @@ void bind_key(py::module_& module) {
       .def("__repr__", &RequestKey::str);
 }
 
+// Calls each(name, member) for each field of SamplingParams.
+template <class Each>
+void for_each_sampling_field(Each each) {
+  std::apply([&](const auto&... field) { (each(field.name, field.member), ...); }, kSamplingFields);
+}
+
+// Throws TypeError for a name that isn't a field and for a value that isn't of the field's type.
+SamplingParams make_sampling(const py::kwargs& given) {
+  SamplingParams params;
+  size_t num_taken = 0;
+  for_each_sampling_field([&]<class Value>(const char* name, Value SamplingParams::* member) {
+    if (!given.contains(name)) return;
+    try {
+      params.*member = given[name].cast<Value>();
+    } catch (const py::cast_error&) {
+      throw py::type_error(concat(name, ": no value for this field: ", std::string(py::repr(given[name]))));
+    }
+    ++num_taken;
+  });
+  if (num_taken < given.size())
+    throw py::type_error("not a field of SamplingParams, among " + std::string(py::repr(given)));
+  return params;
+}
+
+void bind_sampling(py::module_& module) {
+  py::class_<SamplingParams> params(module, "SamplingParams", "csrc/handover/sampling_params.h; given by field names.");
+  params.def(py::init(&make_sampling));
+  py::list fields;
+  for_each_sampling_field([&](const char* name, auto member) {
+    params.def_readonly(name, member);
+    fields.append(name);
+  });
+  params.attr("FIELDS") = py::tuple(fields);
+}
+
 SequenceSpec make_spec(const RequestKey& key, std::vector<int32_t> prompt, std::vector<int32_t> output,
-                       float temperature, float top_p, float min_p, int32_t top_k, uint64_t seed, int32_t max_tokens,
-                       int32_t min_tokens, bool ignore_eos, std::vector<int32_t> stop_token_ids, int32_t num_logprobs,
-                       std::string cache_salt) {
+                       SamplingParams sampling, std::string cache_salt) {
   return {.key = key,
           .prompt = std::move(prompt),
           .output = std::move(output),
-          .temperature = temperature,
-          .top_p = top_p,
-          .min_p = min_p,
-          .top_k = top_k,
-          .seed = seed,
-          .max_tokens = max_tokens,
-          .min_tokens = min_tokens,
-          .ignore_eos = ignore_eos,
-          .stop_token_ids = std::move(stop_token_ids),
-          .num_logprobs = num_logprobs,
+          .sampling = std::move(sampling),
           .cache_salt = std::move(cache_salt)};
 }
 
@@ -61,23 +87,12 @@ void bind_spec(py::module_& module) {
   py::enum_<Role>(module, "Role").value("ALONE", Role::kAlone).value("SENDER", Role::kSender);
   py::class_<SequenceSpec>(module, "SequenceSpec", "What an engine is asked to run; csrc/handover/sequence_spec.h.")
       .def(py::init(&make_spec), py::kw_only(), py::arg("key"), py::arg("prompt"),
-           py::arg("output") = std::vector<int32_t>(), py::arg("temperature") = 1.0f, py::arg("top_p") = 1.0f,
-           py::arg("min_p") = 0.0f, py::arg("top_k") = 0, py::arg("seed") = 0, py::arg("max_tokens") = 16,
-           py::arg("min_tokens") = 0, py::arg("ignore_eos") = false, py::arg("stop_token_ids") = std::vector<int32_t>(),
-           py::arg("num_logprobs") = -1, py::arg("cache_salt") = "")
+           py::arg("output") = std::vector<int32_t>(), py::arg("sampling") = SamplingParams(),
+           py::arg("cache_salt") = "")
       .def_readonly("key", &SequenceSpec::key)
       .def_readonly("prompt", &SequenceSpec::prompt)
       .def_readonly("output", &SequenceSpec::output)
-      .def_readonly("temperature", &SequenceSpec::temperature)
-      .def_readonly("top_p", &SequenceSpec::top_p)
-      .def_readonly("min_p", &SequenceSpec::min_p)
-      .def_readonly("top_k", &SequenceSpec::top_k)
-      .def_readonly("seed", &SequenceSpec::seed)
-      .def_readonly("max_tokens", &SequenceSpec::max_tokens)
-      .def_readonly("min_tokens", &SequenceSpec::min_tokens)
-      .def_readonly("ignore_eos", &SequenceSpec::ignore_eos)
-      .def_readonly("stop_token_ids", &SequenceSpec::stop_token_ids)
-      .def_readonly("num_logprobs", &SequenceSpec::num_logprobs)
+      .def_readonly("sampling", &SequenceSpec::sampling)
       .def_readonly("cache_salt", &SequenceSpec::cache_salt);
 }
 
@@ -202,6 +217,7 @@ void notify_through(Engine& engine, int eventfd) {
 
 void bind_engine(py::module_& module) {
   bind_key(module);
+  bind_sampling(module);
   bind_spec(module);
   bind_config(module);
   bind_outputs(module);

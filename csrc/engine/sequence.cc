@@ -10,7 +10,7 @@ Sequence::Sequence(SequenceSpec given, Role role, BlockHasher empty_hasher, int 
       tokens(spec.prompt),
       num_prompt(static_cast<int>(spec.prompt.size())),
       hasher(std::move(empty_hasher)) {
-  const int64_t longest = std::min<int64_t>(max_model_len, int64_t{num_prompt} + spec.max_tokens);
+  const int64_t longest = std::min<int64_t>(max_model_len, int64_t{num_prompt} + spec.sampling.max_tokens);
   max_len = role == Role::kSender ? num_prompt + static_cast<int>(spec.output.size()) + 1 : static_cast<int>(longest);
   tokens.reserve(max_len);
   hasher.append(spec.prompt, Form::kPrefill);

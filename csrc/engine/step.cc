@@ -174,18 +174,19 @@ void Engine::State::withdraw_blocks(const Sequence& sequence) {
 
 void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t sample) {
   const SequenceSpec& spec = sequence.spec;
+  const int32_t logprobs = spec.sampling.logprobs;
   const int32_t token = batch.token(sample);
   const int position = sequence.num_output();
   const bool first = position == static_cast<int>(spec.output.size());
   if (token >= 0) sequence.append(token);
   const FinishReason finish = token >= 0 ? finish_of(sequence, config) : FinishReason::kFailed;
   const float logprob =
-      spec.num_logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host.logprobs.as<const float>()[sample];
+      logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host.logprobs.as<const float>()[sample];
   auto& top = columns.top_logprobs;
   const size_t top_begin = top.size();
   const auto* top_tokens = batch.host.top_tokens.as<const int32_t>() + sample * kMaxLogprobs;
   const auto* top_logprobs = batch.host.top_logprobs.as<const float>() + sample * kMaxLogprobs;
-  for (int i = 0; i < spec.num_logprobs; ++i)
+  for (int i = 0; i < logprobs; ++i)
     if (top_tokens[i] >= 0) top.emplace_back(top_tokens[i], top_logprobs[i]);
 
   columns.key.push_back(spec.key);

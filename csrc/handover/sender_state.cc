@@ -8,7 +8,7 @@ namespace rtp_llm {
 namespace {
 
 bool must_end_with_first_token(const SequenceSpec& spec) {
-  return static_cast<int64_t>(spec.output.size()) + 1 >= spec.max_tokens;
+  return static_cast<int64_t>(spec.output.size()) + 1 >= spec.sampling.max_tokens;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "handover/sampling_params.h"
 #include "handover/types.h"
 
 namespace rtp_llm {
@@ -16,17 +17,8 @@ struct SequenceSpec {
   RequestKey key;
   std::vector<int32_t> prompt;  // token ids, at least one
   std::vector<int32_t> output;  // tokens so far (a retry or a resume); p0 = output.size()
-  float temperature = 1.0f;
-  float top_p = 1.0f;
-  float min_p = 0.0f;
-  int32_t top_k = 0;  // 0: off
-  uint64_t seed = 0;
-  int32_t max_tokens = 16;  // of output, `output` included
-  int32_t min_tokens = 0;
-  bool ignore_eos = false;
-  std::vector<int32_t> stop_token_ids;  // end the sequence, besides the model's EOS ids
-  int32_t num_logprobs = -1;            // -1: none; 0: the sampled token's; n <= kMaxLogprobs: and the n highest
-  std::string cache_salt;               // adapter, media; part of the block hash
+  SamplingParams sampling;
+  std::string cache_salt;  // tenant, adapter, media; part of the block hash
 };
 
 enum class Role : uint8_t {

@@ -39,7 +39,8 @@ std::optional<GrantPool::Room> BlockGrants::grant(const SequenceSpec& spec) {
 
 int BlockGrants::growth_of(const SequenceSpec& spec, int num_blocks) const {
   const int block_tokens = engine_.block_pool().block_tokens();
-  const int64_t stored = static_cast<int64_t>(spec.prompt.size()) + spec.max_tokens - 1;  // never the last token's KV
+  const int64_t stored =
+      static_cast<int64_t>(spec.prompt.size()) + spec.sampling.max_tokens - 1;  // never the last token's KV
   const int64_t most = (stored + block_tokens - 1) / block_tokens;
   return static_cast<int>(std::clamp<int64_t>(most - num_blocks, 0, BlockDemand::kMaxGrowth));
 }

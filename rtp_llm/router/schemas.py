@@ -1,61 +1,77 @@
 """Bodies of the OpenAI-style endpoints, and how they become `SamplingParams`.
 
-Unknown fields are ignored. A known field is refused when it would change the answer and this server doesn't compute it, or when
-it needs another field that isn't given.
+Unknown fields are ignored. A known field is refused when it would change the answer and this server doesn't compute it
+(refused_fields.py, sampling_params.py), or when it needs another field that isn't given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from rtp_llm.errors import InvalidRequestError
-from rtp_llm.request import MAX_LOGPROBS, MAX_TOKENS, SamplingParams, check_integer
+from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.model.messages import checked_tools
+from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, STREAM_OPTIONS, Table, refuse
+from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
-SAME_IN_SAMPLING = (
-    "n", "temperature", "top_p", "top_k", "min_p", "min_tokens", "seed", "stop", "stop_token_ids",
-    "include_stop_str_in_output", "skip_special_tokens", "ignore_eos",
-)  # fmt: skip
 RESERVED_VARIABLES = frozenset(
     {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 )
 
 
+_STRICT = ConfigDict(extra="ignore", strict=True)
+
+Whole = Annotated[int, BeforeValidator(whole)]
+
+
+def _whole_numbers(values: Any) -> Any:
+    if isinstance(values, list) and float in set(map(type, values)):
+        return [whole(value) for value in values]
+    return values
+
+
+# The first wrong element is the only one that is reported.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+WholeNumbers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_whole_numbers)]
+_IN_JSON = {int: Whole, Sequence[str]: Texts, Sequence[int]: WholeNumbers}
+
+
+def _in_json(hint: Any) -> Any:
+    """The type of a field of a body, from that of SamplingParams' field."""
+    if get_origin(hint) in (Union, UnionType):
+        return reduce(or_, map(_in_json, get_args(hint)))
+    return _IN_JSON.get(hint, hint)
+
+
+def _sampling_fields() -> Any:
+    """A model with SamplingParams' fields, each of its type or None."""
+    hints = get_type_hints(SamplingParams)
+    types: dict[str, Any] = {name: (_in_json(hints[name]) | None, None) for name in FIELDS}
+    return create_model("SamplingFields", __config__=_STRICT, **types)
+
+
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = _STRICT
 
     include_usage: bool | None = None
 
 
-class _Body(BaseModel):
+class _Body(_sampling_fields()):  # type: ignore[misc]
     """What both endpoints take. None means: not given."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    refused: ClassVar[Table]
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    ignore_eos: bool | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    response_format: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: str | None = Field(None, min_length=1)
     user: str | None = None
 
     @property
@@ -67,36 +83,28 @@ class _Body(BaseModel):
         """The field that asks for a number of tokens, if one is given."""
         return None if self.max_tokens is None else "max_tokens"
 
-    def _refuse_what_cannot_be_done(self) -> None:
-        neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
-        for name, value in neutral.items():
-            _refuse(name, getattr(self, name), (None, value))
-        _refuse("logit_bias", self.logit_bias, (None, {}))
-        _refuse("response_format", self.response_format, (None, {"type": "text"}))
+    def _sampling(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         if self.stream_options is not None and not self.stream:
             given = self.stream_options.model_dump(exclude_unset=True)
             raise InvalidRequestError(
-                f"stream_options {_shortened(given)} needs stream: true", param="stream_options", value=given
+                f"stream_options {shortened(given)} needs stream: true", param="stream_options", value=given
             )
-
-    def _sampling(self, defaults: Mapping[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        given = {name: getattr(self, name) for name in SAME_IN_SAMPLING if getattr(self, name) is not None}
-        return SamplingParams(**{**defaults, **given}, max_tokens=max_tokens, logprobs=logprobs)
+        given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        return SamplingParams(**{**defaults, **given, "max_tokens": max_tokens, "logprobs": logprobs})
 
 
 class CompletionBody(_Body):
-    prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: int | None = None
-    echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
+    refused = COMPLETIONS
+
+    prompt: str | Texts | WholeNumbers | Annotated[list[WholeNumbers], Field(fail_fast=True)]
+    best_of: Whole | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """`defaults`: sampling values of the model's generation_config.json."""
-        self._refuse_what_cannot_be_done()
-        _refuse("echo", self.echo, (None, False))
-        _refuse("best_of", self.best_of, (None, self.n or 1))
-        _refuse("suffix", self.suffix, (None, ""))
+        if self.best_of not in (None, self.n or 1):
+            raise InvalidRequestError(
+                f"best_of is not supported, got {self.best_of}", param="best_of", value=self.best_of
+            )
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         return self._sampling(defaults, limit, self.logprobs)
 
@@ -111,29 +119,36 @@ class CompletionBody(_Body):
 
 
 class ChatBody(_Body):
-    messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
+    refused = CHAT
+
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    top_logprobs: Whole | None = None
+    tools: Annotated[list[Any], Field(fail_fast=True)] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """Without max_tokens an answer may use what the context leaves."""
-        self._refuse_what_cannot_be_done()
-        _refuse("continue_final_message", self.continue_final_message, (None, False))
-        _refuse("tool_choice", self.tool_choice, (None, "auto", "none"))
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.tool_choice not in (None, "auto", "none"):
+            raise InvalidRequestError(
+                f"tool_choice is not supported, got {shortened(self.tool_choice)}",
+                param="tool_choice",
+                value=self.tool_choice,
+            )
+        if self.tools is not None:
+            checked_tools(self.tools)
+        if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError(
                 f"top_logprobs {self.top_logprobs} needs logprobs: true", param="top_logprobs", value=self.top_logprobs
             )
         if self.top_logprobs is not None:
-            check_integer("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
+            Integer(0, MAX_LOGPROBS).take("top_logprobs", self.top_logprobs)
         if self.max_completion_tokens is not None:
-            check_integer("max_completion_tokens", self.max_completion_tokens, 1, MAX_TOKENS)
+            Integer(1, MAX_TOKENS).take("max_completion_tokens", self.max_completion_tokens)
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return self._sampling(defaults, limit, (self.top_logprobs or 0) if self.logprobs else None)
 
@@ -144,7 +159,7 @@ class ChatBody(_Body):
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:
         """What the template sees. Whether to call one is the model's choice, so "none" offers none."""
-        return None if self.tool_choice == "none" else self.tools
+        return None if self.tool_choice == "none" else self.tools or None
 
     def template_variables(self) -> dict[str, Any]:
         """chat_template_kwargs, none of which stands for what the body says elsewhere."""
@@ -153,7 +168,7 @@ class ChatBody(_Body):
             if name in RESERVED_VARIABLES:
                 param = f"chat_template_kwargs.{name}"
                 raise InvalidRequestError(
-                    f"{param} is not allowed: the name is reserved, got {_shortened(variables[name])}",
+                    f"{param} is not allowed: the name is reserved, got {shortened(variables[name])}",
                     param=param,
                     value=variables[name],
                 )
@@ -172,7 +187,11 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
     if not isinstance(content, dict):
         raise InvalidRequestError(f"the body must be a JSON object, found {type(content).__name__}")
     try:
-        return cls.model_validate(content)
+        refuse(content, BOTH, cls.refused)
+        if isinstance(options := content.get("stream_options"), dict):
+            refuse(options, STREAM_OPTIONS, where="stream_options.")
+        body: BodyT = cls.model_validate(content)
+        return body
     except ValidationError as error:
         first = min(error.errors(), key=lambda each: len(each["loc"]))
         param = str(first["loc"][0]) if first["loc"] else None
@@ -180,15 +199,5 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
         if first["type"] == "missing":
             raise InvalidRequestError(f"{param} is required", param=param) from error
         raise InvalidRequestError(
-            f"{param}: {first['msg']}, got {_shortened(value)}", param=param, value=value
+            f"{param}: {first['msg']}, got {shortened(value)}", param=param, value=value
         ) from error
-
-
-def _refuse(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
-    if value not in neutral:
-        raise InvalidRequestError(f"{name} is not supported, got {_shortened(value)}", param=name, value=value)
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "…"

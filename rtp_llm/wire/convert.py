@@ -12,7 +12,6 @@ from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2, types_pb2
 
-UINT64 = (1 << 64) - 1
 _FINISH_REASONS: dict[int, FinishReason] = {int(reason): reason for reason in FinishReason}
 
 
@@ -68,18 +67,7 @@ def request_message(request: Request) -> types_pb2.Request:
     return types_pb2.Request(
         request_id=request.request_id,
         prompt=request.prompt,
-        sampling=types_pb2.SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            top_k=max(sampling.top_k, 0),
-            seed=sampling.seed & UINT64,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            ignore_eos=sampling.ignore_eos,
-            stop_token_ids=sampling.stop_token_ids,
-            num_logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
-        ),
+        sampling=types_pb2.SamplingParams(**sampling.for_engine()),
         cache_salt=request.cache_salt,
     )
 

@@ -21,23 +21,17 @@ def key(message: types_pb2.Key) -> Any:
 
 
 def spec(key_message: types_pb2.Key, request: types_pb2.Request, output: Sequence[int]) -> Any:
-    sampling = request.sampling
     return _engine.SequenceSpec(
         key=key(key_message),
         prompt=list(request.prompt),
         output=list(output),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        ignore_eos=sampling.ignore_eos,
-        stop_token_ids=list(sampling.stop_token_ids),
-        num_logprobs=sampling.num_logprobs,
+        sampling=sampling(request.sampling),
         cache_salt=request.cache_salt,
     )
+
+
+def sampling(message: types_pb2.SamplingParams) -> Any:
+    return _engine.SamplingParams(**{name: getattr(message, name) for name in _engine.SamplingParams.FIELDS})
 
 
 def sampled_token(message: types_pb2.SampledToken) -> Any:

@@ -27,20 +27,13 @@ def key(native: Any) -> types_pb2.Key:
 def request(spec: Any) -> types_pb2.Request:
     return types_pb2.Request(
         prompt=spec.prompt,
-        sampling=types_pb2.SamplingParams(
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            min_p=spec.min_p,
-            top_k=spec.top_k,
-            seed=spec.seed,
-            max_tokens=spec.max_tokens,
-            min_tokens=spec.min_tokens,
-            ignore_eos=spec.ignore_eos,
-            stop_token_ids=spec.stop_token_ids,
-            num_logprobs=spec.num_logprobs,
-        ),
+        sampling=sampling(spec.sampling),
         cache_salt=spec.cache_salt,
     )
+
+
+def sampling(native: Any) -> types_pb2.SamplingParams:
+    return types_pb2.SamplingParams(**{name: getattr(native, name) for name in _engine.SamplingParams.FIELDS})
 
 
 def sampled_token(native: Any) -> types_pb2.SampledToken:

@@ -12,7 +12,7 @@ from rtp_llm.config import DEMO_MODEL
 from rtp_llm.llm import LLM
 from rtp_llm.model.config import read_model_config
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.request import SamplingParams
+from rtp_llm.sampling_params import SamplingParams
 from tests.cluster.streams import AnswerStream
 
 Body = dict[str, Any]

@@ -43,7 +43,7 @@ def key(attempt: int = 0) -> Any:
 
 
 def spec(attempt: int = 0) -> Any:
-    return engine.SequenceSpec(key=key(attempt), prompt=list(range(8)), max_tokens=4)
+    return engine.SequenceSpec(key=key(attempt), prompt=list(range(8)), sampling=engine.SamplingParams(max_tokens=4))
 
 
 def handover(pool: Any) -> Any:

@@ -41,7 +41,8 @@ def key(request: int, choice: int = 0, attempt: int = 0) -> dict[str, Any]:
 
 
 def spec(request: int, prompt: list[int], **sampling: Any) -> dict[str, Any]:
-    return {"@": "SequenceSpec", "key": key(request), "prompt": prompt, "num_logprobs": 2, **sampling}
+    params = {"@": "SamplingParams", "logprobs": 2, **sampling}
+    return {"@": "SequenceSpec", "key": key(request), "prompt": prompt, "sampling": params}
 
 
 @dataclass

@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry
 from rtp_llm.config import RouterSettings
 from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
 from rtp_llm.metrics import RouterMetrics
-from rtp_llm.request import FinishReason, Request, SamplingParams
+from rtp_llm.request import FinishReason, Request
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.policies import DECODE, PREFILL, Policy, WorkerView, least_loaded, round_robin
+from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.convert import key_message, key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb

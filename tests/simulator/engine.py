@@ -70,14 +70,16 @@ class Engine:
     # --- what the machines ask for
 
     def add(self, spec: Any, *, is_sender: bool) -> None:
-        sequence = Sequence(spec.key, list(spec.prompt), list(spec.output), spec.max_tokens, is_sender)
+        sequence = Sequence(spec.key, list(spec.prompt), list(spec.output), spec.sampling.max_tokens, is_sender)
         if is_sender:
             self.held[spec.key] = sequence
         self.waiting.append(sequence)
         self._wake()
 
     def join(self, spec: Any, blocks: list[int]) -> None:
-        sequence = Sequence(spec.key, list(spec.prompt), list(spec.output), spec.max_tokens, False, list(blocks))
+        sequence = Sequence(
+            spec.key, list(spec.prompt), list(spec.output), spec.sampling.max_tokens, False, list(blocks)
+        )
         sequence.states = states_of(sequence.tokens)
         sequence.computed = len(sequence.tokens) - 1
         self._check_content(sequence, "joined")

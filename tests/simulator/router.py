@@ -147,7 +147,7 @@ class Router:
             key=native_key(wanted.key),
             prompt=client.prompt,
             output=list(wanted.output),
-            max_tokens=client.max_tokens,
+            sampling=engine.SamplingParams(max_tokens=client.max_tokens),
         )
         receiver = native_worker(wanted.receiver) if wanted.receiver is not None else None
         self._send(wanted.worker, message.Submit(spec=spec, receiver=receiver, receiver_address="there"))

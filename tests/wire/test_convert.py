@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from rtp_llm.errors import EngineError, PromptTooLongError, ProtocolError
-from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2

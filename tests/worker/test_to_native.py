@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rtp_llm.request import Request, SamplingParams
+from rtp_llm.request import Request
+from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -24,6 +25,7 @@ def test_a_submit_brings_what_the_engine_needs() -> None:
         [9],
         "s",
     )
-    assert (spec.seed, spec.top_k, spec.num_logprobs) == (2**64 - 1, 0, 0)
-    assert (spec.temperature, spec.top_p, list(spec.stop_token_ids)) == (0.5, 0.25, [3])
-    assert (spec.max_tokens, spec.min_tokens, spec.ignore_eos) == (7, 2, False)
+    native = spec.sampling
+    assert (native.seed, native.top_k, native.logprobs) == (2**64 - 1, 0, 0)
+    assert (native.temperature, native.top_p, list(native.stop_token_ids)) == (0.5, 0.25, [3])
+    assert (native.max_tokens, native.min_tokens, native.ignore_eos) == (7, 2, False)

@@ -14,7 +14,8 @@ from rtp_llm._native import _engine
 from rtp_llm.config import Config, load_config
 from rtp_llm.engine import NativeEngine
 from rtp_llm.errors import EngineError
-from rtp_llm.request import Request, SamplingParams, TokenOutput
+from rtp_llm.request import Request, TokenOutput
+from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession

@@ -27,8 +27,8 @@ TEST(a_stop_id_and_an_eos_id_end_the_answer_with_their_token) {
 
   SequenceSpec stopped = spec;
   stopped.key = key_of(2);
-  stopped.seed = spec.seed;
-  stopped.stop_token_ids = {ender};
+  stopped.sampling.seed = spec.sampling.seed;
+  stopped.sampling.stop_token_ids = {ender};
   const Answer stop = plain.run_one(stopped);
   CHECK(stop.finish == FinishReason::kStop);
   CHECK_EQ(stop.tokens.size(), at + 1);
@@ -40,8 +40,8 @@ TEST(a_stop_id_and_an_eos_id_end_the_answer_with_their_token) {
   CHECK(ended.finish == FinishReason::kStop);
   CHECK_EQ(ended.tokens.size(), at + 1);
   SequenceSpec ignoring = stopped;
-  ignoring.stop_token_ids = {};
-  ignoring.ignore_eos = true;
+  ignoring.sampling.stop_token_ids = {};
+  ignoring.sampling.ignore_eos = true;
   CHECK(rig.run_one(ignoring).tokens == whole.tokens);
 }
 
@@ -52,28 +52,29 @@ TEST(min_tokens_keeps_eos_and_stop_ids_out_until_then) {
   options.engine.eos_token_ids = half;
   Rig rig(options);
   SequenceSpec spec = spec_of(1, random_tokens(10, 2), 60);
-  spec.min_tokens = 25;
+  spec.sampling.min_tokens = 25;
   const Answer answer = rig.run_one(spec);
   CHECK(answer.tokens.size() >= 26);
   for (int i = 0; i < 25; ++i) CHECK(std::ranges::find(half, answer.tokens[i]) == half.end());
   spec.key = key_of(2);
-  spec.stop_token_ids = {1, 2, 4};
+  spec.sampling.stop_token_ids = {1, 2, 4};
   CHECK_THROWS_WITH(rig.engine->add(spec, Role::kAlone), InvalidArgument, "at most 32, got 33");
 }
 
 TEST(a_long_list_of_stop_ids_is_refused_at_once) {
   Rig rig;
   SequenceSpec spec = spec_of(1, random_tokens(10, 2));
-  spec.min_tokens = 1;
-  spec.stop_token_ids.resize(1'300'000);
-  for (size_t i = 0; i < spec.stop_token_ids.size(); ++i) spec.stop_token_ids[i] = static_cast<int32_t>(i);
+  spec.sampling.min_tokens = 1;
+  spec.sampling.stop_token_ids.resize(1'300'000);
+  for (size_t i = 0; i < spec.sampling.stop_token_ids.size(); ++i)
+    spec.sampling.stop_token_ids[i] = static_cast<int32_t>(i);
   const auto begin = std::chrono::steady_clock::now();
   CHECK_THROWS_WITH(rig.engine->validate(spec, Role::kAlone), InvalidArgument,
                     "stop_token_ids must have at most 128 ids, got 1300000");
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
   std::printf("  1.3 M stop ids refused in %.0f us\n", took.count() * 1000);
-  CHECK(took.count() < 20);            // microseconds, on a machine that is busy
-  spec.stop_token_ids.assign(128, 5);  // repeats count once
+  CHECK(took.count() < 20);                     // microseconds, on a machine that is busy
+  spec.sampling.stop_token_ids.assign(128, 5);  // repeats count once
   rig.engine->validate(spec, Role::kAlone);
 }
 
@@ -99,16 +100,16 @@ TEST(a_bad_request_is_refused_by_field_and_value_and_disturbs_nobody) {
   refused([](SequenceSpec& s) { s.prompt[3] = 101; }, "prompt[3] = 101 is out of range, the vocabulary has 101 tokens");
   refused([](SequenceSpec& s) { s.prompt[0] = -1; }, "prompt[0] = -1");
   refused([](SequenceSpec& s) { s.prompt.resize(256); }, "prompt of 256 tokens is too long, max_model_len is 256");
-  refused([](SequenceSpec& s) { s.stop_token_ids = {500}; }, "stop_token_ids[0] = 500");
-  refused([](SequenceSpec& s) { s.temperature = -0.5f; }, "temperature must be at least 0, got -0.5");
-  refused([](SequenceSpec& s) { s.top_p = 0; }, "top_p must be greater than 0 and at most 1, got 0");
-  refused([](SequenceSpec& s) { s.min_p = 2; }, "min_p must be at least 0 and at most 1, got 2");
-  refused([](SequenceSpec& s) { s.top_k = -1; }, "top_k must be at least 0, got -1");
-  refused([](SequenceSpec& s) { s.max_tokens = 0; }, "max_tokens must be at least 1, got 0");
-  refused([](SequenceSpec& s) { s.min_tokens = 21; }, "min_tokens must be from 0 to max_tokens 20, got 21");
-  refused([](SequenceSpec& s) { s.num_logprobs = 21; }, "logprobs must be at most 20, got 21");
+  refused([](SequenceSpec& s) { s.sampling.stop_token_ids = {500}; }, "stop_token_ids[0] = 500");
+  refused([](SequenceSpec& s) { s.sampling.temperature = -0.5f; }, "temperature must be at least 0, got -0.5");
+  refused([](SequenceSpec& s) { s.sampling.top_p = 0; }, "top_p must be greater than 0 and at most 1, got 0");
+  refused([](SequenceSpec& s) { s.sampling.min_p = 2; }, "min_p must be at least 0 and at most 1, got 2");
+  refused([](SequenceSpec& s) { s.sampling.top_k = -1; }, "top_k must be at least 0, got -1");
+  refused([](SequenceSpec& s) { s.sampling.max_tokens = 0; }, "max_tokens must be at least 1, got 0");
+  refused([](SequenceSpec& s) { s.sampling.min_tokens = 21; }, "min_tokens must be from 0 to max_tokens 20, got 21");
+  refused([](SequenceSpec& s) { s.sampling.logprobs = 21; }, "logprobs must be at most 20, got 21");
   refused([](SequenceSpec& s) { s.output.resize(20); }, "output has 20 tokens already, max_tokens is 20");
-  refused([](SequenceSpec& s) { s.max_tokens = 200; }, "need 14 KV blocks of 16 tokens, the pool has 10");
+  refused([](SequenceSpec& s) { s.sampling.max_tokens = 200; }, "need 14 KV blocks of 16 tokens, the pool has 10");
   refused([](SequenceSpec& s) { s.key = key_of(1); }, "is here already");
   rig.start();
   CHECK_EQ(rig.wait_for(good.key).tokens.size(), 20);

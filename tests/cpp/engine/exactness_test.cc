@@ -151,7 +151,7 @@ TEST(an_answer_resumed_at_any_position_goes_on_with_the_same_bits) {
   for (DType dtype : kTypes) {
     for (uint64_t request : {3, 4}) {  // greedy, seeded
       SequenceSpec spec = spec_of(request, random_tokens(21, 9), 24);
-      spec.min_tokens = 20;
+      spec.sampling.min_tokens = 20;
       const Answer whole = undisturbed({spec}, dtype)[0];
       Rig fresh({.dtype = dtype});
       RigOptions other{.dtype = dtype};

@@ -261,11 +261,11 @@ class Rig {
 inline SequenceSpec spec_of(uint64_t request, std::vector<int32_t> prompt, int max_tokens = 20) {
   return {.key = key_of(request),
           .prompt = std::move(prompt),
-          .temperature = request % 3 == 0 ? 0.0f : 1.0f,
-          .top_p = 0.95f,
-          .seed = 1000 + request,
-          .max_tokens = max_tokens,
-          .num_logprobs = 3};
+          .sampling = {.temperature = request % 3 == 0 ? 0.0f : 1.0f,
+                       .top_p = 0.95f,
+                       .seed = 1000 + request,
+                       .max_tokens = max_tokens,
+                       .logprobs = 3}};
 }
 
 }  // namespace rtp_llm::testing

@@ -22,7 +22,7 @@ struct Fixture {
     SequenceSpec spec{.key = key_of(sequences.size()),
                       .prompt = random_tokens(prompt, static_cast<int>(sequences.size())),
                       .output = random_tokens(output, 1),
-                      .max_tokens = max_tokens};
+                      .sampling = {.max_tokens = max_tokens}};
     BlockHasher hasher("salt", config.block_tokens, false);
     sequences.push_back(std::make_unique<Sequence>(spec, role, hasher, config.max_model_len));
     scheduler.add(*sequences.back());

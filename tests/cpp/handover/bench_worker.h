@@ -75,7 +75,7 @@ inline message::SpecPtr spec_of(const RequestKey& key, int32_t prompt_tokens = 8
   spec->key = key;
   spec->prompt.assign(static_cast<size_t>(prompt_tokens), 5);
   spec->output.assign(static_cast<size_t>(output_tokens), 6);
-  spec->max_tokens = max_tokens;
+  spec->sampling.max_tokens = max_tokens;
   return spec;
 }
 

@@ -64,7 +64,7 @@ class PoolOnly : public EnginePort {
 };
 
 SequenceSpec prompt_of(int tokens, int max_tokens = 1) {
-  SequenceSpec spec{.max_tokens = max_tokens};
+  SequenceSpec spec{.sampling = {.max_tokens = max_tokens}};
   for (int i = 0; i < tokens; ++i) spec.prompt.push_back(i);
   return spec;
 }

@@ -1,0 +1,245 @@
+"""SamplingParams: how the tokens of an answer are chosen.
+
+A field is written once in Python, here. HTTP bodies, the defaults of a model's generation_config.json, the wire's message and
+the engine's arguments are derived from `FIELDS`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from rtp_llm.errors import InvalidRequestError, shortened
+
+MAX_TOKENS = 2**31 - 1
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 128
+MAX_SUPPRESSED_TOKENS = 32  # EOS ids and stop_token_ids that min_tokens may hold back
+MAX_CHOICES = 128
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # what workers take and compute
+MIN_FLOAT32 = 2.0**-126  # the least normal number
+UINT64 = 2**64 - 1
+
+
+class Domain(Protocol):
+    """The values that a field may have."""
+
+    def take(self, name: str, value: Any) -> Any:
+        """`value` as SamplingParams holds it.
+
+        Raises:
+            InvalidRequestError: it isn't in the domain; names `name` and the value.
+        """
+
+
+@dataclass(frozen=True)
+class Integer:
+    low: int
+    high: int
+
+    def take(self, name: str, value: Any) -> int:
+        value = whole(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
+            raise _refused(name, value, f"an integer from {self.low} to {self.high}")
+        return value
+
+
+@dataclass(frozen=True)
+class Number:
+    low: float
+    high: float
+
+    def take(self, name: str, value: Any) -> float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not self.low <= value <= self.high:
+            raise _refused(name, value, f"a number from {self.low:g} to {self.high:g}")
+        return value  # type: ignore[no-any-return]
+
+
+def whole(value: Any) -> Any:
+    """A float that is an integer as that integer, as JSON Schema has it: clients in Lua, R or MATLAB send 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Flag:
+    def take(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise _refused(name, value, "true or false")
+        return value
+
+
+@dataclass(frozen=True)
+class Optional:
+    """Of `domain`, or None."""
+
+    domain: Domain
+
+    def take(self, name: str, value: Any) -> Any:
+        return None if value is None else self.domain.take(name, value)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A text or several; none of them empty."""
+
+    most: int
+
+    def take(self, name: str, value: Any) -> list[str]:
+        texts = [value] if isinstance(value, str) else _listed(name, value)
+        if len(texts) > self.most:
+            raise InvalidRequestError(
+                f"{name} has {len(texts)} strings, at most {self.most} are allowed", param=name, value=len(texts)
+            )
+        for text in texts:
+            if not isinstance(text, str) or not text:
+                raise InvalidRequestError(
+                    f"{name} must hold non-empty strings, got {shortened(text)}", param=name, value=text
+                )
+        return texts
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    most: int
+
+    def take(self, name: str, value: Any) -> list[int]:
+        tokens = _listed(name, value)
+        if len(tokens) > self.most:
+            raise InvalidRequestError(
+                f"{name} has {len(tokens)} entries, at most {self.most} are allowed", param=name, value=len(tokens)
+            )
+        return [TOKEN_ID.take(name, token) for token in tokens]
+
+
+@dataclass(frozen=True)
+class Only:
+    """Values that ask for nothing: the field is known, no other value is computed. The first is the default."""
+
+    values: tuple[Any, ...]
+
+    def take(self, name: str, value: Any) -> Any:
+        if value is not None and value not in self.values:
+            raise InvalidRequestError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)
+        return self.values[0]
+
+
+TOKEN_ID = Integer(0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class SamplingField:
+    """What else is known of a field of SamplingParams.
+
+    `engine`: its value as the wire's message and the native SamplingParams hold it, under the same name; None: the router's
+    own, no engine is told. `from_model`: generation_config.json may give its default.
+    """
+
+    domain: Domain
+    engine: Callable[[Any], Any] | None = None
+    from_model: bool = False
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def param(default: Any, domain: Domain, *, engine: Callable[[Any], Any] | None = None, from_model: bool = False) -> Any:
+    return field(default=default, metadata={"sampling": SamplingField(domain, engine, from_model)})
+
+
+def only(*values: Any) -> Any:
+    """A field of vLLM's SamplingParams that isn't computed yet; its default is the first of `values`."""
+    return field(default=values[0], repr=False, metadata={"sampling": SamplingField(Only(values))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen; vLLM's names and defaults. What isn't computed is refused by name.
+
+    `top_k` 0 or -1 is off. `temperature` 0 is greedy, and so is any below 1e-5. `seed` None draws one per request.
+    `logprobs` n asks for the sampled token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides
+    the model's EOS ids; within the first `min_tokens` tokens none of them does.
+
+    Raises:
+        InvalidRequestError: a value is out of range; names field and value.
+    """
+
+    n: int = param(1, Integer(1, MAX_CHOICES))
+    temperature: float = param(1.0, Number(0.0, MAX_FLOAT32), engine=same, from_model=True)
+    top_p: float = param(1.0, Number(MIN_FLOAT32, 1.0), engine=same, from_model=True)
+    top_k: int = param(0, Integer(-1, 2**31 - 1), engine=lambda k: max(k, 0), from_model=True)
+    min_p: float = param(0.0, Number(0.0, 1.0), engine=same, from_model=True)
+    seed: int | None = param(None, Optional(Integer(-(2**63), UINT64)), engine=lambda seed: seed & UINT64)
+    max_tokens: int | None = param(16, Optional(Integer(1, MAX_TOKENS)), engine=same)
+    min_tokens: int = param(0, Integer(0, MAX_TOKENS), engine=same)
+    stop: str | Sequence[str] | None = param(None, Texts(MAX_STOP_STRINGS))
+    stop_token_ids: Sequence[int] | None = param(None, TokenIds(MAX_STOP_TOKEN_IDS), engine=same)
+    include_stop_str_in_output: bool = param(False, Flag())
+    ignore_eos: bool = param(False, Flag(), engine=same)
+    logprobs: int | None = param(None, Optional(Integer(0, MAX_LOGPROBS)), engine=lambda n: -1 if n is None else n)
+    skip_special_tokens: bool = param(True, Flag())
+
+    presence_penalty: float = only(0.0)
+    frequency_penalty: float = only(0.0)
+    repetition_penalty: float = only(1.0)
+    logit_bias: Any = only(None, {})
+    bad_words: Any = only(None, [])
+    allowed_token_ids: Any = only(None)
+    prompt_logprobs: Any = only(None)
+    logprob_token_ids: Any = only(None, [])
+    flat_logprobs: bool = only(False)
+    detokenize: bool = only(True)
+    spaces_between_special_tokens: bool = only(True)
+    truncate_prompt_tokens: Any = only(None)
+    logits_processors: Any = only(None, [])
+    structured_outputs: Any = only(None)
+    guided_decoding: Any = only(None)
+    thinking_token_budget: Any = only(None)
+    repetition_detection: Any = only(None)
+    output_kind: Any = only(None, 0)  # RequestOutputKind.CUMULATIVE
+    extra_args: Any = only(None, {})
+    skip_reading_prefix_cache: Any = only(None, False)
+
+    def __post_init__(self) -> None:
+        for name, each in FIELDS.items():
+            object.__setattr__(self, name, each.domain.take(name, getattr(self, name)))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens {self.min_tokens} is greater than max_tokens {self.max_tokens}",
+                param="min_tokens",
+                value=self.min_tokens,
+            )
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return list(self.stop or [])
+
+    def with_seed(self) -> SamplingParams:
+        """These parameters with a seed: the given one, or 63 random bits."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
+
+    def for_engine(self) -> dict[str, Any]:
+        """What an engine is told, by the names that the wire's and the native SamplingParams have too.
+
+        REQUIRES: seed and max_tokens are set.
+        """
+        return {name: each.engine(getattr(self, name)) for name, each in FIELDS.items() if each.engine is not None}
+
+
+FIELDS: Mapping[str, SamplingField] = MappingProxyType(
+    {each.name: each.metadata["sampling"] for each in fields(SamplingParams)}
+)
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, Iterable | None) or isinstance(value, str | bytes | Mapping):
+        raise _refused(name, value, "a list")
+    return list(value or [])
+
+
+def _refused(name: str, value: Any, wanted: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} must be {wanted}, got {shortened(value)}", param=name, value=value)
