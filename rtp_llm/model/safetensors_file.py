@@ -23,7 +23,10 @@ from safetensors import SafetensorError, safe_open
 
 from rtp_llm.errors import ModelLoadError
 
-DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+}  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -33,7 +36,7 @@ class StoredTensor:
 
     file: Path
     name: str
-    dtype: str  # "float32", "bfloat16", "float16"
+    dtype: str  # the format's name: "F32", "BF16", …; whoever reads the tensor says which it can take
     shape: tuple[int, ...]
     offset: int  # bytes from the file's start
     num_bytes: int
@@ -116,17 +119,12 @@ class SafetensorsFile:
             raise ModelLoadError(f"{self.path}: tensor {name}: bad header entry {entry!r}") from error
         if not whole or not isinstance(dtype, str):
             raise ModelLoadError(f"{self.path}: tensor {name}: bad header entry {entry!r}")
-        if dtype not in DTYPES:
+        expected = math.prod(shape) * ITEM_BYTES.get(dtype, 0)
+        if end - begin != expected and (end < begin or dtype in ITEM_BYTES):
             raise ModelLoadError(
-                f"{self.path}: tensor {name}: dtype {dtype} is not supported, there are {', '.join(DTYPES)}"
+                f"{self.path}: tensor {name}: {list(shape)} {dtype} are {expected} bytes, the header says {end - begin}"
             )
-        type_name, item_bytes = DTYPES[dtype]
-        if end - begin != math.prod(shape) * item_bytes:
-            raise ModelLoadError(
-                f"{self.path}: tensor {name}: {list(shape)} {dtype} are {math.prod(shape) * item_bytes} bytes, "
-                f"the header says {end - begin}"
-            )
-        return StoredTensor(self.path, name, type_name, shape, data_start + begin, end - begin)
+        return StoredTensor(self.path, name, dtype, shape, data_start + begin, end - begin)
 
     def _read(self, into: memoryview, offset: int) -> None:
         done = 0

@@ -5,21 +5,23 @@ The engine packs what it is given; no tensor is ever held whole. The native `Wei
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from rtp_llm.errors import ModelLoadError
+from rtp_llm.model.checkpoint import Checkpoint
 from rtp_llm.model.config import ModelConfig
-from rtp_llm.model.files import read_json
-from rtp_llm.model.names import slot_name
-from rtp_llm.model.safetensors_file import SafetensorsFile, StoredTensor
+from rtp_llm.model.names import EMBEDDING, HEAD, slot_name
+from rtp_llm.model.safetensors_file import StoredTensor
 
 CHUNK_BYTES = 4 << 20
-INDEX = "model.safetensors.index.json"
-_BIN_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names → the engine's
 _NAMED = 10
+
+_log = logging.getLogger("rtp_llm.model")
 
 
 class ExpectedTensor(Protocol):
@@ -65,52 +67,78 @@ def load_weights(
     sink.finish()
 
 
-def _load_files(directory: Path, config: ModelConfig, sink: WeightSink, progress: Progress | None) -> None:
-    paths = _safetensors_paths(directory)
-    if not paths:
-        from rtp_llm.model.torch_files import load_torch_files
+def untied_from_its_embedding(directory: str | Path, config: ModelConfig, load_format: str) -> ModelConfig:
+    """`config` as its checkpoint means it: a tied model whose files hold an lm_head with other values than the embedding's
+    computes with that lm_head.
 
-        load_torch_files(directory, [directory / name for name in _BIN_FILES], config, sink)
-        return
-    with ExitStack() as stack:
-        files = [stack.enter_context(SafetensorsFile(path)) for path in paths]
-        plan = _plan(files, config, sink)
+    Source: transformers' tie_weights(): "both are present in the checkpoints with different values, so we will NOT tie them".
+
+    Raises:
+        ModelLoadError: as load_weights.
+    """
+    if not config.tie_word_embeddings or load_format != "safetensors":
+        return config
+    with Checkpoint(Path(directory)) as checkpoint:
+        if not _head_differs(checkpoint):
+            return config
+    _log.warning("%s: lm_head differs from the tied embedding and is used as it is", directory)
+    return replace(config, tie_word_embeddings=False)
+
+
+def _head_differs(checkpoint: Checkpoint) -> bool:
+    if checkpoint.empty:
+        from rtp_llm.model.torch_files import head_differs
+
+        return head_differs(checkpoint.directory)
+    head, embedding = checkpoint.find(HEAD), checkpoint.find(EMBEDDING)
+    return head is not None and embedding is not None and not _equal(checkpoint, head, embedding)
+
+
+def _equal(checkpoint: Checkpoint, one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in (one, other)]
+    pairs = (checkpoint.chunks(each, buffer, CHUNK_BYTES) for each, buffer in zip((one, other), buffers, strict=True))
+    return all(left == right for left, right in zip(*pairs, strict=True))
+
+
+def _load_files(directory: Path, config: ModelConfig, sink: WeightSink, progress: Progress | None) -> None:
+    with Checkpoint(directory) as checkpoint:
+        if checkpoint.empty:
+            from rtp_llm.model.torch_files import load_torch_files
+
+            load_torch_files(directory, config, sink)
+            return
+        plan = _plan(checkpoint, config, sink)
         total = sum(tensor.num_bytes for tensor in plan.values())
         done = 0
         buffer = memoryview(bytearray(CHUNK_BYTES))
-        for file in files:
-            own = [(slot, tensor) for slot, tensor in plan.items() if tensor.file == file.path]
-            for slot, tensor in sorted(own, key=lambda pair: pair[1].offset):
-                buffer = _write_tensor(file, slot, tensor, sink, buffer)
-                done += tensor.num_bytes
-                if progress is not None:
-                    progress(done, total)
+        for slot, tensor in sorted(plan.items(), key=lambda pair: (pair[1].file, pair[1].offset)):
+            buffer = _write_tensor(checkpoint, slot, tensor, sink, buffer)
+            done += tensor.num_bytes
+            if progress is not None:
+                progress(done, total)
 
 
-def _safetensors_paths(directory: Path) -> list[Path]:
-    """The files that the index names, or else every safetensors file there is."""
-    index = directory / INDEX
-    if not index.exists():
-        return sorted(directory.glob("*.safetensors"))
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelLoadError(f"{index}: weight_map must map tensors to files, found {weight_map!r}")
-    return [directory / name for name in sorted(set(weight_map.values()))]
-
-
-def _plan(files: Sequence[SafetensorsFile], config: ModelConfig, sink: WeightSink) -> dict[str, StoredTensor]:
+def _plan(checkpoint: Checkpoint, config: ModelConfig, sink: WeightSink) -> dict[str, StoredTensor]:
     """Which stored tensor fills each slot; complete and well-shaped."""
     shapes = {tensor.name: tuple(tensor.shape) for tensor in sink.expected()}
+    names = {tensor.name for tensor in checkpoint.tensors}
     plan: dict[str, StoredTensor] = {}
-    for tensor in (tensor for file in files for tensor in file.tensors.values()):
-        slot = slot_name(config, tensor.name)
+    for tensor in checkpoint.tensors:
+        slot = slot_name(config, tensor.name, names)
         if slot is None:
             continue
         check_tensor(tensor.file, tensor.name, tensor.shape, slot, shapes, config)
+        if tensor.dtype not in DTYPES:
+            raise ModelLoadError(
+                f"{tensor.file}: tensor {tensor.name}: dtype {tensor.dtype} is not supported, "
+                f"there are {', '.join(DTYPES)}"
+            )
         if slot in plan:
             raise ModelLoadError(f"{tensor.file}: tensor {tensor.name} comes twice, {plan[slot].file} has it too")
         plan[slot] = tensor
-    check_complete(files[0].path.parent, shapes, plan)
+    check_complete(checkpoint.directory, shapes, plan)
     return plan
 
 
@@ -140,7 +168,7 @@ def check_complete(directory: Path, expected: dict[str, tuple[int, ...]], found:
 
 
 def _write_tensor(
-    file: SafetensorsFile, slot: str, tensor: StoredTensor, sink: WeightSink, buffer: memoryview
+    checkpoint: Checkpoint, slot: str, tensor: StoredTensor, sink: WeightSink, buffer: memoryview
 ) -> memoryview:
     """Whole rows at a time. Returns the buffer, a larger one if a row didn't fit."""
     num_rows, row_elements = (tensor.shape[0], 1) if len(tensor.shape) == 1 else tensor.shape
@@ -148,8 +176,8 @@ def _write_tensor(
     if row_bytes > len(buffer):
         buffer = memoryview(bytearray(row_bytes))
     first_row = 0
-    for chunk in file.chunks(tensor, buffer, len(buffer) // row_bytes * row_bytes):
+    for chunk in checkpoint.chunks(tensor, buffer, len(buffer) // row_bytes * row_bytes):
         rows = len(chunk) // row_bytes
-        sink.write(slot, first_row, rows, row_elements, tensor.dtype, chunk)
+        sink.write(slot, first_row, rows, row_elements, DTYPES[tensor.dtype], chunk)
         first_row += rows
     return buffer

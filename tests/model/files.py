@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "dtype": "float32",
 }
 
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "BOOL": 1}
 
 
 def write_config(directory: Path, changes: Mapping[str, Any] | None = None, **fields: Any) -> Path:

@@ -6,14 +6,14 @@ from typing import Any
 
 from rtp_llm._native import _engine
 from rtp_llm.model.config import read_model_config
-from rtp_llm.model.weights import load_weights
+from rtp_llm.model.weights import load_weights, untied_from_its_embedding
 
 
 class Scored:
     """A checkpoint, loaded; scores one sequence at a time."""
 
     def __init__(self, directory: Path, *, dtype: str = "float32", **scorer: Any) -> None:
-        config = read_model_config(directory)
+        config = untied_from_its_embedding(directory, read_model_config(directory), "safetensors")
         self.vocab_size = config.vocab_size
         device = _engine.open_device("cpu")
         weights = _engine.Weights(device, _engine.ModelConfig(**config.native_fields(dtype)))

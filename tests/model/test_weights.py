@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 
 from rtp_llm.errors import ModelLoadError
 from rtp_llm.model import weights
+from rtp_llm.model.checkpoint import INDEX
 from rtp_llm.model.config import ModelConfig, read_model_config
-from rtp_llm.model.weights import load_weights
-from tests.model.files import Recorder, pattern, write_config, write_safetensors
+from rtp_llm.model.weights import load_weights, untied_from_its_embedding
+from tests.model.files import ITEM_BYTES, Recorder, pattern, write_config, write_safetensors
 
 SHAPES = {"model.embed_tokens.weight": (11, 8), "model.norm.weight": (8,), "lm_head.weight": (11, 8)}
 TENSORS = {name: ("F32", shape, pattern(name, shape)) for name, shape in SHAPES.items()}
@@ -70,11 +72,11 @@ def test_shards_are_found_by_the_index(tmp_path: Path, config: ModelConfig) -> N
     write_safetensors(tmp_path / "b.safetensors", {name: TENSORS[name] for name in names[1:]})
     write_safetensors(tmp_path / "other.safetensors", {"unrelated": ("F32", (1,), b"1234")})
     weight_map = {names[0]: "a.safetensors", names[1]: "b.safetensors", names[2]: "b.safetensors"}
-    (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert len(load(tmp_path, config).data) == 3
     (tmp_path / "b.safetensors").unlink()
     assert "b.safetensors: No such file" in refused(tmp_path, config)
-    (tmp_path / weights.INDEX).write_text('{"weight_map": [1]}')
+    (tmp_path / INDEX).write_text('{"weight_map": [1]}')
     assert "weight_map must map tensors to files" in refused(tmp_path, config)
 
 
@@ -159,6 +161,104 @@ def test_what_the_engine_computes_itself_is_skipped(tmp_path: Path) -> None:
     sink = Recorder(shapes)
     load_weights(tmp_path, config, sink)
     assert set(sink.data) == set(shapes)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64", "I64", "BOOL", "F4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.masked_bias",
+        "model.layers.0.self_attn.bias",
+    ],
+)
+def test_a_buffer_that_the_engine_computes_may_be_of_any_type(
+    tmp_path: Path, config: ModelConfig, name: str, dtype: str
+) -> None:
+    write_safetensors(tmp_path / FILE, {**TENSORS, name: (dtype, (2,), bytes(2 * ITEM_BYTES.get(dtype, 4)))})
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+@pytest.mark.parametrize(
+    "stray", ["consolidated", "consolidated.00", "adapter_model", "optimizer", "anything-beside-a-whole-model"]
+)
+def test_files_beside_the_model_are_not_read(tmp_path: Path, config: ModelConfig, stray: str) -> None:
+    (tmp_path / f"{stray}.safetensors").write_bytes(b"not even safetensors")
+    write_safetensors(tmp_path / FILE, TENSORS)
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+def test_other_formats_beside_parts_without_an_index_are_not_read(tmp_path: Path, config: ModelConfig) -> None:
+    names = list(TENSORS)
+    write_safetensors(tmp_path / "model-00001-of-00002.safetensors", {name: TENSORS[name] for name in names[:1]})
+    write_safetensors(tmp_path / "model-00002-of-00002.safetensors", {name: TENSORS[name] for name in names[1:]})
+    for stray in ("consolidated", "adapter_model"):
+        write_safetensors(tmp_path / f"{stray}.safetensors", {"tok_embeddings.weight": ("F32", (1,), b"1234")})
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+def test_the_index_says_which_of_two_files_a_tensor_is_read_from(tmp_path: Path, config: ModelConfig) -> None:
+    other = {"lm_head.weight": ("F32", (11, 8), bytes(11 * 8 * 4))}
+    write_safetensors(tmp_path / "a.safetensors", {**TENSORS, **other})
+    write_safetensors(tmp_path / "b.safetensors", {"lm_head.weight": TENSORS["lm_head.weight"]})
+    for place in ("a", "b"):
+        places = {name: f"{place if name == 'lm_head.weight' else 'a'}.safetensors" for name in SHAPES}
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": {**places, "unrelated": "b.safetensors"}}))
+        right = other if place == "a" else TENSORS
+        assert load(tmp_path, config).data["lm_head.weight"] == right["lm_head.weight"][2]
+
+
+def test_a_tensor_is_found_where_it_lies_though_the_index_says_another_file(
+    tmp_path: Path, config: ModelConfig
+) -> None:
+    write_safetensors(tmp_path / "a.safetensors", TENSORS)
+    write_safetensors(tmp_path / "b.safetensors", {})
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "b.safetensors", "x": "a.safetensors"}}))
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+def test_the_index_of_parts_that_are_gone_does_not_hide_the_whole_model(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, TENSORS)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(SHAPES, "model-00001-of-00002.safetensors")}))
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+TIED = {name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"}
+
+
+@pytest.mark.parametrize("file", [FILE, "other.safetensors"])
+def test_a_tied_matrix_may_be_stored_as_the_head(tmp_path: Path, file: str) -> None:
+    config = read_model_config(write_config(tmp_path, tie_word_embeddings=True))
+    write_safetensors(tmp_path / file, {name: TENSORS[name] for name in ("lm_head.weight", "model.norm.weight")})
+    assert untied_from_its_embedding(tmp_path, config, "safetensors") == config
+    sink = Recorder(TIED)
+    load_weights(tmp_path, config, sink)
+    assert sink.data["model.embed_tokens.weight"] == TENSORS["lm_head.weight"][2]
+
+
+def test_a_head_that_equals_the_tied_embedding_is_the_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 100)
+    config = read_model_config(write_config(tmp_path, tie_word_embeddings=True))
+    write_safetensors(tmp_path / FILE, {**TENSORS, "lm_head.weight": TENSORS["model.embed_tokens.weight"]})
+    assert untied_from_its_embedding(tmp_path, config, "safetensors") == config
+
+
+@pytest.mark.parametrize("place", [0, 99, 100, 11 * 8 * 4 - 1])
+def test_a_head_that_differs_from_the_tied_embedding_is_a_tensor_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 100)
+    config = read_model_config(write_config(tmp_path, tie_word_embeddings=True))
+    data = bytearray(TENSORS["model.embed_tokens.weight"][2])
+    data[place] ^= 1
+    write_safetensors(tmp_path / FILE, {**TENSORS, "lm_head.weight": ("F32", (11, 8), bytes(data))})
+    untied = untied_from_its_embedding(tmp_path, config, "safetensors")
+    assert untied == replace(config, tie_word_embeddings=False)
+    assert load(tmp_path, untied).data["lm_head.weight"] == data
+    assert untied_from_its_embedding(tmp_path, config, "dummy") == config
 
 
 @pytest.mark.parametrize(

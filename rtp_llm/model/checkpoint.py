@@ -1,0 +1,90 @@
+"""Checkpoint: the safetensors files of a model directory as one set of tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from rtp_llm.errors import ModelLoadError
+from rtp_llm.model.files import read_json
+from rtp_llm.model.safetensors_file import SafetensorsFile, StoredTensor
+
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+# Mistral's own format, LoRA adapters, what a trainer keeps: they lie beside models and are no part of one.
+_NO_PART = re.compile(r"(consolidated|adapter|optimizer|training|random_states|scheduler)\b.*|adapter_.*")
+
+
+class Checkpoint:
+    """Its files, open. Use as a context manager.
+
+    Raises:
+        ModelLoadError: a file is missing, truncated or not safetensors, or the index is malformed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        places = _index(directory)
+        with ExitStack() as stack:
+            self._files = [stack.enter_context(SafetensorsFile(path)) for path in _paths(directory, places)]
+            self._open = stack.pop_all()
+        held = {file.path.name: file.tensors.keys() for file in self._files}
+        self.tensors = [
+            tensor
+            for file in self._files
+            for tensor in file.tensors.values()
+            if _is_place(file.path.name, tensor.name, places, held)
+        ]
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the directory has no safetensors files."""
+        return not self._files
+
+    def find(self, name: str) -> StoredTensor | None:
+        return next((tensor for tensor in self.tensors if tensor.name == name), None)
+
+    def chunks(self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int) -> Iterator[memoryview]:
+        """As SafetensorsFile.chunks."""
+        file = next(file for file in self._files if file.path == tensor.file)
+        return file.chunks(tensor, buffer, chunk_bytes)
+
+
+def _index(directory: Path) -> dict[str, str]:
+    """Tensor → the file that holds it; empty without an index."""
+    path = directory / INDEX
+    if not path.exists():
+        return {}
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ModelLoadError(f"{path}: weight_map must map tensors to files, found {places!r}")
+    # What saved the model anew as one file may have left the index of its former parts.
+    if (directory / WHOLE).exists() and not any((directory / name).exists() for name in places.values()):
+        return {}
+    return places
+
+
+def _paths(directory: Path, places: dict[str, str]) -> list[Path]:
+    """The index decides; without one the whole model's file does, or else there are only parts."""
+    if places:
+        return [directory / name for name in sorted(set(places.values()))]
+    if (directory / WHOLE).exists():
+        return [directory / WHOLE]
+    return [path for path in sorted(directory.glob("*.safetensors")) if not _NO_PART.fullmatch(path.stem)]
+
+
+def _is_place(file: str, tensor: str, places: dict[str, str], held: Mapping[str, Collection[str]]) -> bool:
+    """Whether `tensor` is read from `file`. The index chooses among several files that hold it."""
+    place = places.get(tensor, file)
+    return place == file or tensor not in held.get(place, ())
