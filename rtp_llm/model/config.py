@@ -13,7 +13,8 @@ from typing import Any
 from rtp_llm.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from rtp_llm.model.files import read_json, read_json_if_present
 from rtp_llm.model.rope import Rope, read_rope
-from rtp_llm.request import SamplingParams
+from rtp_llm.model.special_tokens import eos_token_id
+from rtp_llm.sampling_params import FIELDS, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -103,27 +104,36 @@ def read_model_config(directory: str | Path) -> ModelConfig:
 
 
 def read_generation_defaults(directory: str | Path) -> GenerationDefaults:
-    """End-of-sequence ids and default sampling values; config.json's eos_token_id where generation_config.json has none.
+    """End-of-sequence ids and default sampling values.
+
+    An id ends an answer if generation_config.json, config.json or the tokenizer says so: a chat fine-tune may name its
+    end of turn in any one of them and keep the base model's id in the others.
 
     Raises:
         ModelLoadError: a file is unreadable, an id is not an integer, or a sampling value is out of range.
     """
     path = Path(directory) / "generation_config.json"
     generation = read_json_if_present(path)
-    eos = generation.get("eos_token_id")
-    if eos is None:
-        path = Path(directory) / "config.json"
-        eos = read_json_if_present(path).get("eos_token_id")
-    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
-            raise ModelLoadError(f"{path}: eos_token_id must hold token ids, found {token!r}")
+    ids = _eos_token_ids(path, generation)
+    config = Path(directory) / "config.json"
+    ids += _eos_token_ids(config, read_json_if_present(config))
+    if (of_tokenizer := eos_token_id(directory)) is not None:
+        ids.append(of_tokenizer)
     sampling = _sampling_defaults(generation)
     try:
         SamplingParams(**sampling)
     except InvalidRequestError as error:  # said at the start, not to everybody who asks
-        raise ModelLoadError(f"{Path(directory) / 'generation_config.json'}: {error.message}") from error
+        raise ModelLoadError(f"{path}: {error.message}") from error
     return GenerationDefaults(tuple(dict.fromkeys(ids)), MappingProxyType(sampling))
+
+
+def _eos_token_ids(path: Path, tree: Mapping[str, Any]) -> list[int]:
+    eos = tree.get("eos_token_id")
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
+            raise ModelLoadError(f"{path}: eos_token_id must hold token ids, found {token!r}")
+    return list(ids)
 
 
 def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +142,7 @@ def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
         return {"temperature": 0.0}
     if (penalty := generation.get("repetition_penalty") or 1.0) != 1.0:
         _log.warning("generation_config.json: repetition_penalty %s is not applied", penalty)
-    names = ("temperature", "top_p", "top_k", "min_p")
+    names = [name for name, field in FIELDS.items() if field.from_model]
     return {name: generation[name] for name in names if generation.get(name) is not None}
 
 

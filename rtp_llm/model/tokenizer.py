@@ -12,9 +12,8 @@ import tokenizers
 
 from rtp_llm.errors import InvalidRequestError, ModelLoadError
 from rtp_llm.model.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer, bytes_of_token
-from rtp_llm.model.files import read_json, read_json_if_present
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+from rtp_llm.model.files import read_json
+from rtp_llm.model.special_tokens import special_tokens
 
 
 class Tokenizer:
@@ -48,10 +47,14 @@ class Tokenizer:
             raise ModelLoadError(f"{path}: {error}") from error
         return cls(backend, _is_byte_level(decoder), special)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Ids are below this, added tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def is_special_text(self, text: str) -> bool:
+        """Whether `text` is a special token."""
+        return self._backend.token_to_id(text) in self._special_ids
 
     @cached_property
     def max_token_bytes(self) -> int:
@@ -105,20 +108,6 @@ class Tokenizer:
 
     def _plain_bytes(self, token: int) -> bytes:
         return self.decode([token], skip_special_tokens=False).encode()
-
-
-def special_tokens(directory: str | Path) -> dict[str, str]:
-    """Names of special tokens → their text ("bos_token": "<s>"), from tokenizer_config.json and special_tokens_map.json."""
-    found = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        tree = read_json_if_present(Path(directory) / name)
-        for token in SPECIAL_TOKENS:
-            value = tree.get(token)
-            if isinstance(value, dict):  # an AddedToken
-                value = value.get("content")
-            if isinstance(value, str):
-                found[token] = value
-    return found
 
 
 def _is_byte_level(decoder: Any) -> bool:

@@ -158,13 +158,45 @@ def test_native_fields_carry_everything(tmp_path: Path) -> None:
 # --- generation_config.json
 
 
-def test_several_end_of_sequence_ids_are_honoured(tmp_path: Path) -> None:
+def test_end_of_sequence_ids_of_every_file_count(tmp_path: Path) -> None:
     write_config(tmp_path, eos_token_id=9)
     assert read_generation_defaults(tmp_path).eos_token_ids == (9,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4, 3]}')
-    assert read_generation_defaults(tmp_path).eos_token_ids == (3, 4)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert read_generation_defaults(tmp_path).eos_token_ids == (5,)
+    assert read_generation_defaults(tmp_path).eos_token_ids == (3, 4, 9)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    (tmp_path / "added_tokens.json").write_text('{"<end>": 5}')
+    assert read_generation_defaults(tmp_path).eos_token_ids == (9, 5)
+
+
+@pytest.mark.parametrize("eos", ['"<end>"', '{"content": "<end>", "special": true}'])
+@pytest.mark.parametrize(
+    ("file", "tree"),
+    [
+        ("tokenizer_config.json", '{"eos_token": EOS, "added_tokens_decoder": {"7": {"content": "<end>"}}}'),
+        ("added_tokens.json", '{"<end>": 7}'),
+        ("tokenizer.json", '{"added_tokens": [{"id": 7, "content": "<end>"}]}'),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 1, "<end>": 7}}}'),
+        ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": [["a", 0.0], ["<end>", -1.5]]}}'),
+    ],
+)
+def test_the_tokenizers_end_of_sequence_token_counts_wherever_its_id_stands(
+    tmp_path: Path, eos: str, file: str, tree: str
+) -> None:
+    write_config(tmp_path, eos_token_id=0)
+    (tmp_path / "special_tokens_map.json").write_text(f'{{"eos_token": {eos}}}')
+    (tmp_path / file).write_text(tree.replace("EOS", eos))
+    assert read_generation_defaults(tmp_path).eos_token_ids == (0, 1 if "Unigram" in tree else 7)
+
+
+@pytest.mark.parametrize(
+    "tree", ["{}", '{"added_tokens": 5, "model": 5}', '{"added_tokens": [5, {"content": "<end>"}], "model": {}}']
+)
+def test_an_end_of_sequence_token_without_an_id_is_none(tmp_path: Path, tree: str) -> None:
+    write_config(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>", "added_tokens_decoder": {"x": 1}}')
+    (tmp_path / "tokenizer.json").write_text(tree)
+    assert read_generation_defaults(tmp_path).eos_token_ids == ()
 
 
 def test_no_end_of_sequence_id_is_none(tmp_path: Path) -> None:
