@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import jinja2.sandbox
 
 from rtp_llm.errors import ChatTemplateError, ModelLoadError
 from rtp_llm.model.files import read_json_if_present
-from rtp_llm.model.tokenizer import special_tokens
+from rtp_llm.model.messages import ContentForm, checked_message, content_form
+from rtp_llm.model.special_tokens import special_tokens
 
 JINJA_FILE = "chat_template.jinja"
 JSON_FILE = "chat_template.json"
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class ChatTemplate:
@@ -38,8 +41,10 @@ class ChatTemplate:
             ModelLoadError: a template is not valid Jinja; names origin and line.
         """
         self._special_tokens = dict(special_tokens)
+        self._sources = dict(sources)
         self._origin = origin
-        self._templates = {}
+        self._templates: dict[str, jinja2.Template] = {}
+        self._content_forms: dict[tuple[str, str], ContentForm] = {}  # by template and role, as they are asked for
         for name, source in sources.items():
             try:
                 self._templates[name] = _environment().from_string(source)
@@ -62,6 +67,21 @@ class ChatTemplate:
                 return cls(_named(template, directory / name), special_tokens(directory), str(directory / name))
         return cls({}, special_tokens(directory), str(directory))
 
+    def replaced(self, source: str) -> ChatTemplate:
+        """The template `source` with this model's special tokens.
+
+        Raises:
+            ChatTemplateError: it is not valid Jinja.
+        """
+        try:
+            return ChatTemplate({"default": source}, self._special_tokens)
+        except ModelLoadError as error:
+            raise ChatTemplateError(error.message, param="chat_template", value=source) from error
+
+    def source_for(self, *, tools: bool) -> str:
+        """The source that renders with tools, or without; empty if there is none."""
+        return self._sources.get("tool_use" if tools else "default") or self._sources.get("default", "")
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -78,20 +98,23 @@ class ChatTemplate:
         if not messages:
             raise ChatTemplateError("messages must hold at least one message, got []", param="messages", value=[])
         names = ("tool_use", "default") if tools else ("default",)
-        template = next((self._templates[name] for name in names if name in self._templates), None)
-        if template is None:
+        name = next((name for name in names if name in self._templates), None)
+        if name is None:
             raise ChatTemplateError(
                 f"{self._origin}: the model has no chat template; use completions", param="messages"
             )
         context = {
             **self._special_tokens,
             **variables,
-            "messages": [_message(index, message) for index, message in enumerate(messages)],
+            "messages": [
+                checked_message(f"messages[{index}]", message, partial(self._content_form, name))
+                for index, message in enumerate(messages)
+            ],
             "tools": list(tools) if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return template.render(context)
+            return self._templates[name].render(context)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(
                 f"the chat template refused the messages: {error.message}", param="messages"
@@ -100,6 +123,15 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"the chat template failed on the messages: {type(error).__name__}: {error}", param="messages"
             ) from error
+
+    def _content_form(self, name: str, role: str) -> ContentForm:
+        """Of messages of `role` in the template `name`."""
+        key = (name, role if role in ROLES else "")
+        if key not in self._content_forms:
+            context = {**self._special_tokens, "tools": None, "add_generation_prompt": True}
+            template = self._templates[name]
+            self._content_forms[key] = content_form(lambda messages: template.render(context, messages=messages), role)
+        return self._content_forms[key]
 
 
 def _named(template: Any, path: Path) -> dict[str, str]:
@@ -112,60 +144,6 @@ def _named(template: Any, path: Path) -> dict[str, str]:
         raise ModelLoadError(
             f"{path}: chat_template must be a text or a list of named texts, found {template!r}"
         ) from error
-
-
-def _message(index: int, message: object) -> dict[str, Any]:
-    """A message as templates expect it: content a text, arguments of tool calls an object."""
-    where = f"messages[{index}]"
-    if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"{where} must be an object, got {message!r}", param=where, value=message)
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise ChatTemplateError(f"{where}.role must be a text, got {role!r}", param=f"{where}.role", value=role)
-    if message.get("content") is None and role != "assistant":
-        raise ChatTemplateError(f"{where}.content of role {role!r} is required", param=f"{where}.content")
-    plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
-    if calls := message.get("tool_calls"):
-        where = f"{where}.tool_calls"
-        if not isinstance(calls, list | tuple):
-            raise ChatTemplateError(f"{where} must be a list, got {calls!r}", param=where, value=calls)
-        plain["tool_calls"] = [_tool_call(call, where) for call in calls]
-    return plain
-
-
-def _text(content: Any, where: str) -> str:
-    """Text parts are joined by line breaks; no content (an assistant that only calls tools) is the empty text."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ChatTemplateError(
-            f"{where} must be a text or a list of parts, got {content!r}", param=where, value=content
-        )
-    parts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise ChatTemplateError(
-                f"{where}[{index}] must be a text part, got {part!r}", param=f"{where}[{index}]", value=part
-            )
-        parts.append(part["text"])
-    return "\n".join(parts)
-
-
-def _tool_call(call: Any, where: str) -> Any:
-    """OpenAI's clients send arguments as JSON in a text; templates want the object."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError as error:
-        raise ChatTemplateError(
-            f"{where}: arguments are not JSON: {error}", param=where, value=function["arguments"]
-        ) from error
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 class _GenerationBlock(jinja2.ext.Extension):

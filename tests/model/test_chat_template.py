@@ -117,9 +117,108 @@ def test_arguments_of_tool_calls_are_objects() -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     assert template(source).render([message]) == "1"
     assert call["function"] == {"name": "f", "arguments": '{"x": 1}'}
-    call["function"] = {"name": "f", "arguments": "{"}
-    with pytest.raises(ChatTemplateError, match="arguments are not JSON"):
-        template(source).render([message])
+
+
+@pytest.mark.parametrize("given", [None, "", " ", "\n", "null", "{}", {}, '{"x": 1', '{"x": "cut'])
+def test_tool_calls_without_whole_arguments_have_none(given: Any) -> None:
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": given}}]
+    source = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    assert template(source).render([{"role": "assistant", "content": None, "tool_calls": calls}]) == "{}"
+
+
+def test_a_raw_line_break_in_an_argument_is_taken() -> None:
+    calls = [{"function": {"name": "f", "arguments": '{"x": "a\nb"}'}}]
+    source = "{{ messages[0].tool_calls[0].function.arguments.x }}"
+    assert template(source).render([{"role": "assistant", "content": None, "tool_calls": calls}]) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("call", "param"),
+    [
+        (5, ""),
+        ({"id": "c"}, ".function"),
+        ({"id": "c", "type": "custom", "function": {"name": "f", "arguments": "{}"}}, ".type"),
+        ({"function": {"arguments": "{}"}}, ".function.name"),
+        ({"function": {"name": 5, "arguments": "{}"}}, ".function.name"),
+        ({"function": {"name": "f"}}, ".function.arguments"),
+        ({"function": {"name": "f", "arguments": "5"}}, ".function.arguments"),
+        ({"function": {"name": "f", "arguments": '["Beijing"]'}}, ".function.arguments"),
+        ({"function": {"name": "f", "arguments": [1]}}, ".function.arguments"),
+        ({"function": {"name": "f", "arguments": 5}}, ".function.arguments"),
+    ],
+)
+def test_a_malformed_tool_call_is_named(call: Any, param: str) -> None:
+    good = {"function": {"name": "f", "arguments": "{}"}}
+    messages = [*HELLO, {"role": "assistant", "tool_calls": [good, call]}]
+    with pytest.raises(ChatTemplateError) as caught:
+        template(CHATML).render(messages)
+    assert caught.value.param == f"messages[1].tool_calls[1]{param}"
+    assert caught.value.param in caught.value.message
+
+
+def test_a_refusal_in_the_history_is_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "No."}]
+    assert template("{{ messages[0].content }}").render([{"role": "assistant", "content": parts}]) == "a\nNo."
+    with pytest.raises(ChatTemplateError, match="must be a text part"):
+        template(CHATML).render([{"role": "user", "content": [{"type": "refusal", "text": "x"}]}])
+
+
+# --- What a template wants of content
+
+LOOP = "{% for m in messages %}{{ m.role }}:{% for part in m.content %}<{{ part.text }}>{% endfor %};{% endfor %}"
+SELECT = (
+    "{% for m in messages %}{{ m.role }}:{{ m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text')"
+    " | map('trim') | join('+') }};{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}<{{ part.text }}>{% endfor %}{% endif %};{% endfor %}"
+)
+OF_USERS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.role == 'user' %}{{ m.content[0].text }}{% else %}{{ m.content + '' }}"
+    "{% endif %};{% endfor %}"
+)
+ALTERNATING = (
+    "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}"
+    "{% endif %}{% endfor %}" + LOOP
+)
+
+
+TRIMMED = "{% for m in messages %}{{ m.role }}:{{ m.content | trim }};{% endfor %}"
+AS_JSON = "{% for m in messages %}{{ m.role }}:{{ m.content | tojson }};{% endfor %}"
+FIRST_ONLY = "{% for m in messages %}{{ m.role }}:{{ m.content[0].text }};{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "part", "parts"),
+    [
+        (LOOP, "<a>", "<a>", "<a><b>"),
+        (SELECT, "a", "a", "a+b"),
+        (EITHER, "a", "<a>", "<a><b>"),
+        (ALTERNATING, "<a>", "<a>", "<a><b>"),
+        (TRIMMED, "a", "a", "a\nb"),
+        (AS_JSON, '"a"', '"a"', '"a\\nb"'),
+        (FIRST_ONLY, "a", "a", "a\nb"),
+    ],
+)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_content_is_given_as_the_template_wants_it(source: str, text: str, part: str, parts: str, role: str) -> None:
+    before = HELLO if role == "assistant" else []
+    after = HELLO if role == "system" else []
+
+    def rendered(content: Any) -> str:
+        whole = template(source).render([*before, {"role": role, "content": content}, *after])
+        return whole.partition(f"{role}:")[2].partition(";")[0]
+
+    a, b = ({"type": "text", "text": text} for text in "ab")
+    assert (rendered("a"), rendered([a]), rendered([a, b])) == (text, part, parts)
+
+
+def test_each_role_has_a_form_of_its_own() -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "tool", "content": "t"}]
+    assert template(OF_USERS).render(messages) == "system:s;user:u;tool:t;"
+    assert template(LOOP).render([{"role": "assistant", "content": None}, *HELLO]) == "assistant:<>;user:<Hello>;"
 
 
 def test_the_callers_messages_are_left_alone() -> None:
