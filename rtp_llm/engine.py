@@ -1,7 +1,7 @@
 """The native engine as Python drives it: built from settings and a model's files, its outputs fanned out once a step.
 
 `build` makes a `NativeEngine`, which a worker takes as it is. `Engine` runs one for requests of this process: `generate`
-streams to asyncio, `add` and `take` drive it from a thread (LLM).
+streams to asyncio, an `Inbox` serves a thread (LLM).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import math
 import os
 import secrets
 import select
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from rtp_llm.errors import (
 )
 from rtp_llm.host_memory import free_memory
 from rtp_llm.model.config import read_generation_defaults, read_model_config
-from rtp_llm.model.weights import load_weights
-from rtp_llm.request import FinishReason, Request, TokenOutput, check_integer
+from rtp_llm.model.weights import load_weights, untied_from_its_embedding
+from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.sampling_params import UINT64, Integer
 
 log = logging.getLogger("rtp_llm.engine")
 
@@ -139,7 +141,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
         InvalidRequestError: `seed` is no integer of 64 bits.
         UnavailableError: no such device or ISA here, or too little memory.
     """
-    config = read_model_config(model.path)
+    config = untied_from_its_embedding(model.path, read_model_config(model.path), model.load_format)
     max_model_len = model.max_model_len or config.max_position_embeddings
     if max_model_len > config.max_position_embeddings:
         raise ConfigError(
@@ -147,7 +149,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
         )
     dtype = _dtype(config.resolve_dtype(model.dtype), model.dtype, settings.device)
     memory = free_memory() // workers_here  # before this worker takes of it
-    check_integer("seed", seed, 0, 2**64 - 1)
+    Integer(0, UINT64).take("seed", seed)
     device = _engine.open_device(settings.device, num_threads=settings.num_threads, isa=settings.isa)
     try:
         weights = _engine.Weights(device, _engine.ModelConfig(**config.native_fields(dtype)))
@@ -263,7 +265,7 @@ def _longest_request(settings: EngineSettings, max_model_len: int, block_bytes: 
 class Engine:
     """A started engine for requests of this process. close() ends its thread; what still runs is lost.
 
-    Either `generate` (on one event loop) or `take` (on one thread) receives the outputs, not both.
+    Either `generate` (on one event loop) or inboxes (on any threads) receive the outputs, not both.
     """
 
     def __init__(self, native: NativeEngine) -> None:
@@ -274,6 +276,10 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[Any, asyncio.Queue[TokenOutput | EngineError]] = {}
         self._closed = False
+        self._inboxes: dict[Any, Inbox] = {}  # by key
+        self._receiving = threading.Lock()
+        self._outputs = select.poll()
+        self._outputs.register(self._outputs_fd, select.POLLIN)
         native.notify_through(self._outputs_fd)
         native.start()
 
@@ -312,18 +318,25 @@ class Engine:
         """Takes effect within one chunk; outputs of the key may still come."""
         self.native.native.cancel(key)
 
-    def take(self) -> list[tuple[Any, TokenOutput]]:
-        """Block until there are outputs; (key, output) in order.
+    def take(self, inbox: Inbox) -> list[tuple[Any, TokenOutput]]:
+        """Block until there are outputs of what `inbox` has added; (key, output) in order.
+
+        Of the threads that wait, one receives for all and puts into the others' inboxes what is theirs.
 
         Raises:
-            EngineError: the engine has failed.
+            EngineError: the engine has failed, or is closed.
         """
-        poll = select.poll()
-        poll.register(self._outputs_fd, select.POLLIN)
-        while True:
-            poll.poll()
-            if outputs := list(self._drain()):
-                return outputs
+        with self._receiving:
+            while not inbox.outputs:
+                if self._closed:
+                    raise EngineError("the engine is closed")
+                self._raise_failure()
+                self._outputs.poll()
+                for key, output in self._drain():
+                    if owner := self._inboxes.get(key):  # else it was cancelled
+                        owner.outputs.append((key, output))
+            taken, inbox.outputs = inbox.outputs, []
+        return taken
 
     async def generate(self, request: Request) -> AsyncIterator[TokenOutput]:
         """Stream a request's tokens. Leaving early cancels it.
@@ -372,8 +385,7 @@ class Engine:
             os.eventfd_read(self._outputs_fd)
         except BlockingIOError:
             return
-        if failure := self.native.failure:
-            raise EngineError(f"the engine has failed: {failure}")
+        self._raise_failure()
         columns = self.native.take_outputs()
         rows = zip(
             columns.key,
@@ -389,6 +401,10 @@ class Engine:
             asked = None if math.isnan(logprob) else logprob
             yield key, TokenOutput(position, token, asked, top, FinishReason(finish), cached)
 
+    def _raise_failure(self) -> None:
+        if failure := self.native.failure:
+            raise EngineError(f"the engine has failed: {failure}")
+
     def _spec(self, request: Request, key: Any) -> Any:
         longest = self.native.max_model_len
         if len(request.prompt) >= longest:
@@ -398,20 +414,47 @@ class Engine:
                 value=len(request.prompt),
             )
         sampling = request.sampling
-        left = longest - len(request.prompt)
+        if sampling.max_tokens is None:
+            sampling = replace(sampling, max_tokens=longest - len(request.prompt))
         return _engine.SequenceSpec(
             key=key,
             prompt=list(request.prompt),
             output=list(request.output),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            top_k=max(sampling.top_k, 0),
-            seed=(sampling.seed or 0) % 2**64,
-            max_tokens=left if sampling.max_tokens is None else sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            ignore_eos=sampling.ignore_eos,
-            stop_token_ids=list(sampling.stop_token_ids or []),
-            num_logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+            sampling=_engine.SamplingParams(**sampling.with_seed().for_engine()),
             cache_salt=request.cache_salt,
         )
+
+
+class Inbox:
+    """What one thread asks of an engine, and where it gets the answers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.outputs: list[tuple[Any, TokenOutput]] = []
+        self._engine = engine
+
+    def add(self, request: Request) -> Any:
+        """Queue a request; returns its key.
+
+        Raises:
+            InvalidRequestError, EngineError: as Engine.add().
+        """
+        key = self._engine.next_key(request.choice)
+        self._engine._inboxes[key] = self
+        try:
+            self._engine.add(request, key)
+        except BaseException:
+            self.forget(key)
+            raise
+        return key
+
+    def take(self) -> list[tuple[Any, TokenOutput]]:
+        """As Engine.take()."""
+        return self._engine.take(self)
+
+    def cancel(self, key: Any) -> None:
+        self.forget(key)
+        self._engine.cancel(key)
+
+    def forget(self, key: Any) -> None:
+        """What still comes of `key` is dropped."""
+        self._engine._inboxes.pop(key, None)

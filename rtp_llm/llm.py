@@ -6,17 +6,20 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+from rtp_llm import vllm_arguments
 from rtp_llm.config import load_config
-from rtp_llm.engine import Engine, build
+from rtp_llm.engine import Engine, Inbox, build
 from rtp_llm.errors import InvalidRequestError
+from rtp_llm.model.answer_text import AnswerText, TokenLogprob
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import read_generation_defaults
-from rtp_llm.model.detokenizer import Detokenizer
-from rtp_llm.model.stop_strings import StopStrings
+from rtp_llm.model.messages import checked_tools
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.sampling_params import SamplingParams
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
 Message = Mapping[str, Any]
@@ -62,11 +65,13 @@ class LLM:
         with LLM(model="path/to/a/checkpoint") as llm:
             [answer] = llm.generate("Hello", SamplingParams(max_tokens=16))
 
-    `seed` is the start of the seeds of requests that bring none, and of random weights (`load_format="dummy"`).
+    `seed` is the start of the seeds of requests that bring none, and of random weights (`load_format="dummy"`). Other arguments
+    of vLLM's are taken where they change no answer (vllm_arguments.py). `generate` and `chat` may be called from any threads.
 
     Raises:
         ModelError: the model's files can't be served.
         ConfigError: a setting is wrong; names path and value.
+        InvalidRequestError: an argument of vLLM's that asks for what isn't computed.
     """
 
     def __init__(
@@ -87,7 +92,16 @@ class LLM:
         kv_cache_memory_bytes: int | None = None,
         num_gpu_blocks_override: int | None = None,
         kv_cache_dtype: str = "auto",
+        tokenizer: str | None = None,
+        **vllm: Any,
     ) -> None:
+        vllm_arguments.check("LLM()", vllm, vllm_arguments.LLM)
+        if tokenizer is not None and Path(tokenizer).resolve() != Path(model).resolve():
+            raise InvalidRequestError(
+                f"LLM(): tokenizer is not supported, got {tokenizer!r}: the model's own is used",
+                param="tokenizer",
+                value=tokenizer,
+            )
         given = {
             "model.path": str(model),
             "model.dtype": dtype,
@@ -139,14 +153,22 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        **vllm: Any,
     ) -> list[RequestOutput]:
-        """Answer all prompts: texts, lists of token ids, {"prompt": text} or {"prompt_token_ids": ids}.
+        """Answer all prompts: texts, lists of token ids, {"prompt": text} or {"prompt_token_ids": ids}; a dictionary may have
+        a `cache_salt`, which keeps its prompt's cache apart from others'. `tokenization_kwargs` {"add_special_tokens": False}
+        is for texts that have theirs already.
 
         Raises:
             InvalidRequestError: a prompt or a value can never run; names field and value. Nothing is left running.
         """
+        vllm_arguments.check("generate()", vllm, vllm_arguments.GENERATE)
+        special = _adds_special_tokens(tokenization_kwargs, True)
         singles = _as_list(prompts)
-        return self._run([self._encode(prompt) for prompt in singles], self._params_of(sampling_params, len(singles)))
+        tokenized = [self._encode(prompt, special) for prompt in singles]
+        return self._run(tokenized, self._params_of(sampling_params, len(singles)))
 
     def chat(
         self,
@@ -154,28 +176,40 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        **vllm: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several.
+        """Answer one conversation, or several. The template shows `tools` to the model; its calls are in the answer's text.
 
         Raises:
             ChatTemplateError: the messages don't fit the template, or the model has none.
             InvalidRequestError: as generate().
         """
+        vllm_arguments.check("chat()", vllm, vllm_arguments.CHAT)
+        special = _adds_special_tokens(tokenization_kwargs, False)
         tokenizer = self.get_tokenizer()
         assert self._template is not None
+        template = self._template if chat_template is None else self._template.replaced(chat_template)
+        variables = {**(chat_template_kwargs or {}), "tools": checked_tools(tools) if tools else None}
         conversations: Any = [messages] if not messages or isinstance(messages[0], Mapping) else messages
-        encoded: list[tuple[str | None, list[int]]] = []
+        tokenized = []
         for conversation in conversations:
-            text = self._template.render(
-                conversation, add_generation_prompt=add_generation_prompt, **(chat_template_kwargs or {})
-            )
-            encoded.append((text, tokenizer.encode(text, add_special_tokens=False)))
-        return self._run(encoded, self._params_of(sampling_params, len(encoded)))
+            text = template.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
+            tokenized.append(_Tokenized(text, tokenizer.encode(text, add_special_tokens=special)))
+        return self._run(tokenized, self._params_of(sampling_params, len(tokenized)))
 
-    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _encode(self, prompt: Prompt, add_special_tokens: bool) -> _Tokenized:
         text: str | None = None
+        salt: Any = ""
         if isinstance(prompt, Mapping):
+            known = {name: value for name, value in prompt.items() if name in vllm_arguments.PROMPT}
+            vllm_arguments.check("a prompt", known, vllm_arguments.PROMPT)
+            salt = prompt.get("cache_salt") or ""
+            if not isinstance(salt, str):
+                raise InvalidRequestError(f"cache_salt must be a text, got {salt!r}", param="cache_salt", value=salt)
             ids, text = prompt.get("prompt_token_ids"), prompt.get("prompt")
             if ids is None and text is None:
                 raise InvalidRequestError(
@@ -192,7 +226,7 @@ class LLM:
         if ids is None:
             if not isinstance(text, str):
                 raise InvalidRequestError(f"prompt must be a text, got {text!r}", param="prompt", value=text)
-            return text, self.get_tokenizer().encode(text)
+            return _Tokenized(text, self.get_tokenizer().encode(text, add_special_tokens=add_special_tokens), salt)
         ids = list(ids)
         for index, token in enumerate(ids):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
@@ -201,7 +235,7 @@ class LLM:
                     param="prompt_token_ids",
                     value=token,
                 )
-        return text, ids
+        return _Tokenized(text, ids, salt)
 
     def _params_of(self, given: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
         if given is None:
@@ -219,111 +253,106 @@ class LLM:
         # A seed of its own for each prompt that brings none.
         return [p if p.seed is not None else replace(p, seed=self._seeds.getrandbits(63)) for p in params]
 
-    def _run(
-        self, prompts: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams]
-    ) -> list[RequestOutput]:
+    def _run(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> list[RequestOutput]:
         results = []
+        inbox = Inbox(self.engine)
         running: dict[Any, _Answer] = {}
         try:
-            for (text, ids), sampling in zip(prompts, params, strict=True):
-                result = RequestOutput(str(next(self._request_ids)), text, ids, [])
-                answers = [_Answer(self, result, sampling, choice) for choice in range(sampling.n)]
+            for prompt, sampling in zip(prompts, params, strict=True):
+                result = RequestOutput(str(next(self._request_ids)), prompt.text, prompt.ids, [])
+                answers = [_Answer(self, result, sampling, choice, prompt.cache_salt) for choice in range(sampling.n)]
                 result.outputs = [answer.output for answer in answers]
                 results.append(result)
                 # The others hit the prompt's blocks once the first has computed them.
                 answers[0].siblings = answers[1:]
-                self._add(answers[0], running)
+                running[inbox.add(answers[0].request)] = answers[0]
             while running:
-                for key, output in self.engine.take():
-                    self._advance(key, output, running)
+                for key, output in inbox.take():
+                    self._advance(key, output, running, inbox)
         finally:
             for key in running:
-                self.engine.cancel(key)
+                inbox.cancel(key)
         return results
 
-    def _add(self, answer: _Answer, running: dict[Any, _Answer]) -> None:
-        key = self.engine.next_key(answer.output.index)
-        self.engine.add(answer.request, key)
-        running[key] = answer
-
-    def _advance(self, key: Any, output: TokenOutput, running: dict[Any, _Answer]) -> None:
+    def _advance(self, key: Any, output: TokenOutput, running: dict[Any, _Answer], inbox: Inbox) -> None:
         answer = running.get(key)
         if answer is None:  # it was ended by a stop string
             return
-        native_end = answer.push(output)
+        answer.push(output)
         siblings, answer.siblings = answer.siblings, []
         for sibling in siblings:
-            self._add(sibling, running)
+            running[inbox.add(sibling.request)] = sibling
         if answer.output.finish_reason is None:
             return
         del running[key]
-        if not native_end:
-            self.engine.cancel(key)
+        if output.finish_reason is FinishReason.NONE:
+            inbox.cancel(key)
+        else:
+            inbox.forget(key)
         answer.result.finished = all(o.finish_reason is not None for o in answer.result.outputs)
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """A prompt in token ids, and the text that it was made from."""
+
+    text: str | None
+    ids: list[int]
+    cache_salt: str = ""
 
 
 class _Answer:
     """One answer as it grows."""
 
-    def __init__(self, llm: LLM, result: RequestOutput, sampling: SamplingParams, choice: int) -> None:
+    def __init__(self, llm: LLM, result: RequestOutput, sampling: SamplingParams, choice: int, cache_salt: str) -> None:
         self.result = result
         self.siblings: list[_Answer] = []
         self.output = CompletionOutput(choice)
         if sampling.logprobs is not None:
             self.output.logprobs, self.output.cumulative_logprob = [], 0.0
         self.request = Request(
-            request_id=result.request_id, prompt=result.prompt_token_ids, sampling=sampling, choice=choice
+            request_id=result.request_id,
+            prompt=result.prompt_token_ids,
+            sampling=sampling,
+            choice=choice,
+            cache_salt=cache_salt,
         )
-        self._sampling = sampling
-        self._eos = set(llm.engine.native.eos_token_ids)
-        self._tokenizer = llm._tokenizer
-        if sampling.stop_strings:
-            llm.get_tokenizer()
-        self._detokenizer: Detokenizer | None = None
-        if self._tokenizer is not None:
-            self._detokenizer = self._tokenizer.detokenizer(
-                skip_special_tokens=sampling.skip_special_tokens, prompt=result.prompt_token_ids
-            )
-        self._stops = StopStrings(sampling.stop_strings, include_in_output=sampling.include_stop_str_in_output)
+        tokenizer = llm.get_tokenizer() if sampling.stop_strings else llm._tokenizer
+        self._text = AnswerText(tokenizer, sampling, result.prompt_token_ids, llm.engine.native.eos_token_ids)
+        self._named = tokenizer is not None
 
-    def push(self, token: TokenOutput) -> bool:
-        """Whether the engine has ended the sequence; the answer may also end by a stop string."""
-        token.check()
+    def push(self, token: TokenOutput) -> None:
+        """The answer ends with the engine's sequence, or before it by a stop string."""
+        delta = self._text.take([token])
         output = self.output
         output.token_ids.append(token.token)
         if output.index == 0 and token.position == 0:
             self.result.num_cached_tokens = token.num_cached_tokens
-        if output.logprobs is not None and token.logprob is not None:
-            output.logprobs.append(self._logprobs(token))
-            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + token.logprob
-        ended = token.finish_reason is not FinishReason.NONE
-        # The token that stopped the answer is in token_ids, not in the text.
-        shown = token.finish_reason is not FinishReason.STOP or self._sampling.include_stop_str_in_output
-        self._push_text([token.token] if shown else [], ended)
-        if self._stops.matched is not None:
-            output.finish_reason, output.stop_reason = "stop", self._stops.matched
-        elif ended:
-            output.finish_reason = "stop" if token.finish_reason is FinishReason.STOP else "length"
-            if token.finish_reason is FinishReason.STOP and token.token not in self._eos:
-                output.stop_reason = token.token
-        return ended
+        for entry in delta.logprobs:
+            assert output.logprobs is not None
+            output.logprobs.append(self._logprobs(entry))
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + entry.logprob
+        output.text += delta.text
+        output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
 
-    def _push_text(self, tokens: list[int], ended: bool) -> None:
-        if self._detokenizer is None:
-            return
-        text = self._detokenizer.push(tokens)
-        if ended:
-            text += self._detokenizer.finish()
-        self.output.text += self._stops.push(text, may_end=len(self.output.token_ids) > self._sampling.min_tokens)
-        if ended and self._stops.matched is None:
-            self.output.text += self._stops.finish()
-
-    def _logprobs(self, token: TokenOutput) -> dict[int, Logprob]:
+    def _logprobs(self, entry: TokenLogprob) -> dict[int, Logprob]:
         """The sampled token's and the highest ones', by token id."""
-        ranks = {id: rank for rank, (id, _) in enumerate(token.top_logprobs, 1)}
-        both = {token.token: token.logprob or 0.0, **dict(token.top_logprobs)}
-        decode = self._tokenizer.token_text if self._tokenizer else None
-        return {id: Logprob(value, ranks.get(id), decode(id) if decode else None) for id, value in both.items()}
+        both = {entry.id: Logprob(entry.logprob, None, entry.token if self._named else None)}
+        for rank, top in enumerate(entry.top, 1):
+            both[top.id] = Logprob(top.logprob, rank, top.token if self._named else None)
+        return both
+
+
+def _adds_special_tokens(given: Mapping[str, Any] | None, default: bool) -> bool:
+    """tokenization_kwargs' add_special_tokens."""
+    rest = dict(given or {})
+    value = rest.pop("add_special_tokens", default)
+    vllm_arguments.check("tokenization_kwargs", rest, vllm_arguments.TOKENIZATION)
+    if not isinstance(value, bool):
+        raise InvalidRequestError(
+            f"add_special_tokens must be true or false, got {value!r}", param="add_special_tokens", value=value
+        )
+    return value
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,7 +1,9 @@
 """LLM, in vLLM's names, on the demo model."""
 
+import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from rtp_llm.errors import (
     PromptTooLongError,
 )
 from rtp_llm.model.safetensors_file import SafetensorsFile
+from tests.model.files import write_safetensors
+from tests.model.tokenizer_files import with_bos
 
 GREEDY = SamplingParams(temperature=0, max_tokens=32)
 SUM = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -71,6 +75,123 @@ def test_a_batch_gives_what_one_at_a_time_gives(llm: LLM) -> None:
     for a, b in zip(together, single, strict=True):
         assert a.outputs == b.outputs
     assert_idle(llm)
+
+
+def test_threads_share_an_llm_and_get_what_each_asked_for(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.9, seed=1, max_tokens=24, ignore_eos=True, n=2)
+    prompts = [[f"Thread {thread}, prompt {i}" for i in range(4)] for thread in range(3)]
+    expected = [[output.outputs for output in llm.generate(each, params)] for each in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = [pool.submit(llm.generate, each, params) for each in prompts]
+        answers = [[output.outputs for output in each.result(timeout=120)] for each in together]
+    assert answers == expected
+    assert_idle(llm)
+
+
+NEUTRAL = {
+    **dict.fromkeys(("lora_request", "revision", "quantization")),
+    "tensor_parallel_size": 1, "trust_remote_code": False, "gpu_memory_utilization": 0.9, "enforce_eager": True,
+    "tokenizer": DEMO_MODEL, "tokenizer_mode": "auto", "swap_space": 4, "hf_overrides": {}, "disable_log_stats": True,
+}  # fmt: skip
+
+
+def test_vllms_arguments_are_taken_where_they_ask_for_nothing_and_else_refused_by_name(llm: LLM) -> None:
+    given = {name: value for name, value in NEUTRAL.items() if name != "lora_request"}
+    LLM(model=DEMO_MODEL, max_model_len=64, load_format="dummy", **given).close()
+    for name, value in [
+        ("tensor_parallel_size", 2), ("quantization", "fp8"), ("tokenizer", "elsewhere"), ("enable_lora", True),
+        ("speculative_config", {"model": "draft"}), ("revision", "main"),
+    ]:  # fmt: skip
+        with pytest.raises(InvalidRequestError, match=f"{name} is not supported, got") as refused:
+            LLM(model=DEMO_MODEL, **{name: value})
+        assert refused.value.param == name
+    with pytest.raises(TypeError, match="nobody_knows_it"):
+        LLM(model=DEMO_MODEL, nobody_knows_it=1)
+
+    one = SamplingParams(max_tokens=1)
+    llm.generate("Hello", one, use_tqdm=False, lora_request=None, priority=None)
+    llm.chat(SUM, one, use_tqdm=False, tools=None, chat_template=None, continue_final_message=False)
+    with pytest.raises(InvalidRequestError, match="lora_request is not supported"):
+        llm.generate("Hello", one, lora_request=5)
+    with pytest.raises(InvalidRequestError, match="continue_final_message is not supported"):
+        llm.chat(SUM, one, continue_final_message=True)
+    with pytest.raises(InvalidRequestError, match="multi_modal_data is not supported"):
+        llm.generate({"prompt": "Hello", "multi_modal_data": {"image": 1}}, one)
+    for call in (lambda: llm.generate("Hello", one, nobody=1), lambda: llm.chat(SUM, one, nobody=1)):
+        with pytest.raises(TypeError, match="nobody"):
+            call()
+
+
+def test_a_template_and_tools_of_the_caller_reach_the_prompt(llm: LLM) -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    one = SamplingParams(max_tokens=1)
+    [shown] = llm.chat(SUM, one, tools=[tool])
+    assert shown.prompt is not None and '"name": "get_weather"' in shown.prompt
+    with pytest.raises(ChatTemplateError, match=r"tools\[0\]\.function must be an object"):
+        llm.chat(SUM, one, tools=[{}])
+    [own] = llm.chat(SUM, one, chat_template="{{ messages[0].content }}!")
+    assert own.prompt == "What is 12 + 30?!"
+    with pytest.raises(ChatTemplateError, match="line 1"):
+        llm.chat(SUM, one, chat_template="{% for %}")
+
+
+def test_a_cache_salt_keeps_a_prompts_blocks_apart(llm: LLM) -> None:
+    prompt = [(i * 23) % 1500 + 20 for i in range(70)]
+    one = SamplingParams(max_tokens=1)
+
+    def cached(salt: str | None) -> int:
+        return llm.generate({"prompt_token_ids": prompt, "cache_salt": salt}, one)[0].num_cached_tokens
+
+    assert [cached(salt) for salt in ("a", "b", None, "a", "b", None)] == [0, 0, 0, 64, 64, 64]
+    with pytest.raises(InvalidRequestError, match="cache_salt must be a text, got 5"):
+        cached(5)  # type: ignore[arg-type]
+
+
+def test_a_rendered_prompt_need_not_begin_twice(tmp_path: Path) -> None:
+    model = with_bos(tmp_path / "model")
+    one = SamplingParams(max_tokens=1)
+    with LLM(model=str(model), max_model_len=64) as llm:
+        text = "<|endoftext|>hi"
+        [twice] = llm.generate(text, one)
+        [once] = llm.generate(text, one, tokenization_kwargs={"add_special_tokens": False})
+        assert twice.prompt_token_ids == [0, *once.prompt_token_ids] and once.prompt_token_ids[:2] != [0, 0]
+        [chat] = llm.chat(SUM, one)
+        [begun] = llm.chat(SUM, one, tokenization_kwargs={"add_special_tokens": True})
+        assert begun.prompt_token_ids == [0, *chat.prompt_token_ids]
+        with pytest.raises(InvalidRequestError, match="truncation is not supported"):
+            llm.generate(text, one, tokenization_kwargs={"truncation": True})
+        with pytest.raises(InvalidRequestError, match="add_special_tokens must be true or false"):
+            llm.generate(text, one, tokenization_kwargs={"add_special_tokens": "no"})
+
+
+def test_a_head_of_its_own_beside_a_tied_embedding_is_computed_with(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model, ignore=shutil.ignore_patterns("draft", "moe", "embedding", "adapters"))
+    with SafetensorsFile(model / "model.safetensors") as file:
+        stored = {name: (t.dtype, t.shape, bytes(next(file.chunks(t, memoryview(bytearray(t.num_bytes)), t.num_bytes))))
+                  for name, t in file.tensors.items()}  # fmt: skip
+    dtype, shape, data = stored["model.embed_tokens.weight"]
+    row = len(data) // shape[0]
+    rows = [data[i : i + row] for i in range(0, len(data), row)]
+    write_safetensors(model / "model.safetensors", {**stored, "lm_head.weight": (dtype, shape, b"".join(rows[::-1]))})
+    greedy = SamplingParams(temperature=0, max_tokens=1)
+    with LLM(model=DEMO_MODEL) as tied, LLM(model=str(model)) as own:
+        [[usual], [reversed]] = tied.chat(SUM, greedy), own.chat(SUM, greedy)
+    [[usual_token], [token]] = usual.outputs[0].token_ids, reversed.outputs[0].token_ids
+    assert token == shape[0] - 1 - usual_token
+
+
+@pytest.mark.parametrize("eos", [0, None])
+def test_the_tokenizers_end_of_turn_ends_a_chat_whatever_the_config_says(tmp_path: Path, eos: int | None) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(
+        DEMO_MODEL, model, ignore=shutil.ignore_patterns("draft", "moe", "embedding", "adapters", "generation*")
+    )
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "eos_token_id": eos}))
+    with LLM(model=str(model)) as llm:
+        [answer] = llm.chat(SUM, GREEDY)[0].outputs
+    assert (answer.finish_reason, answer.text) == ("stop", "12 + 30 = 42.")
 
 
 def test_logprobs_hold_the_sampled_token_and_the_highest(llm: LLM) -> None:

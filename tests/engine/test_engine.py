@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rtp_llm.config import EngineSettings, ModelSettings
-from rtp_llm.engine import Engine, build
+from rtp_llm.engine import Engine, Inbox, build
 from rtp_llm.errors import (
     ConfigError,
     EngineError,
@@ -18,7 +18,8 @@ from rtp_llm.errors import (
     PromptTooLongError,
     UnavailableError,
 )
-from rtp_llm.request import FinishReason, Request, SamplingParams, TokenOutput
+from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.sampling_params import SamplingParams
 from tests.model.files import write_config
 
 Bits = list[tuple[int, bytes]]
@@ -166,11 +167,30 @@ async def test_an_engine_that_fails_raises_in_every_stream_with_its_reason(caplo
         assert "block 812 out of range" in caplog.text
 
 
-def test_an_engine_that_fails_raises_in_take() -> None:
+def test_an_engine_that_fails_raises_in_every_inbox() -> None:
     with Engine(Broken()) as engine:  # type: ignore[arg-type]
-        engine.add(request_of(0), engine.next_key())
-        with pytest.raises(EngineError, match="block 812 out of range"):
-            engine.take()
+        inboxes = [Inbox(engine) for _ in range(2)]
+        for inbox in inboxes:
+            inbox.add(request_of(0))
+        for inbox in inboxes:
+            with pytest.raises(EngineError, match="block 812 out of range"):
+                inbox.take()
+
+
+def test_each_inbox_gets_what_it_asked_for_whichever_thread_receives() -> None:
+    with make() as engine:
+        one, other = Inbox(engine), Inbox(engine)
+        mine, theirs = one.add(request_of(1, max_tokens=4)), other.add(request_of(2, max_tokens=30))
+        left = other.add(request_of(3, max_tokens=400))
+        other.cancel(left)
+        received: list[tuple[object, TokenOutput]] = []
+        while len(received) < 30:  # in the thread of `other` alone
+            received += other.take()
+        assert [(key, output.position) for key, output in received] == [(theirs, i) for i in range(30)]
+        own: list[tuple[object, TokenOutput]] = []
+        while len(own) < 4:
+            own += one.take()
+        assert [(key, output.position) for key, output in own] == [(mine, i) for i in range(4)]
 
 
 def test_settings_that_do_not_fit_the_model_are_named() -> None:

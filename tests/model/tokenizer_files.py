@@ -1,10 +1,13 @@
 """Tiny tokenizers of both kinds: byte-level (GPT-2, Llama 3, Qwen) and SentencePiece with byte fallback (Llama 2)."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from rtp_llm.config import DEMO_MODEL
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -50,3 +53,13 @@ def sentencepiece(directory: Path) -> Path:
     )
     backend.add_special_tokens(["<s>", "</s>"])
     return write_tokenizer(directory, backend, bos_token="<s>")
+
+
+def with_bos(directory: Path) -> Path:
+    """The demo model, whose tokenizer puts <|endoftext|>, id 0, first."""
+    shutil.copytree(DEMO_MODEL, directory, ignore=shutil.ignore_patterns("draft", "moe", "embedding", "adapters"))
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    bos = "<|endoftext|>"
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])
+    backend.save(str(directory / "tokenizer.json"))
+    return directory

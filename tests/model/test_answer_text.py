@@ -7,9 +7,10 @@ import pytest
 
 import rtp_llm
 from rtp_llm.errors import EngineError
+from rtp_llm.model.answer_text import AnswerText
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.request import FinishReason, SamplingParams, TokenOutput
-from rtp_llm.router.answer_text import AnswerText
+from rtp_llm.request import FinishReason, TokenOutput
+from rtp_llm.sampling_params import SamplingParams
 
 TOKENIZER = Tokenizer.load(Path(rtp_llm.__file__).parent / "demo")
 
