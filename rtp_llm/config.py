@@ -221,6 +221,16 @@ class HttpSettings(_Section):
         description="path under which the application answers; others may stand beside it on one Ray",
     )
     hard_stop_after_s: int = Field(3600, ge=1, description="longest stream that survives a proxy reload")
+    cors_origins: str = Field(
+        "", description="origins whose pages may call from a browser, with commas between; `*`: all"
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        """In YAML it may be a list."""
+        listed = isinstance(value, list) and all(isinstance(origin, str) for origin in value)
+        return ",".join(value) if listed else value
 
 
 class Config(_Section):

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeAlias
 
-from rtp_llm.router.responses import Delta, Shape, Usage
+from rtp_llm.model.answer_text import Delta
+from rtp_llm.router.responses import Shape, Usage
 
 # (choice index, what it said), where None is its end; None alone is a ping.
 Queue: TypeAlias = "asyncio.Queue[tuple[int, Delta | BaseException | None] | None]"
@@ -135,5 +136,6 @@ def _joined(parts: list[Delta]) -> Delta:
     return Delta(
         text="".join(part.text for part in parts),
         logprobs=[logprob for part in parts for logprob in part.logprobs],
+        tool_calls=[call for part in parts for call in part.tool_calls],
         finish_reason=parts[-1].finish_reason if parts else None,
     )

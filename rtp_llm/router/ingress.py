@@ -18,10 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError
+from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError, shortened
+from rtp_llm.model.answer_text import Delta
 from rtp_llm.router.answers import Answers, Prompt
 from rtp_llm.router.arrival import note_arrival
-from rtp_llm.router.responses import ChatShape, CompletionShape, Delta, Envelope, error_body, error_object
+from rtp_llm.router.cors import Cors
+from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, error_body, error_object
 from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,9 @@ class Backend(Protocol):
     @property
     def ping_s(self) -> float: ...
 
+    @property
+    def cors_origins(self) -> list[str]: ...
+
     async def complete(self, body: CompletionBody) -> Sequence[Prompt]: ...
 
     async def chat(self, body: ChatBody) -> Prompt: ...
@@ -78,15 +83,23 @@ class UploadTimeoutError(InvalidRequestError):
     http_status = 408
 
 
+class ContentTypeError(InvalidRequestError):
+    """The body isn't declared to be JSON. Any web page may have a browser send other types here without asking first."""
+
+    http_status = 415
+
+
 class ModelNotFoundError(InvalidRequestError):
     """The named model isn't served here."""
 
     http_status = 404
+    code = "model_not_found"
 
 
 def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     """The FastAPI app. `backend` is asked at each request: a Serve replica makes it after the app."""
     app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(Cors, origins=lambda: backend().cors_origins)
     _answer_frameworks_errors(app)
 
     @app.post("/v1/completions")
@@ -165,6 +178,7 @@ async def _chat(content: object, backend: Backend, request_id: str) -> Response:
 async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endpoint) -> Response:
     note_arrival()
     try:
+        _check_content_type(http)
         content = await _parsed(await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s))
         request_id = uuid.uuid4().hex
         response = await _until_disconnect(http, handle(content, backend, request_id))
@@ -178,6 +192,12 @@ async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endp
     if not isinstance(response, StreamingResponse):  # a stream counts when it ends
         backend.count(name, response.status_code)
     return response
+
+
+def _check_content_type(http: HttpRequest) -> None:
+    declared = http.headers.get("content-type", "")
+    if declared.partition(";")[0].strip().lower() != "application/json":
+        raise ContentTypeError(f"Content-Type must be application/json, got {shortened(declared)}", value=declared)
 
 
 async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytes:
@@ -263,7 +283,7 @@ async def _events(
             opening = shape.first_chunk(index)
             if opening is not None:
                 yield event(opening)
-        if delta.text or delta.finish_reason or delta.logprobs:
+        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls:
             yield event(shape.delta_choice(index, delta, answers.logprobs))
 
     shape = envelope.shape

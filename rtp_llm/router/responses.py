@@ -8,38 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError
+from rtp_llm.model.answer_text import Delta, TokenLogprob, ToolCall
 
 ERROR_TYPES = {
     400: "invalid_request_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One token as text, with its raw bytes, its offset in the answer's text, and the highest alternatives."""
-
-    token: str
-    raw: bytes
-    logprob: float
-    offset: int = 0
-    top: Sequence[tuple[str, bytes, float]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What an answer grew by: text that is safe to show, the tokens behind it, and why it ended (None: it goes on)."""
-
-    text: str = ""
-    logprobs: Sequence[TokenLogprob] = field(default=())
-    finish_reason: str | None = None
-    num_tokens: int = 0
-    num_cached_tokens: int = 0  # of the prompt, with the answer's first token
 
 
 @dataclass(slots=True)
@@ -85,7 +65,7 @@ class CompletionShape:
             "token_logprobs": [each.logprob for each in tokens],
             # The sampled token's is always among them, as OpenAI's and vLLM's.
             "top_logprobs": [
-                {each.token: each.logprob, **{token: logprob for token, _, logprob in each.top}} for each in tokens
+                {each.token: each.logprob, **{token: logprob for token, _, logprob, _ in each.top}} for each in tokens
             ],
             "text_offset": [each.offset for each in tokens],
         }
@@ -110,7 +90,7 @@ class ChatShape:
     def delta_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
         return {
             "index": index,
-            "delta": {"content": delta.text} if delta.text or not delta.finish_reason else {},
+            "delta": self._grown(delta),
             "logprobs": self._logprobs(delta.logprobs) if with_logprobs else None,
             "finish_reason": delta.finish_reason,
         }
@@ -118,10 +98,25 @@ class ChatShape:
     def whole_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "message": self._message(delta),
             "logprobs": self._logprobs(delta.logprobs) if with_logprobs else None,
             "finish_reason": delta.finish_reason,
         }
+
+    @staticmethod
+    def _grown(delta: Delta) -> dict[str, Any]:
+        if delta.tool_calls:
+            calls = [{"index": call.index, **_tool_call(call)} for call in delta.tool_calls]
+            return {"content": delta.text, "tool_calls": calls} if delta.text else {"tool_calls": calls}
+        return {"content": delta.text} if delta.text or not delta.finish_reason else {}
+
+    @staticmethod
+    def _message(delta: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": delta.text, "refusal": None}
+        if delta.tool_calls:
+            message["content"] = delta.text or None
+            message["tool_calls"] = [_tool_call(call) for call in delta.tool_calls]
+        return message
 
     @staticmethod
     def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -130,11 +125,18 @@ class ChatShape:
 
         return {
             "content": [
-                {**entry(each.token, each.raw, each.logprob), "top_logprobs": [entry(*top) for top in each.top]}
+                {
+                    **entry(each.token, each.raw, each.logprob),
+                    "top_logprobs": [entry(top.token, top.raw, top.logprob) for top in each.top],
+                }
                 for each in tokens
             ],
             "refusal": None,
         }
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 Shape = CompletionShape | ChatShape
@@ -168,10 +170,11 @@ def error_body(error: Exception, status: int | None = None) -> tuple[int, dict[s
         return 500, error_object(500, "internal error")
     status = status or error.http_status
     param = error.param if isinstance(error, InvalidRequestError) else None
-    return status, error_object(status, error.message, param)
+    code = error.code if isinstance(error, InvalidRequestError) else None
+    return status, error_object(status, error.message, param, code)
 
 
-def error_object(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object. `code`: OpenAI's, where it has one for this error; else the status."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code or status}}

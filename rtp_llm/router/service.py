@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
-from rtp_llm.errors import InvalidRequestError, PromptTooLongError, RtpLlmError
+from rtp_llm.errors import InvalidRequestError, PromptTooLongError, RtpLlmError, shortened
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
+from rtp_llm.model import tool_calls
+from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.request import MAX_SUPPRESSED_TOKENS, Request, SamplingParams
-from rtp_llm.router.answer_text import AnswerText
+from rtp_llm.model.tool_calls import ToolCallParser
+from rtp_llm.request import Request
 from rtp_llm.router.arrival import arrived
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.policies import policy_named
-from rtp_llm.router.responses import Delta
 from rtp_llm.router.schemas import ChatBody, CompletionBody
+from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class TokenizedPrompt:
     sampling: SamplingParams
     number: int
     service: Service
+    cache_salt: str = ""
+    tool_calls: Callable[[], ToolCallParser] | None = None  # makes the reader of one answer's calls
 
     @property
     def num_tokens(self) -> int:
@@ -51,15 +59,18 @@ class TokenizedPrompt:
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         """One choice's text as it grows. Ends early, and cancels, at a stop string."""
         outcome = "cancelled"
-        request = Request(request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice)
+        request = Request(
+            request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice, cache_salt=self.cache_salt
+        )
         text = AnswerText(self.service.tokenizer, self.sampling, self.tokens)
+        calls = self.tool_calls() if self.tool_calls is not None else None
         try:
             async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
                 async for batch in batches:
                     delta = text.take(batch)
                     if delta.finish_reason is not None:
                         outcome = "finished"
-                    yield delta
+                    yield delta if calls is None else calls.take(delta)
                     if delta.finish_reason is not None:
                         return
         except RtpLlmError:
@@ -80,6 +91,13 @@ class Service:
         model = read_model_config(config.model.path)
         self._vocab_size = model.vocab_size
         self.context = config.model.max_model_len or model.max_position_embeddings
+        if self.tokenizer.vocab_size > model.vocab_size:
+            log.warning(
+                "%s: the tokenizer has %d tokens, the model embeddings of %d: texts that need others are refused",
+                config.model.path,
+                self.tokenizer.vocab_size,
+                model.vocab_size,
+            )
         self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
         self.registry = new_registry()
         self.metrics_here = RouterMetrics(self.registry)
@@ -136,7 +154,7 @@ class Service:
 
     def _limit(self, tokens: int) -> str:
         if tokens == self.context:
-            return f"the model's context of {tokens}"
+            return f"the context: this model's maximum context length is {tokens} tokens"  # words that clients look for
         return f"the {tokens} tokens that the workers' KV pools hold (the model's context is {self.context})"
 
     @property
@@ -150,6 +168,10 @@ class Service:
     @property
     def ping_s(self) -> float:
         return self.config.router.ping_s
+
+    @property
+    def cors_origins(self) -> list[str]:
+        return [origin.strip() for origin in self.config.http.cors_origins.split(",") if origin.strip()]
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
         return await self.fleet.wait_ready(timeout_s, num_workers)
@@ -186,14 +208,37 @@ class Service:
         if not prompts:
             raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
         self._check_choices(len(prompts), sampling.n)
-        tokens = await asyncio.to_thread(lambda: [self._tokens(each) for each in prompts])
-        return [self._prompt(each, sampling, "prompt", body.limit_field) for each in tokens]
+        special = body.add_special_tokens is not False
+        tokens = await asyncio.to_thread(lambda: [self._tokens(each, special) for each in prompts])
+        salt = body.cache_salt or ""
+        return [self._prompt(each, sampling, "prompt", body.limit_field, salt) for each in tokens]
 
     async def chat(self, body: ChatBody) -> TokenizedPrompt:
         sampling = self._sampling(body)
         self._check_choices(1, sampling.n)
+        parser = self._tool_call_parser(body)
+        if parser is not None and self.tokenizer.is_special_text(tool_calls.OPEN):
+            sampling = replace(sampling, skip_special_tokens=False)
         tokens = await asyncio.to_thread(self._chat_tokens, body)
-        return self._prompt(tokens, sampling, "messages", body.limit_field)
+        prompt = self._prompt(tokens, sampling, "messages", body.limit_field, body.cache_salt or "")
+        return replace(prompt, tool_calls=parser)
+
+    def _tool_call_parser(self, body: ChatBody) -> Callable[[], ToolCallParser] | None:
+        """None where no tools are offered.
+
+        Raises:
+            InvalidRequestError: they are, and how this model writes its calls isn't known here.
+        """
+        if not body.offered_tools:
+            return None
+        if not tool_calls.is_read(self._chat_template.source_for(tools=True)):
+            raise InvalidRequestError(
+                f"tools are not supported for {self.model_name}: its chat template shows no form of calls that is read here; "
+                "with tool_choice: none they are not offered",
+                param="tools",
+                value=body.tools,
+            )
+        return partial(ToolCallParser, parallel=body.parallel_tool_calls is not False)
 
     def _sampling(self, body: CompletionBody | ChatBody) -> SamplingParams:
         sampling = body.sampling(self._defaults.sampling)
@@ -228,22 +273,31 @@ class Service:
             add_generation_prompt=body.add_generation_prompt is not False,
             **body.template_variables(),
         )
-        return self._encode(text, "messages", add_special_tokens=False)
+        return self._encode(text, "messages", bool(body.add_special_tokens))
 
-    def _tokens(self, prompt: str | list[int]) -> Sequence[int]:
+    def _tokens(self, prompt: str | list[int], add_special_tokens: bool) -> Sequence[int]:
         if isinstance(prompt, str):
-            return self._encode(prompt, "prompt")
+            return self._encode(prompt, "prompt", add_special_tokens)
         if len(prompt) < self.max_model_len:  # else it is refused for its length
             for token in prompt:
                 self._check_token(token, "prompt")
         return prompt
 
-    def _encode(self, text: str, param: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+    def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
         self._check_text(text, param)
         try:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
+        if self.tokenizer.vocab_size > self._vocab_size and tokens and max(tokens) >= self._vocab_size:
+            unknown = next(token for token in tokens if token >= self._vocab_size)
+            raise InvalidRequestError(
+                f"{param}: {shortened(self.tokenizer.token_text(unknown))} is token {unknown} of the tokenizer, the model has "
+                f"embeddings of {self._vocab_size}",
+                param=param,
+                value=unknown,
+            )
+        return tokens
 
     def _check_text(self, text: str, param: str) -> None:
         """Tokenizing takes seconds for megabytes; a text that has more tokens than the context by its size alone is spared."""
@@ -251,8 +305,8 @@ class Service:
         size = len(text.encode(errors="surrogatepass"))
         if size > self.max_model_len * longest:
             raise PromptTooLongError(
-                f"{param}: a text of {size} bytes exceeds the model's context of {self.max_model_len} tokens, which hold at "
-                f"most {longest} bytes each",
+                f"{param}: a text of {size} bytes exceeds {self._limit(self.max_model_len)}, which hold at most "
+                f"{longest} bytes each",
                 param=param,
                 value=size,
             )
@@ -268,7 +322,7 @@ class Service:
     # --- On the event loop again.
 
     def _prompt(
-        self, tokens: Sequence[int], sampling: SamplingParams, param: str, limit_field: str | None
+        self, tokens: Sequence[int], sampling: SamplingParams, param: str, limit_field: str | None, cache_salt: str
     ) -> TokenizedPrompt:
         """`limit_field` set sampling.max_tokens. None: nobody asked, so it may be what the context leaves, if that is less."""
         if not tokens:
@@ -292,4 +346,4 @@ class Service:
                 value=wanted,
             )
         complete = replace(sampling, max_tokens=wanted, min_tokens=min(sampling.min_tokens, wanted)).with_seed()
-        return TokenizedPrompt(tokens, complete, self.dispatcher.next_request(), self)
+        return TokenizedPrompt(tokens, complete, self.dispatcher.next_request(), self, cache_salt)

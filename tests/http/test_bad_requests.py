@@ -15,6 +15,7 @@ from tests.http.conftest import MAX_BODY_BYTES, MAX_MODEL_LEN
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+JSON = {"Content-Type": "application/json"}
 COMPLETION: Body = {"model": "demo", "prompt": [5, 6, 7], "max_tokens": 4}
 CHAT: Body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -136,19 +137,19 @@ async def test_a_bad_value_is_named(case: tuple[Body, str, str], path: str, clus
 async def test_a_bad_completion_value_is_named(case: tuple[Body, str, str], cluster: Cluster) -> None:
     change, param, says = case
     content = json.dumps({**COMPLETION, **change})
-    error_of(await cluster.client.post("/v1/completions", content=content), 400, param, says)
+    error_of(await cluster.client.post("/v1/completions", content=content, headers=JSON), 400, param, says)
 
 
 @pytest.mark.parametrize("case", CHAT_VALUES, ids=name)
 async def test_a_bad_chat_value_is_named(case: tuple[Body, str, str], cluster: Cluster) -> None:
     change, param, says = case
     content = json.dumps({**CHAT, **change})
-    error_of(await cluster.client.post("/v1/chat/completions", content=content), 400, param, says)
+    error_of(await cluster.client.post("/v1/chat/completions", content=content, headers=JSON), 400, param, says)
 
 
 @pytest.mark.parametrize(("content", "status", "says"), BYTES, ids=lambda v: str(v)[:30])
 async def test_a_body_that_is_no_request_is_refused(content: bytes, status: int, says: str, cluster: Cluster) -> None:
-    response = await cluster.client.post("/v1/completions", content=content)
+    response = await cluster.client.post("/v1/completions", content=content, headers=JSON)
     param = "temperature" if says == "temperature" else None
     error_of(response, status, param, says)
 
@@ -181,7 +182,9 @@ async def test_bad_requests_disturb_nobody_in_the_batch(cluster: Cluster) -> Non
     streams = [cluster.stream(body) for body in good]
     await cluster.until(lambda: any(len(stream.tokens) > 1 for stream in streams))
     contents = [json.dumps({**COMPLETION, "stream": True, **change}) for change, *_ in VALUES + COMPLETION_VALUES]
-    responses = await asyncio.gather(*(cluster.client.post("/v1/completions", content=c) for c in contents))
+    responses = await asyncio.gather(
+        *(cluster.client.post("/v1/completions", content=c, headers=JSON) for c in contents)
+    )
     assert {response.status_code for response in responses} == {400}
     assert all(not stream.ended for stream in streams)
     assert [Answer.of(await stream.finished()) for stream in streams] == alone

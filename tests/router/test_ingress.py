@@ -11,12 +11,14 @@ import openai
 import pytest
 
 from rtp_llm.errors import OverloadedError, WorkerLostError
-from rtp_llm.request import SamplingParams
+from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
 from rtp_llm.router.answers import Prompt
 from rtp_llm.router.ingress import Backend, build_ingress
-from rtp_llm.router.responses import CompletionShape, Delta, TokenLogprob
+from rtp_llm.router.responses import CompletionShape
 from rtp_llm.router.schemas import ChatBody, CompletionBody
+from rtp_llm.sampling_params import SamplingParams
 
+JSON = {"Content-Type": "application/json"}
 WORDS = ["Hello", ",", " world"]
 
 
@@ -42,7 +44,7 @@ class ScriptedPrompt:
             for i, word in enumerate(words):
                 if self.backend.error is not None and i == self.backend.error_after:
                     raise self.backend.error
-                logprobs = [TokenLogprob(word, word.encode(), -0.5, 0, [(word, word.encode(), -0.5)])]
+                logprobs = [TokenLogprob(word, word.encode(), -0.5, 0, [NamedToken(word, word.encode(), -0.5)])]
                 yield Delta(
                     text=word,
                     logprobs=logprobs if self.logprobs else (),
@@ -62,6 +64,7 @@ class ScriptedBackend:
     max_model_len = 128
     max_body_bytes = 1 << 20
     upload_timeout_s = 10.0
+    cors_origins: list[str] = []  # noqa: RUF012
     ping_s = 0.05
 
     def __init__(self) -> None:
@@ -130,7 +133,7 @@ async def test_a_chat_stream_opens_with_the_role_and_ends_with_usage(client: ope
 
 
 async def test_the_sampled_token_is_among_the_top_logprobs_of_a_completion() -> None:
-    sampled = TokenLogprob("b", b"b", -2.0, 0, [("a", b"a", -0.25)])
+    sampled = TokenLogprob("b", b"b", -2.0, 0, [NamedToken("a", b"a", -0.25)])
     alone = TokenLogprob("a", b"a", -0.25, 1)
     choice = CompletionShape().whole_choice(0, Delta("ba", [sampled, alone]), with_logprobs=True)
     assert choice["logprobs"]["top_logprobs"] == [{"b": -2.0, "a": -0.25}, {"a": -0.25}]
@@ -170,9 +173,9 @@ async def test_a_bad_field_is_named(http: httpx.AsyncClient, change: dict[str, o
 
 
 async def test_malformed_json_and_a_large_body_are_refused(http: httpx.AsyncClient, backend: ScriptedBackend) -> None:
-    broken = await http.post("/v1/chat/completions", content=b"{nope")
+    broken = await http.post("/v1/chat/completions", content=b"{nope", headers=JSON)
     assert broken.status_code == 400 and "not valid JSON" in broken.json()["error"]["message"]
-    large = await http.post("/v1/chat/completions", content=b"x" * ((1 << 20) + 1))
+    large = await http.post("/v1/chat/completions", content=b"x" * ((1 << 20) + 1), headers=JSON)
     assert large.status_code == 413 and "1048576 bytes" in large.json()["error"]["message"]
     assert backend.counted == [("chat_completions", 400), ("chat_completions", 413)]
 
@@ -220,7 +223,8 @@ class Connection:
 
     scope = {  # noqa: RUF012
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
-        "headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"}, "server": ("router", 80),
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+        "asgi": {"version": "3.0"}, "server": ("router", 80),
     }  # fmt: skip
 
     def __init__(self, backend: ScriptedBackend, *sent: dict[str, object]) -> None:
@@ -391,5 +395,5 @@ async def test_a_large_body_is_parsed_beside_the_event_loop(
     monkeypatch.setattr("rtp_llm.router.ingress.json.loads", parse)
     for padding in (10, 300 << 10):
         content = json.dumps({**CHAT, "mystery": "x" * padding})
-        assert (await http.post("/v1/chat/completions", content=content)).status_code == 200
+        assert (await http.post("/v1/chat/completions", content=content, headers=JSON)).status_code == 200
     assert threads == [True, False]

@@ -103,7 +103,7 @@ async def test_a_limit_beyond_what_the_context_leaves_is_named_unless_the_prompt
     service: Service,
 ) -> None:
     with pytest.raises(
-        PromptTooLongError, match=r"max_tokens: 5 and 60 prompt tokens .* 64, which leaves 4"
+        PromptTooLongError, match=r"max_tokens: 5 and 60 prompt tokens .* length is 64 tokens, which leaves 4"
     ) as refused:
         await service.complete(completion(prompt=[5] * 60, max_tokens=5))
     assert (refused.value.param, refused.value.value) == ("max_tokens", 5)
