@@ -37,7 +37,7 @@ def test_the_curl_that_serve_prints_gets_a_right_answer(deployment: Deployment) 
 def test_the_curl_of_the_readme_gets_the_answer_that_it_shows(url: str) -> None:
     readme = (ROOT / "README.md").read_text()
     [(path, body)] = re.findall(r"curl http://127\.0\.0\.1:8000(\S+) .*?-d '(.*?)'", readme, re.S)
-    answer = httpx.post(f"{url}{path}", content=body, timeout=60).json()
+    answer = httpx.post(f"{url}{path}", content=body, headers={"Content-Type": "application/json"}, timeout=60).json()
     assert f'"content": "{answer["choices"][0]["message"]["content"]}"' in readme
 
 
