@@ -117,7 +117,9 @@ def error_of(response: httpx.Response, status: int, param: str | None, says: str
     assert error["param"] == param, error
     assert says in error["message"], error
     too_long = "maximum context length is" in error["message"]
-    assert error["code"] == ("context_length_exceeded" if too_long else "model_not_found" if param == "model" else status)
+    assert error["code"] == (
+        "context_length_exceeded" if too_long else "model_not_found" if param == "model" else status
+    )
     assert error["type"] == {404: "not_found_error"}.get(status, "invalid_request_error")
 
 
