@@ -102,7 +102,7 @@ class AnswerText:
             self._num_tokens += 1
             texts.append(self._stops.push(piece, may_end=self._num_tokens > self._min_tokens))
             if self._wants_logprobs:
-                logprobs.append(self._logprob(output))
+                logprobs.append(self._logprob(output, piece))
             self._offset += len(piece)
             finish = FinishReason.STOP if self._stops.matched is not None else output.finish_reason
             if finish is not FinishReason.NONE:
@@ -134,11 +134,13 @@ class AnswerText:
             piece += self._detokenizer.finish()
         return piece
 
-    def _logprob(self, output: TokenOutput) -> TokenLogprob:
+    def _logprob(self, output: TokenOutput, piece: str) -> TokenLogprob:
+        """`piece`: the text that is whole with this token; before the token's own it may hold a character that broke off."""
         top = [self._named(token, logprob) for token, logprob in output.top_logprobs[: self._num_top]]
         logprob = max(LEAST_LOGPROB, output.logprob) if output.logprob is not None else float("nan")
         text, raw, _, id = self._named(output.token, logprob)
-        return TokenLogprob(text, raw, logprob, self._offset, top, id)
+        before = len(piece) - len(text) if piece.endswith(text) else 0
+        return TokenLogprob(text, raw, logprob, self._offset + before, top, id)
 
     def _named(self, token: int, logprob: float) -> NamedToken:
         if self._tokenizer is None:

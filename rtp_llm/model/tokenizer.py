@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from rtp_llm.model.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowD
 from rtp_llm.model.files import read_json
 from rtp_llm.model.special_tokens import special_tokens
 
+_BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
+
 
 class Tokenizer:
     """Thread-safe; one instance serves a process."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, byte_level: bool, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, decoder: Any, special_tokens: Mapping[str, str]) -> None:
+        """`decoder`: tokenizer.json's."""
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._byte_level = byte_level
+        self._byte_level = _is_byte_level(decoder)
+        self._space = next(_spaces(decoder), None)  # the character that stands for one in tokens' names
         self._special_ids = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
         self._token_bytes: dict[int, bytes] = {}
         self.special_tokens = special_tokens
@@ -39,13 +44,13 @@ class Tokenizer:
         special = special_tokens(directory)
         if not path.exists():
             backend = _converted(Path(directory))
-            return cls(backend, _is_byte_level(_decoder_of(backend)), special)
+            return cls(backend, _decoder_of(backend), special)
         decoder = read_json(path).get("decoder")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
             raise ModelLoadError(f"{path}: {error}") from error
-        return cls(backend, _is_byte_level(decoder), special)
+        return cls(backend, decoder, special)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -89,24 +94,34 @@ class Tokenizer:
         return WindowDetokenizer(self, skip_special_tokens, prompt)
 
     def token_text(self, token: int) -> str:
-        """How a single token reads, for lists of logprobs; half a character reads as U+FFFD."""
-        if self._byte_level:
-            return self.token_bytes(token).decode("utf-8", errors="replace")
-        return self.decode([token], skip_special_tokens=False)
+        """How a single token reads, for lists of logprobs. One that is no whole character reads as its bytes, as OpenAI
+        writes them: bytes:\\xe2\\x98."""
+        raw = self.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; none for an id that the vocabulary doesn't have."""
         known = self._token_bytes.get(token)
         if known is None:
             name = self._backend.id_to_token(token)
-            known = b"" if name is None else bytes_of_token(name) if self._byte_level else self._plain_bytes(token)
+            known = (
+                b"" if name is None else bytes_of_token(name) if self._byte_level else self._plain_bytes(name, token)
+            )
             self._token_bytes[token] = known
         return known
 
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 
-    def _plain_bytes(self, token: int) -> bytes:
+    def _plain_bytes(self, name: str, token: int) -> bytes:
+        """Of a vocabulary that isn't byte-level. SentencePiece's names say what a token is wherever it stands: decoded alone it
+        would lose the space before a word."""
+        if self._space is not None and token not in self._special_ids:
+            byte = _BYTE_NAME.fullmatch(name)
+            return bytes([int(byte[1], 16)]) if byte else name.replace(self._space, " ").encode()
         return self.decode([token], skip_special_tokens=False).encode()
 
 
@@ -118,6 +133,17 @@ def _is_byte_level(decoder: Any) -> bool:
         steps = decoder.get("decoders") or []
         return len(steps) == 1 and _is_byte_level(steps[0])
     return decoder.get("type") == "ByteLevel"
+
+
+def _spaces(decoder: Any) -> Iterator[str]:
+    """What SentencePiece's kind of decoders turn into spaces."""
+    if not isinstance(decoder, dict):
+        return
+    for step in decoder.get("decoders") or [decoder]:
+        if step.get("type") == "Metaspace" and step.get("replacement"):
+            yield step["replacement"]
+        elif step.get("type") == "Replace" and step.get("content") == " " and "String" in (step.get("pattern") or {}):
+            yield step["pattern"]["String"]
 
 
 def _decoder_of(backend: tokenizers.Tokenizer) -> Any:

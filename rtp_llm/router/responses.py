@@ -63,10 +63,7 @@ class CompletionShape:
         return {
             "tokens": [each.token for each in tokens],
             "token_logprobs": [each.logprob for each in tokens],
-            # The sampled token's is always among them, as OpenAI's and vLLM's.
-            "top_logprobs": [
-                {each.token: each.logprob, **{token: logprob for token, _, logprob, _ in each.top}} for each in tokens
-            ],
+            "top_logprobs": [_by_name(each) for each in tokens],
             "text_offset": [each.offset for each in tokens],
         }
 
@@ -133,6 +130,16 @@ class ChatShape:
             ],
             "refusal": None,
         }
+
+
+def _by_name(token: TokenLogprob) -> dict[str, float]:
+    """A position's logprobs by the tokens' texts; by id where a text is taken. The sampled token's is always among them, as
+    OpenAI's and vLLM's."""
+    named = {token.token: token.logprob}
+    for each in token.top:
+        if each.id != token.id:
+            named[f"token_id:{each.id}" if each.token in named else each.token] = each.logprob
+    return named
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:

@@ -51,6 +51,17 @@ def test_logprobs_carry_text_bytes_offset_and_alternatives() -> None:
     assert second.offset == 1 and next(iter(second.top))[2] == -0.25
 
 
+def test_an_offset_is_where_the_tokens_own_text_begins() -> None:
+    snow = TOKENIZER.encode("☃", add_special_tokens=False)[0]
+    [letter] = TOKENIZER.encode("Z", add_special_tokens=False)
+    text = AnswerText(TOKENIZER, SamplingParams(logprobs=0))
+    deltas = [text.take([TokenOutput(i, token, -1.0)]) for i, token in enumerate((letter, snow, letter, letter))]
+    assert "".join(delta.text for delta in deltas) == "Z\ufffdZZ"
+    entries = [(entry.token, entry.offset) for delta in deltas for entry in delta.logprobs]
+    assert entries[0::2] == [("Z", 0), ("Z", 2)] and entries[3] == ("Z", 3)
+    assert entries[1][0].startswith("bytes:\\xe2") and entries[1][1] == 1
+
+
 def test_a_token_that_stopped_the_answer_is_listed_but_not_shown() -> None:
     for included, shown in ((False, "7 "), (True, "7 8")):
         sampling = SamplingParams(logprobs=0, skip_special_tokens=False, include_stop_str_in_output=included)

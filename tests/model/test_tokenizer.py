@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,11 @@ def test_vocab_size_is_beyond_the_highest_id(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_bytes(tokenizer.vocab_size) == b""
 
 
-def test_token_text_shows_half_a_character_as_replacement(tokenizer: Tokenizer) -> None:
-    first = tokenizer.encode("\U0001f980", add_special_tokens=False)[0]
-    assert tokenizer.token_text(first) == "\ufffd"
+def test_token_text_shows_half_a_character_by_its_bytes(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("\U0001f980", add_special_tokens=False)
+    names = [tokenizer.token_text(token) for token in ids]
+    assert names[0].startswith("bytes:\\xf0") and len(set(names)) == len(set(ids)) > 1
+    assert b"".join(tokenizer.token_bytes(token) for token in ids) == "\U0001f980".encode()
     assert tokenizer.token_text(tokenizer.encode("added word", add_special_tokens=False)[0]) == "added word"
     assert tokenizer.token_text(2) == "<|im_start|>"
 
@@ -53,7 +56,19 @@ def test_token_text_shows_half_a_character_as_replacement(tokenizer: Tokenizer) 
 def test_token_text_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(sentencepiece(tmp_path))
     assert tokenizer.token_text(1) == "<s>"
-    assert tokenizer.token_bytes(260) == b"fox" or tokenizer.token_text(260)
+    ids = [259, 262, 264, *[3 + byte for byte in "\U0001f980".encode()]]
+    assert [tokenizer.token_text(token) for token in ids] == [
+        " The", " fox", "fox", "bytes:\\xf0", "bytes:\\x9f", "bytes:\\xa6", "bytes:\\x80",
+    ]  # fmt: skip
+    assert b"".join(tokenizer.token_bytes(token) for token in ids).decode() == " The foxfox\U0001f980"
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_no_two_tokens_read_alike(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    tokenizer = Tokenizer.load(make(tmp_path))
+    names = [tokenizer.token_text(token) for token in range(tokenizer.vocab_size)]
+    twice = {name for name in names if names.count(name) > 1}
+    assert all(name.isascii() and len(name) == 1 for name in twice)  # a letter and its byte
 
 
 def test_truncation_and_padding_of_the_file_are_off(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ async def test_a_chat_stream_opens_with_the_role_and_ends_with_usage(client: ope
 
 
 async def test_the_sampled_token_is_among_the_top_logprobs_of_a_completion() -> None:
-    sampled = TokenLogprob("b", b"b", -2.0, 0, [NamedToken("a", b"a", -0.25)])
-    alone = TokenLogprob("a", b"a", -0.25, 1)
+    sampled = TokenLogprob("b", b"b", -2.0, 0, [NamedToken("a", b"a", -0.25, 1)], id=2)
+    alone = TokenLogprob("a", b"a", -0.25, 1, [NamedToken("a", b"a", -0.25, 1), NamedToken("a", b"a", -3.0, 7)], id=1)
     choice = CompletionShape().whole_choice(0, Delta("ba", [sampled, alone]), with_logprobs=True)
-    assert choice["logprobs"]["top_logprobs"] == [{"b": -2.0, "a": -0.25}, {"a": -0.25}]
+    assert choice["logprobs"]["top_logprobs"] == [{"b": -2.0, "a": -0.25}, {"a": -0.25, "token_id:7": -3.0}]
 
 
 async def test_completions_take_lists_and_number_choices_by_prompt(client: openai.AsyncOpenAI) -> None:
