@@ -47,7 +47,7 @@ void Batch::add(const Chunk& chunk) {
              chunk.form, chunk.first_token);
   if (!chunk.samples) return;
   inputs.sample();
-  reports_top_ |= sequence.spec.num_logprobs > 0;
+  reports_top_ |= sequence.spec.sampling.logprobs > 0;
 }
 
 void Batch::download(Device& device) {
