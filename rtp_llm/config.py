@@ -203,8 +203,11 @@ class RouterSettings(_Section):
     policy: str = Field("least_loaded", description="placement policy")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="larger request bodies are refused")
     upload_timeout_s: float = Field(20.0, gt=0, description="a request body of which nothing comes for so long: 408")
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="reading a large body (in a process of its own) takes longer: 503"
+    )
     max_choices: int = Field(128, ge=1, description="answers of one HTTP request (prompts times n); more: 400")
-    max_waiting: int = Field(4096, ge=1, description="requests that may wait for a worker; more: 429")
+    max_waiting: int = Field(4096, ge=1, description="requests that may be read or wait for a worker; more: 429")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request")
     queue_timeout_s: float = Field(60.0, gt=0, description="a request that no worker takes within: 503")
     client_buffer_tokens: int = Field(8192, ge=1, description="tokens buffered for a slow client before it is cut")

@@ -17,6 +17,7 @@ from rtp_llm.errors import InvalidRequestError, shortened
 MAX_TOKENS = 2**31 - 1
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1000  # of one string: what is held back where it begins is looked through at each token
 MAX_STOP_TOKEN_IDS = 128
 MAX_SUPPRESSED_TOKENS = 32  # EOS ids and stop_token_ids that min_tokens may hold back
 MAX_CHOICES = 128
@@ -84,9 +85,10 @@ class Optional:
 
 @dataclass(frozen=True)
 class Texts:
-    """A text or several; none of them empty."""
+    """A text or several; none of them empty or of more than `longest` characters."""
 
     most: int
+    longest: int
 
     def take(self, name: str, value: Any) -> list[str]:
         texts = [value] if isinstance(value, str) else _listed(name, value)
@@ -98,6 +100,12 @@ class Texts:
             if not isinstance(text, str) or not text:
                 raise InvalidRequestError(
                     f"{name} must hold non-empty strings, got {shortened(text)}", param=name, value=text
+                )
+            if len(text) > self.longest:
+                raise InvalidRequestError(
+                    f"{name} has a string of {len(text)} characters, at most {self.longest} are allowed",
+                    param=name,
+                    value=len(text),
                 )
         return texts
 
@@ -176,7 +184,7 @@ class SamplingParams:
     seed: int | None = param(None, Optional(Integer(-(2**63), UINT64)), engine=lambda seed: seed & UINT64)
     max_tokens: int | None = param(16, Optional(Integer(1, MAX_TOKENS)), engine=same)
     min_tokens: int = param(0, Integer(0, MAX_TOKENS), engine=same)
-    stop: str | Sequence[str] | None = param(None, Texts(MAX_STOP_STRINGS))
+    stop: str | Sequence[str] | None = param(None, Texts(MAX_STOP_STRINGS, MAX_STOP_CHARS))
     stop_token_ids: Sequence[int] | None = param(None, TokenIds(MAX_STOP_TOKEN_IDS), engine=same)
     include_stop_str_in_output: bool = param(False, Flag())
     ignore_eos: bool = param(False, Flag(), engine=same)

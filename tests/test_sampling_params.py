@@ -12,6 +12,7 @@ from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
 from rtp_llm.sampling_params import (
     FIELDS,
     MAX_FLOAT32,
+    MAX_STOP_CHARS,
     MAX_STOP_TOKEN_IDS,
     MAX_TOKENS,
     Flag,
@@ -25,6 +26,13 @@ from rtp_llm.sampling_params import (
 )
 from rtp_llm.wire.v1 import types_pb2
 from rtp_llm.worker import to_native, to_wire
+
+
+def test_stop_strings_are_bounded_in_length() -> None:
+    SamplingParams(stop=["x" * MAX_STOP_CHARS])
+    with pytest.raises(InvalidRequestError, match="stop has a string of 1001 characters, at most 1000") as refused:
+        SamplingParams(stop=["a", "x" * 1001])
+    assert (refused.value.param, refused.value.value) == ("stop", 1001)
 
 
 def test_stop_token_ids_are_bounded_in_number() -> None:

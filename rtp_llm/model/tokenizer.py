@@ -16,6 +16,8 @@ from rtp_llm.model.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowD
 from rtp_llm.model.files import read_json
 from rtp_llm.model.special_tokens import special_tokens
 
+CHARS_PER_TOKEN = 6  # a text that has no more than these a token of the context is encoded without being counted before
+PIECE_CHARS = 32 << 10
 _BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -72,12 +74,28 @@ class Tokenizer:
         Raises:
             InvalidRequestError: `text` is not valid Unicode (a lone surrogate).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"text is not valid Unicode: {error.reason} at character {error.start}"
-            ) from error
+        _check_unicode(text)
+        return self._ids(text, add_special_tokens)
+
+    def has_more_tokens(self, text: str, limit: int) -> bool:
+        """Whether `text` has more than `limit` tokens for sure, at the cost of little more than so many. False: it may have.
+
+        A token that a cut between two pieces breaks becomes at most as many as it has bytes.
+
+        Raises:
+            InvalidRequestError: as `encode`.
+        """
+        _check_unicode(text)
+        if len(text) <= limit * CHARS_PER_TOKEN:
+            return False
+        count = 0
+        for at in range(0, len(text), PIECE_CHARS):
+            count += len(self._ids(text[at : at + PIECE_CHARS], False)) - self.max_token_bytes
+            if count > limit:
+                return True
+        return False
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # A batch of one: unlike encode() it leaves other threads running.
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
@@ -123,6 +141,13 @@ class Tokenizer:
             byte = _BYTE_NAME.fullmatch(name)
             return bytes([int(byte[1], 16)]) if byte else name.replace(self._space, " ").encode()
         return self.decode([token], skip_special_tokens=False).encode()
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"text is not valid Unicode: {error.reason} at character {error.start}") from error
 
 
 def _is_byte_level(decoder: Any) -> bool:

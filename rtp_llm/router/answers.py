@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
@@ -27,6 +28,15 @@ class Prompt(Protocol):
     def logprobs(self) -> bool: ...
 
     def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One HTTP request: its prompts, and how it wants to be answered."""
+
+    prompts: Sequence[Prompt]
+    stream: bool
+    include_usage: bool
 
 
 class Answers:

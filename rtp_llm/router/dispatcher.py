@@ -92,6 +92,10 @@ class Dispatcher:
     def num_live(self) -> int:
         return len(self._answers)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
     async def generate(self, request: Request, number: int) -> AsyncGenerator[list[TokenOutput], None]:
         """Tokens as they come, in order, without gap or repeat; ends after the one with a finish reason. Closing the iterator
         early cancels the answer. REQUIRES: request.sampling has a seed and max_tokens.

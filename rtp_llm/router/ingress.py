@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from typing import Any, Protocol, TypeAlias
 
 from fastapi import FastAPI
@@ -20,17 +20,16 @@ from starlette.requests import Request as HttpRequest
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError, shortened
 from rtp_llm.model.answer_text import Delta
-from rtp_llm.router.answers import Answers, Prompt
+from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.arrival import note_arrival
 from rtp_llm.router.cors import Cors
-from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, error_body, error_object
-from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
+from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
+from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
+from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 
 log = logging.getLogger(__name__)
 
-Endpoint = Callable[[object, "Backend", str], Awaitable[Response]]
 MAX_HEALTH_WAIT_S = 60.0
-LARGE_BODY_BYTES = 256 << 10  # parsed in a thread
 Item: TypeAlias = "tuple[int, Delta] | None"  # of Answers.stream
 PING = b": ping\n\n"
 EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -60,21 +59,16 @@ class Backend(Protocol):
     @property
     def cors_origins(self) -> list[str]: ...
 
-    async def complete(self, body: CompletionBody) -> Sequence[Prompt]: ...
+    def admission(self) -> AbstractContextManager[None]:
+        """Around the reading of a request; raises OverloadedError when there are too many."""
 
-    async def chat(self, body: ChatBody) -> Prompt: ...
+    async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question: ...
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool: ...
 
     async def metrics(self) -> bytes: ...
 
     def count(self, endpoint: str, status: int) -> None: ...
-
-
-class BodyTooLargeError(InvalidRequestError):
-    """The request body exceeds `router.max_body_bytes`."""
-
-    http_status = 413
 
 
 class UploadTimeoutError(InvalidRequestError):
@@ -89,13 +83,6 @@ class ContentTypeError(InvalidRequestError):
     http_status = 415
 
 
-class ModelNotFoundError(InvalidRequestError):
-    """The named model isn't served here."""
-
-    http_status = 404
-    code = "model_not_found"
-
-
 def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     """The FastAPI app. `backend` is asked at each request: a Serve replica makes it after the app."""
     app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
@@ -104,11 +91,11 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), CompletionShape.endpoint, _completions)
+        return await _endpoint(http, backend(), CompletionBody, CompletionShape())
 
     @app.post("/v1/chat/completions")
     async def chat_completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), ChatShape.endpoint, _chat)
+        return await _endpoint(http, backend(), ChatBody, ChatShape())
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -117,7 +104,7 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         if name != backend().model_name:
-            return _error_response(_unknown_model(name, backend()))
+            return _error_response(ModelNotFoundError.of(name, backend().model_name))
         return JSONResponse(_model_card(backend()))
 
     @app.get("/health")
@@ -151,7 +138,7 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
     async def bad_query(http: HttpRequest, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        text = f"{param}: {first['msg']}, got {first.get('input')!r:.200}"
+        text = f"{param}: {first['msg']}, got {shortened(first.get('input'))}"
         return JSONResponse(error_object(400, text, param), status_code=400)
 
     @app.exception_handler(Exception)
@@ -159,29 +146,14 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
         return _error_response(error)
 
 
-async def _completions(content: object, backend: Backend, request_id: str) -> Response:
-    body = parse_body(CompletionBody, content)
-    _check_model(body.model, backend)
-    prompts = await backend.complete(body)
-    envelope = Envelope(CompletionShape(), CompletionShape.id_prefix + request_id, backend.model_name)
-    return await _respond(envelope, prompts, bool(body.stream), body.include_usage, backend)
-
-
-async def _chat(content: object, backend: Backend, request_id: str) -> Response:
-    body = parse_body(ChatBody, content)
-    _check_model(body.model, backend)
-    prompt = await backend.chat(body)
-    envelope = Envelope(ChatShape(), ChatShape.id_prefix + request_id, backend.model_name)
-    return await _respond(envelope, [prompt], bool(body.stream), body.include_usage, backend)
-
-
-async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endpoint) -> Response:
+async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:
     note_arrival()
     try:
         _check_content_type(http)
-        content = await _parsed(await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s))
-        request_id = uuid.uuid4().hex
-        response = await _until_disconnect(http, handle(content, backend, request_id))
+        with ExitStack() as reading:
+            reading.enter_context(backend.admission())
+            body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
+            response = await _until_disconnect(http, _answer(backend, kind, body, shape, reading))
     except ClientDisconnect:
         response = Response(status_code=499)
     except RtpLlmError as error:
@@ -194,35 +166,37 @@ async def _endpoint(http: HttpRequest, backend: Backend, name: str, handle: Endp
     return response
 
 
+async def _answer(backend: Backend, kind: type[Body], body: bytearray, shape: Shape, reading: ExitStack) -> Response:
+    """`reading` ends when it is known what is asked."""
+    question = await backend.ask(kind, body)
+    reading.close()
+    envelope = Envelope(shape, shape.id_prefix + uuid.uuid4().hex, backend.model_name)
+    return await _respond(envelope, question, backend)
+
+
 def _check_content_type(http: HttpRequest) -> None:
     declared = http.headers.get("content-type", "")
     if declared.partition(";")[0].strip().lower() != "application/json":
         raise ContentTypeError(f"Content-Type must be application/json, got {shortened(declared)}", value=declared)
 
 
-async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytes:
+async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearray:
     """The whole body; between its parts a client may be silent for `timeout_s`."""
-    chunks, size, more = [], 0, True
+    body, more = bytearray(), True
     while more:
         try:
             message = await asyncio.wait_for(http.receive(), timeout_s)
         except asyncio.TimeoutError as error:
-            raise UploadTimeoutError(f"nothing came for {timeout_s:g} s, {size} bytes of the body are here") from error
+            raise UploadTimeoutError(
+                f"nothing came for {timeout_s:g} s, {len(body)} bytes of the body are here"
+            ) from error
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
+        body += message.get("body", b"")
         more = message.get("more_body", False)
-        if size > limit:
-            raise BodyTooLargeError(f"the body is larger than {limit} bytes", param=None, value=size)
-    return b"".join(chunks)
-
-
-async def _parsed(body: bytes) -> object:
-    try:
-        return json.loads(body) if len(body) <= LARGE_BODY_BYTES else await asyncio.to_thread(json.loads, body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+        if len(body) > limit:
+            raise BodyTooLargeError(f"the body is larger than {limit} bytes", param=None, value=len(body))
+    return body
 
 
 async def _until_disconnect(http: HttpRequest, work: Awaitable[Response]) -> Response:
@@ -246,11 +220,9 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-async def _respond(
-    envelope: Envelope, prompts: Sequence[Prompt], stream: bool, include_usage: bool, backend: Backend
-) -> Response:
-    answers = Answers(envelope.id, prompts)
-    if not stream:
+async def _respond(envelope: Envelope, question: Question, backend: Backend) -> Response:
+    answers = Answers(envelope.id, question.prompts)
+    if not question.stream:
         choices, usage = await answers.collect(envelope.shape)
         return JSONResponse(envelope.whole(choices, usage))
     # What comes first decides the status: an error before it is a plain HTTP error. A silence is something, too.
@@ -260,7 +232,7 @@ async def _respond(
     except BaseException:
         await items.aclose()
         raise
-    events = _events(envelope, answers, first, items, include_usage, backend)
+    events = _events(envelope, answers, first, items, question.include_usage, backend)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM)
 
 
@@ -319,17 +291,6 @@ def _error_response(error: Exception) -> JSONResponse:
     status, body = error_body(error)
     headers = {"Retry-After": "1"} if status in (429, 503) else {"Connection": "close"} if status == 408 else None
     return JSONResponse(body, status_code=status, headers=headers)
-
-
-def _check_model(name: str | None, backend: Backend) -> None:
-    if name is not None and name != backend.model_name:
-        raise _unknown_model(name, backend)
-
-
-def _unknown_model(name: str, backend: Backend) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"the model {name!r} does not exist here; served: {backend.model_name!r}", param="model", value=name
-    )
 
 
 def _model_card(backend: Backend) -> dict[str, Any]:

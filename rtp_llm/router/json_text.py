@@ -1,7 +1,7 @@
 """A JSON object as text, read field by field: what is wanted is built, the rest only passed over.
 
-`json.loads` makes objects of 30 times the text's size out of `[{},{},…`. Here a field that nobody wants costs no memory, and one
-that is wanted is built only if what it becomes has a bounded size. No recursion: depth costs a limit, not a stack.
+`json.loads` makes objects of 30 times the text's size out of `[{},{},…`. Here a field that nobody wants costs no memory, and
+one that is wanted is built only if what it becomes has a bounded size. Depth has a limit, and costs no stack.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Mapping
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, TypeAlias
 
 from rtp_llm.errors import InvalidRequestError
@@ -19,7 +19,9 @@ MAX_DEPTH = 200
 RUN_CHARS = 64 << 10  # looked at together
 RUN_ITEMS = 8  # one by one, where that doesn't work
 CLOSERS = str.maketrans("[{", "]}")
-BUILT_BYTES = 8 << 20  # what a field's values may become, however small the body is; a large one's: GROWTH times its text
+BUILT_BYTES = (
+    8 << 20
+)  # what a field's values may become, however small the body is; a large one's: GROWTH times its text
 GROWTH = 8
 CONTAINER_BYTES = 250  # of a small dict in a list, about; a list is less
 SCALAR_BYTES = 60
@@ -28,9 +30,11 @@ INT32 = 2**31
 _space = re.compile(r"[ \t\n\r]*").match
 _scalars = re.compile(rf'[^\[\]{{}}"]{{0,{RUN_CHARS}}}').match
 _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
-Build: TypeAlias = "Callable[[JsonText, str, int], tuple[Any, int]]"  # (text, field, where its value begins) → (value, end)
+Build: TypeAlias = (
+    "Callable[[JsonText, str, int], tuple[Any, int]]"  # (text, field, where its value begins) → (value, end)
+)
 
 
 class JsonText:
@@ -39,8 +43,8 @@ class JsonText:
     Every method raises json.JSONDecodeError (a ValueError) where the text is no JSON.
     """
 
-    def __init__(self, body: bytes) -> None:
-        self.text = body.decode(json.detect_encoding(body), "surrogatepass")
+    def __init__(self, body: bytes | bytearray) -> None:
+        self.text = body.decode(json.detect_encoding(body[:4]), "surrogatepass")
 
     def fields(self, wanted: Mapping[str, Build]) -> dict[str, Any]:
         """The fields of the object that the text is, of those that are wanted; of equal names the last.
@@ -124,8 +128,8 @@ class JsonText:
                 return at
 
     def _next(self, at: int, closers: list[str]) -> int:
-        """Behind an item that ended at `at`: where the next one begins; or, if it was the last of all (closers[-1] is empty), where
-        the value ended."""
+        """Behind an item that ended at `at`: where the next one begins; or, if it was the last of all (closers[-1] is empty),
+        where the value ended."""
         while closer := closers[-1]:
             at = self._after_space(at)
             if self.text[at : at + 1] != closer:
@@ -136,8 +140,8 @@ class JsonText:
         return at
 
     def _items(self, at: int, closer: str) -> tuple[Any, int, list[str]] | None:
-        """Items of an open list or object, from `at` on, by json's own scanner: as a list or object, where they end, and what then
-        closes the container and those opened in it. None: the next RUN_CHARS hold no whole one."""
+        """Items of an open list or object, from `at` on, by json's own scanner: as a list or object, where they end, and what
+        then closes the container and those opened in it. None: the next RUN_CHARS hold no whole one."""
         text, opener = self.text[at : at + RUN_CHARS], "[" if closer == "]" else "{"
         items, end = _scanned(opener + text)
         if items:  # the container ends there
@@ -146,7 +150,7 @@ class JsonText:
         items, end = _scanned(opener + text[:cut] + closer)
         if items and end == cut + 2:
             return items, at + cut, [closer]
-        # The last comma lies in a text or in an item: blank the texts, and close what is open before the last comma that is left.
+        # The last comma lies in a text or in an item: blank the texts, and close what is open before the last comma left.
         blank = _string.sub(lambda found: " " * len(found.group()), text).partition('"')[0]
         cut = blank.rfind(",")
         brackets = re.sub(r"[^\[\]{}]", "", blank[: max(cut, 0)])
@@ -172,6 +176,22 @@ class JsonText:
                 return found, end + 1
             self._expect(",", end)
             at = self._after_space(end + 1)
+
+    def lists_of_integers(self, at: int, most: int) -> tuple[list[array[int]], int] | None:
+        """The list of lists of int32 at `at` and its end; None: it is no such list, or has more than `most`."""
+        found: list[array[int]] = []
+        at = self._after_space(at + 1)
+        while self.text[at : at + 1] == "[" and len(found) < most:
+            each, end = self.integers(at)
+            if each is None:
+                return None
+            found.append(each)
+            end = self._after_space(end)
+            if self.text[end : end + 1] == "]":
+                return found, end + 1
+            self._expect(",", end)
+            at = self._after_space(end + 1)
+        return None
 
     # --- Pieces
 

@@ -6,13 +6,15 @@ Unknown fields are ignored. A known field is refused when it would change the an
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
 
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
@@ -56,13 +58,53 @@ def _sampling_fields() -> Any:
     return create_model("SamplingFields", __config__=_STRICT, **types)
 
 
+# An array where a large body was read piece by piece.
+TokenIds: TypeAlias = "list[int] | array[int]"
+Prompt: TypeAlias = "str | list[str] | TokenIds | list[TokenIds]"
+
+
+def _prompt(value: Any) -> Any:
+    """The first element decides what the others must be, and the first one that is something else is named."""
+    if not isinstance(value, list):
+        if isinstance(value, str | array):
+            return value
+        raise _not_a("text, token ids, or a list of such", "prompt", value)
+    if value and isinstance(value[0], str):
+        _check_each(value, str, "text", "prompt")
+        return value
+    if value and isinstance(value[0], list | array):
+        _check_each(value, (list, array), "list of token ids", "prompt")
+        return [_token_ids(each, f"prompt[{number}]") for number, each in enumerate(value)]
+    if value and not isinstance(value[0], int | float):
+        raise _not_a("text, a token id or a list of token ids", "prompt[0]", value[0])
+    return _token_ids(value, "prompt")
+
+
+def _token_ids(value: Any, where: str) -> Any:
+    if isinstance(value, array) or {*map(type, value)} <= {int}:
+        return value
+    value = _whole_numbers(value)
+    _check_each(value, int, "token id", where)
+    return value
+
+
+def _check_each(values: list[Any], kind: type | tuple[type, ...], name: str, where: str) -> None:
+    if not all(issubclass(each, kind) and each is not bool for each in {*map(type, values)}):
+        wrong = next(i for i, each in enumerate(values) if not isinstance(each, kind) or isinstance(each, bool))
+        raise _not_a(name, f"{where}[{wrong}]", values[wrong])
+
+
+def _not_a(name: str, where: str, value: Any) -> InvalidRequestError:
+    return InvalidRequestError(f"{where} must be a {name}, got {shortened(value)}", param="prompt", value=value)
+
+
 class StreamOptions(BaseModel):
     model_config = _STRICT
 
     include_usage: bool | None = None
 
 
-class _Body(_sampling_fields()):  # type: ignore[misc]
+class Body(_sampling_fields()):  # type: ignore[misc]
     """What both endpoints take. None means: not given."""
 
     refused: ClassVar[Table]
@@ -73,6 +115,15 @@ class _Body(_sampling_fields()):  # type: ignore[misc]
     add_special_tokens: bool | None = None
     cache_salt: str | None = Field(None, min_length=1)
     user: str | None = None
+
+    @classmethod
+    def known_fields(cls) -> frozenset[str]:
+        """Names of a body's fields that are looked at; others are ignored."""
+        return frozenset((*cls.model_fields, *BOTH, *cls.refused))
+
+    @abstractmethod
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """`defaults`: sampling values of the model's generation_config.json."""
 
     @property
     def include_usage(self) -> bool:
@@ -93,14 +144,13 @@ class _Body(_sampling_fields()):  # type: ignore[misc]
         return SamplingParams(**{**defaults, **given, "max_tokens": max_tokens, "logprobs": logprobs})
 
 
-class CompletionBody(_Body):
+class CompletionBody(Body):
     refused = COMPLETIONS
 
-    prompt: str | Texts | WholeNumbers | Annotated[list[WholeNumbers], Field(fail_fast=True)]
+    prompt: Annotated[Any, PlainValidator(_prompt)]  # a Prompt
     best_of: Whole | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """`defaults`: sampling values of the model's generation_config.json."""
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequestError(
                 f"best_of is not supported, got {self.best_of}", param="best_of", value=self.best_of
@@ -108,17 +158,15 @@ class CompletionBody(_Body):
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         return self._sampling(defaults, limit, self.logprobs)
 
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self) -> list[str | TokenIds]:
         """One entry a prompt: text, or token ids."""
         prompt = self.prompt
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
-        if prompt and isinstance(prompt[0], int):
-            return [list(prompt)]
-        return list(prompt)  # type: ignore[arg-type]
+        return list(prompt)
 
 
-class ChatBody(_Body):
+class ChatBody(Body):
     refused = CHAT
 
     messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)]
@@ -175,7 +223,7 @@ class ChatBody(_Body):
         return variables
 
 
-BodyT = TypeVar("BodyT", bound=_Body)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 def parse_body(cls: type[BodyT], content: object) -> BodyT:
@@ -193,7 +241,10 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
         body: BodyT = cls.model_validate(content)
         return body
     except ValidationError as error:
-        first = min(error.errors(), key=lambda each: len(each["loc"]))
+        # Lists fail fast, so there are no more than a few.
+        first = min(error.errors(include_url=False, include_input=False), key=lambda each: len(each["loc"]))
+        if isinstance(ours := first.get("ctx", {}).get("error"), InvalidRequestError):
+            raise ours from None
         param = str(first["loc"][0]) if first["loc"] else None
         value = content.get(param) if param else content
         if first["type"] == "missing":

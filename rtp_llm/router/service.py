@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
-from rtp_llm.errors import InvalidRequestError, PromptTooLongError, RtpLlmError, shortened
+from rtp_llm.errors import InvalidRequestError, OverloadedError, PromptTooLongError, RtpLlmError
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
-from rtp_llm.model import tool_calls
 from rtp_llm.model.answer_text import AnswerText, Delta
-from rtp_llm.model.chat_template import ChatTemplate
-from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
-from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.model.tool_calls import ToolCallParser
 from rtp_llm.request import Request
+from rtp_llm.router.answers import Question
 from rtp_llm.router.arrival import arrived
+from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.policies import policy_named
-from rtp_llm.router.schemas import ChatBody, CompletionBody
-from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
+from rtp_llm.router.reading import Asked, BodyReader
+from rtp_llm.router.schemas import Body
+from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
 
-log = logging.getLogger(__name__)
+LARGE_BODY_BYTES = 128 << 10  # what is larger is read in a process of its own
+MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
+MEMORY_BODIES = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class TokenizedPrompt:
         request = Request(
             request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice, cache_salt=self.cache_salt
         )
-        text = AnswerText(self.service.tokenizer, self.sampling, self.tokens)
+        text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
         calls = self.tool_calls() if self.tool_calls is not None else None
         try:
             async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
@@ -86,19 +85,13 @@ class Service:
     def __init__(self, config: Config, membership: Membership) -> None:
         policy = policy_named(config.router.policy)
         self.config = config
-        self.tokenizer = Tokenizer.load(config.model.path)
-        self._chat_template = ChatTemplate.load(config.model.path)
-        model = read_model_config(config.model.path)
-        self._vocab_size = model.vocab_size
-        self.context = config.model.max_model_len or model.max_position_embeddings
-        if self.tokenizer.vocab_size > model.vocab_size:
-            log.warning(
-                "%s: the tokenizer has %d tokens, the model embeddings of %d: texts that need others are refused",
-                config.model.path,
-                self.tokenizer.vocab_size,
-                model.vocab_size,
-            )
-        self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
+        self.reader = BodyReader(config)
+        self.bodies = BodyProcess(
+            config,
+            timeout_s=config.router.body_timeout_s,
+            memory_bytes=MEMORY_BODIES * config.router.max_body_bytes + MEMORY_BYTES,
+        )
+        self._reading = 0
         self.registry = new_registry()
         self.metrics_here = RouterMetrics(self.registry)
         self.fleet = Fleet(
@@ -109,7 +102,7 @@ class Service:
             timing=SessionTiming.of(config.handover),
             metrics=self.metrics_here,
             token=config.worker.token.get_secret_value(),
-            max_model_len=self.context,
+            max_model_len=self.reader.context,
         )
         self._server = SessionServer(
             config.worker.host, config.worker.advertise_host, config.worker.token.get_secret_value()
@@ -119,6 +112,7 @@ class Service:
 
     def start(self) -> None:
         self.fleet.start()
+        self.bodies.start()
 
     async def listen(self) -> Member:
         """Answer the other routers that ask for this one's metrics; returns what they find it by.
@@ -130,6 +124,7 @@ class Service:
         return Member(id=self.fleet.router_id, epoch=self.fleet.router_epoch, pool=ROUTER, address=address)
 
     async def close(self) -> None:
+        await self.bodies.close()
         await self._server.stop()
         await self.fleet.close()
 
@@ -150,12 +145,12 @@ class Service:
     def max_model_len(self) -> int:
         """Tokens of the longest request, prompt and answer: what the context and the workers' KV pools leave."""
         held = self.fleet.longest_request()
-        return self.context if held is None else min(self.context, held)
+        return self.reader.context if held is None else min(self.reader.context, held)
 
     def _limit(self, tokens: int) -> str:
-        if tokens == self.context:
+        if tokens == self.reader.context:
             return f"the context: this model's maximum context length is {tokens} tokens"  # words that clients look for
-        return f"the {tokens} tokens that the workers' KV pools hold (the model's context is {self.context})"
+        return f"the {tokens} tokens that the workers' KV pools hold (the model's context is {self.reader.context})"
 
     @property
     def max_body_bytes(self) -> int:
@@ -202,129 +197,37 @@ class Service:
     def count(self, endpoint: str, status: int) -> None:
         self.metrics_here.requests.labels(endpoint, str(status)).inc()
 
-    async def complete(self, body: CompletionBody) -> Sequence[TokenizedPrompt]:
-        sampling = self._sampling(body)
-        prompts = body.prompts()
-        if not prompts:
-            raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
-        self._check_choices(len(prompts), sampling.n)
-        special = body.add_special_tokens is not False
-        tokens = await asyncio.to_thread(lambda: [self._tokens(each, special) for each in prompts])
-        salt = body.cache_salt or ""
-        return [self._prompt(each, sampling, "prompt", body.limit_field, salt) for each in tokens]
-
-    async def chat(self, body: ChatBody) -> TokenizedPrompt:
-        sampling = self._sampling(body)
-        self._check_choices(1, sampling.n)
-        parser = self._tool_call_parser(body)
-        if parser is not None and self.tokenizer.is_special_text(tool_calls.OPEN):
-            sampling = replace(sampling, skip_special_tokens=False)
-        tokens = await asyncio.to_thread(self._chat_tokens, body)
-        prompt = self._prompt(tokens, sampling, "messages", body.limit_field, body.cache_salt or "")
-        return replace(prompt, tool_calls=parser)
-
-    def _tool_call_parser(self, body: ChatBody) -> Callable[[], ToolCallParser] | None:
-        """None where no tools are offered.
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        """Around the reading of a request.
 
         Raises:
-            InvalidRequestError: they are, and how this model writes its calls isn't known here.
+            OverloadedError: with those that wait for a worker, too many are being read.
         """
-        if not body.offered_tools:
-            return None
-        if not tool_calls.is_read(self._chat_template.source_for(tools=True)):
-            raise InvalidRequestError(
-                f"tools are not supported for {self.model_name}: its chat template shows no form of calls that is read here; "
-                "with tool_choice: none they are not offered",
-                param="tools",
-                value=body.tools,
-            )
-        return partial(ToolCallParser, parallel=body.parallel_tool_calls is not False)
-
-    def _sampling(self, body: CompletionBody | ChatBody) -> SamplingParams:
-        sampling = body.sampling(self._defaults.sampling)
-        for token in sampling.stop_token_ids or []:
-            self._check_token(token, "stop_token_ids")
-        ending = {*self._defaults.eos_token_ids, *(sampling.stop_token_ids or [])}
-        if sampling.min_tokens and len(ending) > MAX_SUPPRESSED_TOKENS:
-            raise InvalidRequestError(
-                f"stop_token_ids: with min_tokens they and the model's EOS ids are at most {MAX_SUPPRESSED_TOKENS}, "
-                f"got {len(ending)}",
-                param="stop_token_ids",
-                value=len(ending),
-            )
-        return sampling
-
-    def _check_choices(self, num_prompts: int, n: int) -> None:
-        limit = self.config.router.max_choices
-        if num_prompts * n > limit:
-            param = "prompt" if num_prompts > 1 else "n"
-            raise InvalidRequestError(
-                f"{param}: {num_prompts} prompts times n {n} are {num_prompts * n} answers, one request may ask for {limit}",
-                param=param,
-                value=num_prompts * n,
-            )
-
-    # --- In a thread: takes as long as the text is.
-
-    def _chat_tokens(self, body: ChatBody) -> Sequence[int]:
-        text = self._chat_template.render(
-            body.messages,
-            tools=body.offered_tools,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            **body.template_variables(),
-        )
-        return self._encode(text, "messages", bool(body.add_special_tokens))
-
-    def _tokens(self, prompt: str | list[int], add_special_tokens: bool) -> Sequence[int]:
-        if isinstance(prompt, str):
-            return self._encode(prompt, "prompt", add_special_tokens)
-        if len(prompt) < self.max_model_len:  # else it is refused for its length
-            for token in prompt:
-                self._check_token(token, "prompt")
-        return prompt
-
-    def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
-        self._check_text(text, param)
+        waiting, limit = self.dispatcher.num_waiting + self._reading, self.config.router.max_waiting
+        if waiting >= limit:
+            raise OverloadedError(f"{waiting} requests are being read or wait for a worker, the limit is {limit}")
+        self._reading += 1
         try:
-            tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
-        if self.tokenizer.vocab_size > self._vocab_size and tokens and max(tokens) >= self._vocab_size:
-            unknown = next(token for token in tokens if token >= self._vocab_size)
-            raise InvalidRequestError(
-                f"{param}: {shortened(self.tokenizer.token_text(unknown))} is token {unknown} of the tokenizer, the model has "
-                f"embeddings of {self._vocab_size}",
-                param=param,
-                value=unknown,
-            )
-        return tokens
+            yield
+        finally:
+            self._reading -= 1
 
-    def _check_text(self, text: str, param: str) -> None:
-        """Tokenizing takes seconds for megabytes; a text that has more tokens than the context by its size alone is spared."""
-        longest = self.tokenizer.max_token_bytes
-        size = len(text.encode(errors="surrogatepass"))
-        if size > self.max_model_len * longest:
-            raise PromptTooLongError(
-                f"{param}: a text of {size} bytes exceeds {self._limit(self.max_model_len)}, which hold at most "
-                f"{longest} bytes each",
-                param=param,
-                value=size,
-            )
+    async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
+        if len(body) > LARGE_BODY_BYTES:
+            return self._question(await self.bodies.read(kind, body))
+        return await self.ask_typed(self.reader.parsed(kind, body))
 
-    def _check_token(self, token: int, param: str) -> None:
-        if not 0 <= token < self._vocab_size:
-            raise InvalidRequestError(
-                f"{param}: token id {token} is out of range, the vocabulary has {self._vocab_size}",
-                param=param,
-                value=token,
-            )
+    async def ask_typed(self, body: Body) -> Question:
+        return self._question(await asyncio.to_thread(self.reader.asked, body))
 
-    # --- On the event loop again.
+    def _question(self, asked: Asked) -> Question:
+        prompts = [self._prompt(asked, tokens) for tokens in asked.prompts]
+        return Question(prompts=prompts, stream=asked.stream, include_usage=asked.include_usage)
 
-    def _prompt(
-        self, tokens: Sequence[int], sampling: SamplingParams, param: str, limit_field: str | None, cache_salt: str
-    ) -> TokenizedPrompt:
-        """`limit_field` set sampling.max_tokens. None: nobody asked, so it may be what the context leaves, if that is less."""
+    def _prompt(self, asked: Asked, tokens: Sequence[int]) -> TokenizedPrompt:
+        """Where nobody asked for a number of tokens, it may be what the context leaves, if that is less."""
+        sampling, param = asked.sampling, asked.field
         if not tokens:
             raise InvalidRequestError(f"{param}: the prompt has no tokens", param=param)
         longest = self.max_model_len
@@ -336,14 +239,15 @@ class Service:
                 value=len(tokens),
             )
         wanted = room if sampling.max_tokens is None else sampling.max_tokens
-        if limit_field is None:
+        if asked.limit_field is None:
             wanted = min(wanted, room)
         elif wanted > room:
             raise PromptTooLongError(
-                f"{limit_field}: {wanted} and {len(tokens)} prompt tokens exceed {self._limit(longest)}, "
+                f"{asked.limit_field}: {wanted} and {len(tokens)} prompt tokens exceed {self._limit(longest)}, "
                 f"which leaves {room}",
-                param=limit_field,
+                param=asked.limit_field,
                 value=wanted,
             )
         complete = replace(sampling, max_tokens=wanted, min_tokens=min(sampling.min_tokens, wanted)).with_seed()
-        return TokenizedPrompt(tokens, complete, self.dispatcher.next_request(), self, cache_salt)
+        number = self.dispatcher.next_request()
+        return TokenizedPrompt(tokens, complete, number, self, asked.cache_salt, asked.tool_calls)

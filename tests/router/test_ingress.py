@@ -2,20 +2,23 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from rtp_llm.config import load_config
 from rtp_llm.errors import OverloadedError, WorkerLostError
 from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
-from rtp_llm.router.answers import Prompt
+from rtp_llm.router.answers import Question
 from rtp_llm.router.ingress import Backend, build_ingress
+from rtp_llm.router.reading import BodyReader
 from rtp_llm.router.responses import CompletionShape
-from rtp_llm.router.schemas import ChatBody, CompletionBody
+from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.sampling_params import SamplingParams
 
 JSON = {"Content-Type": "application/json"}
@@ -59,6 +62,12 @@ class ScriptedPrompt:
             self.backend.running -= 1
 
 
+@cache
+def reader() -> BodyReader:
+    """Of the demo model."""
+    return BodyReader(load_config(environ={}))
+
+
 class ScriptedBackend:
     model_name = "demo"
     max_model_len = 128
@@ -71,6 +80,8 @@ class ScriptedBackend:
         self.error: Exception | None = None
         self.error_after = 0
         self.hang = False
+        self.full = False
+        self.reading = 0
         self.words = WORDS
         self.running = 0
         self.begun: list[int] = []  # choices, in order
@@ -79,11 +90,25 @@ class ScriptedBackend:
         self.cached = 0
         self.counted: list[tuple[str, int]] = []
 
-    async def complete(self, body: CompletionBody) -> Sequence[Prompt]:
-        return [ScriptedPrompt(body.sampling({}), self) for _ in body.prompts()]
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        if self.full:
+            raise OverloadedError("too many are being read")
+        self.reading += 1
+        try:
+            yield
+        finally:
+            self.reading -= 1
 
-    async def chat(self, body: ChatBody) -> Prompt:
-        return ScriptedPrompt(body.sampling({}), self)
+    async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
+        asked = reader().parsed(kind, body)
+        sampling = asked.sampling({})
+        count = len(asked.prompts()) if isinstance(asked, CompletionBody) else 1
+        return Question(
+            prompts=[ScriptedPrompt(sampling, self) for _ in range(count)],
+            stream=bool(asked.stream),
+            include_usage=asked.include_usage,
+        )
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
         return True
@@ -382,18 +407,24 @@ async def test_what_no_endpoint_answers_has_openais_shape_too(
     assert status != 405 or answer.headers["allow"] == "POST"
 
 
-async def test_a_large_body_is_parsed_beside_the_event_loop(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+async def test_who_is_not_admitted_is_told_when_to_come_again_and_nothing_is_read(
+    http: httpx.AsyncClient, backend: ScriptedBackend
 ) -> None:
-    threads: list[bool] = []
-    loads = json.loads
+    backend.full = True
+    answer = await http.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+    unread = Connection(backend)  # sends nothing
+    await unread.run()
+    assert unread.status == 429
 
-    def parse(body: bytes) -> object:
-        threads.append(threading.current_thread() is threading.main_thread())
-        return loads(body)
 
-    monkeypatch.setattr("rtp_llm.router.ingress.json.loads", parse)
-    for padding in (10, 300 << 10):
-        content = json.dumps({**CHAT, "mystery": "x" * padding})
-        assert (await http.post("/v1/chat/completions", content=content, headers=JSON)).status_code == 200
-    assert threads == [True, False]
+async def test_reading_ends_when_the_answer_begins(backend: ScriptedBackend) -> None:
+    backend.gate = asyncio.Event()
+    client = Connection.of(backend, STREAMED)
+    running = asyncio.ensure_future(client.run())
+    await backend.begins.acquire()
+    assert backend.reading == 0
+    backend.gate.set()
+    await client.until(b"[DONE]")
+    client.leave()
+    await running

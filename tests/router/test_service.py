@@ -3,7 +3,7 @@
 import asyncio
 import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from rtp_llm.errors import InvalidRequestError, PromptTooLongError, UnavailableE
 from rtp_llm.metrics import readings
 from rtp_llm.request import FinishReason, TokenOutput
 from rtp_llm.router.schemas import ChatBody, CompletionBody
-from rtp_llm.router.service import Service
+from rtp_llm.router.service import Service, TokenizedPrompt
 
 MAX_MODEL_LEN = 64
 
@@ -35,21 +35,30 @@ def chat(**fields: Any) -> ChatBody:
     return ChatBody(**{"messages": [{"role": "user", "content": "hi"}], **fields})
 
 
+async def complete(service: Service, body: CompletionBody) -> Sequence[TokenizedPrompt]:
+    return (await service.ask_typed(body)).prompts
+
+
+async def ask_chat(service: Service, body: ChatBody) -> TokenizedPrompt:
+    [prompt] = (await service.ask_typed(body)).prompts
+    return prompt
+
+
 async def test_a_text_that_is_too_long_by_its_size_is_refused_before_it_is_tokenized(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encode(*_: object, **__: object) -> None:
         raise AssertionError("tokenized")
 
-    longest = service.tokenizer.max_token_bytes
+    longest = service.reader.tokenizer.max_token_bytes
     text = "x" * (MAX_MODEL_LEN * longest + 1)
-    monkeypatch.setattr(service.tokenizer, "encode", encode)
+    monkeypatch.setattr(service.reader.tokenizer, "encode", encode)
     says = f"a text of {len(text)} bytes .* {MAX_MODEL_LEN} tokens, .* {longest} bytes"
     with pytest.raises(PromptTooLongError, match=says) as refused:
-        await service.complete(completion(prompt=text))
+        await complete(service, completion(prompt=text))
     assert refused.value.param == "prompt"
     with pytest.raises(PromptTooLongError, match="messages: a text of") as refused:
-        await service.chat(chat(messages=[{"role": "user", "content": text}]))
+        await ask_chat(service, chat(messages=[{"role": "user", "content": text}]))
     assert refused.value.param == "messages"
 
 
@@ -62,41 +71,44 @@ async def test_the_event_loop_goes_on_while_a_text_is_tokenized(
         assert done.wait(10)  # which the event loop sets
         return [5]
 
-    monkeypatch.setattr(service.tokenizer, "encode", encode)
-    for asked in (service.complete(completion(prompt="text")), service.chat(chat())):
+    monkeypatch.setattr(service.reader.tokenizer, "encode", encode)
+    for asked in (complete(service, completion(prompt="text")), ask_chat(service, chat())):
         done.clear()
         asyncio.get_running_loop().call_later(0.01, done.set)
         await asked
 
 
 async def test_prompts_times_n_are_limited(service: Service) -> None:
-    assert len(await service.complete(completion(prompt=[[5]] * 64, n=2))) == 64
+    assert len(await complete(service, completion(prompt=[[5]] * 64, n=2))) == 64
     with pytest.raises(InvalidRequestError, match=r"65 prompts times n 2 are 130 answers, .* 128") as refused:
-        await service.complete(completion(prompt=[[5]] * 65, n=2))
+        await complete(service, completion(prompt=[[5]] * 65, n=2))
     assert (refused.value.param, refused.value.http_status) == ("prompt", 400)
 
 
 async def test_a_stop_token_outside_of_the_vocabulary_is_named(service: Service) -> None:
-    for asked in (service.complete(completion(stop_token_ids=[5, 2560])), service.chat(chat(stop_token_ids=[2560]))):
+    for asked in (
+        complete(service, completion(stop_token_ids=[5, 2560])),
+        ask_chat(service, chat(stop_token_ids=[2560])),
+    ):
         with pytest.raises(InvalidRequestError, match="stop_token_ids: token id 2560") as refused:
             await asked
         assert refused.value.param == "stop_token_ids"
 
 
 async def test_more_ending_tokens_than_min_tokens_can_hold_back_are_named(service: Service) -> None:
-    await service.complete(completion(min_tokens=2, stop_token_ids=list(range(3, 33))))  # and two EOS ids
-    await service.complete(completion(stop_token_ids=list(range(3, 34))))
+    await complete(service, completion(min_tokens=2, stop_token_ids=list(range(3, 33))))  # and two EOS ids
+    await complete(service, completion(stop_token_ids=list(range(3, 34))))
     with pytest.raises(InvalidRequestError, match=r"stop_token_ids: with min_tokens .* 32, got 33") as refused:
-        await service.complete(completion(min_tokens=2, stop_token_ids=list(range(3, 34))))
+        await complete(service, completion(min_tokens=2, stop_token_ids=list(range(3, 34))))
     assert refused.value.param == "stop_token_ids"
 
 
 async def test_a_completion_without_max_tokens_gets_what_the_context_leaves_of_the_default(service: Service) -> None:
     for length, limit in ((10, 16), (60, 4)):
-        [prompt] = await service.complete(completion(prompt=[5] * length))
+        [prompt] = await complete(service, completion(prompt=[5] * length))
         assert prompt.sampling.max_tokens == limit
     with pytest.raises(PromptTooLongError, match="64 prompt tokens and one more for the answer"):
-        await service.complete(completion(prompt=[5] * 64))
+        await complete(service, completion(prompt=[5] * 64))
 
 
 async def test_a_limit_beyond_what_the_context_leaves_is_named_unless_the_prompt_alone_is_too_long(
@@ -105,21 +117,21 @@ async def test_a_limit_beyond_what_the_context_leaves_is_named_unless_the_prompt
     with pytest.raises(
         PromptTooLongError, match=r"max_tokens: 5 and 60 prompt tokens .* length is 64 tokens, which leaves 4"
     ) as refused:
-        await service.complete(completion(prompt=[5] * 60, max_tokens=5))
+        await complete(service, completion(prompt=[5] * 60, max_tokens=5))
     assert (refused.value.param, refused.value.value) == ("max_tokens", 5)
     with pytest.raises(PromptTooLongError, match="prompt: 64 prompt tokens and one more") as refused:
-        await service.complete(completion(prompt=[5] * 64, max_tokens=5))
+        await complete(service, completion(prompt=[5] * 64, max_tokens=5))
     assert (refused.value.param, refused.value.value) == ("prompt", 64)
     for field in ("max_tokens", "max_completion_tokens"):
         with pytest.raises(PromptTooLongError, match=f"^{field}: 64 and") as refused:
-            await service.chat(chat(**{field: 64}))
+            await ask_chat(service, chat(**{field: 64}))
         assert (refused.value.param, refused.value.value) == (field, 64)
 
 
 async def test_a_chat_that_fills_the_context_is_refused_without_naming_a_max_tokens(service: Service) -> None:
     message = {"role": "user", "content": "1 " * 64}
     with pytest.raises(PromptTooLongError) as refused:
-        await service.chat(chat(messages=[message]))
+        await ask_chat(service, chat(messages=[message]))
     assert "one more for the answer" in refused.value.message and "None" not in refused.value.message
 
 
@@ -129,15 +141,15 @@ async def test_an_answer_is_limited_to_what_context_and_pools_leave(
     """Nobody gave a limit: it is that; somebody gave one: both numbers are named."""
     monkeypatch.setattr(service.fleet, "longest_request", lambda: 40)
     assert service.max_model_len == 40
-    asked = await service.chat(chat())
+    asked = await ask_chat(service, chat())
     assert asked.sampling.max_tokens == 40 - asked.num_tokens
     limit = r"the 40 tokens that the workers' KV pools hold \(the model's context is 64\)"
     with pytest.raises(
         PromptTooLongError, match=f"^max_tokens: 50 and 2 prompt tokens exceed {limit}, which leaves 38"
     ):
-        await service.complete(completion(max_tokens=50))
+        await complete(service, completion(max_tokens=50))
     with pytest.raises(PromptTooLongError, match=f"^prompt: 45 prompt tokens and one more .* exceed {limit}"):
-        await service.complete(completion(prompt=[5] * 45))
+        await complete(service, completion(prompt=[5] * 45))
     monkeypatch.setattr(service.fleet, "longest_request", lambda: 1000)
     assert service.max_model_len == MAX_MODEL_LEN
 
@@ -145,19 +157,19 @@ async def test_an_answer_is_limited_to_what_context_and_pools_leave(
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])
 async def test_reserved_variables_of_chat_templates_are_refused(service: Service, name: str) -> None:
     with pytest.raises(InvalidRequestError, match=name) as refused:
-        await service.chat(chat(chat_template_kwargs={name: []}))
+        await ask_chat(service, chat(chat_template_kwargs={name: []}))
     assert refused.value.param == f"chat_template_kwargs.{name}"
-    await service.chat(chat(chat_template_kwargs={"enable_thinking": False}))
+    await ask_chat(service, chat(chat_template_kwargs={"enable_thinking": False}))
 
 
 async def test_tools_reach_the_template_unless_none_is_chosen(service: Service) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    service.context = 4096
-    without = (await service.chat(chat())).tokens
-    assert (await service.chat(chat(tools=tools, tool_choice="none"))).tokens == without
-    offered = (await service.chat(chat(tools=tools))).tokens
+    service.reader.context = 4096
+    without = (await ask_chat(service, chat())).tokens
+    assert (await ask_chat(service, chat(tools=tools, tool_choice="none"))).tokens == without
+    offered = (await ask_chat(service, chat(tools=tools))).tokens
     assert len(offered) > len(without)
-    assert (await service.chat(chat(tools=tools, tool_choice="auto"))).tokens == offered
+    assert (await ask_chat(service, chat(tools=tools, tool_choice="auto"))).tokens == offered
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}, 1])
@@ -165,7 +177,7 @@ async def test_a_tool_choice_that_would_be_ignored_is_refused(service: Service, 
     with pytest.raises(
         InvalidRequestError, match=re.escape(f"tool_choice is not supported, got {choice!r}")
     ) as refused:
-        await service.chat(chat(tool_choice=choice))
+        await ask_chat(service, chat(tool_choice=choice))
     assert (refused.value.param, refused.value.value) == ("tool_choice", choice)
 
 
@@ -201,13 +213,13 @@ async def test_an_answer_is_timed_by_how_it_ends(
     """A stop string ends one too: the tokens behind it are nobody's."""
 
     async def generate(*_: object) -> AsyncIterator[list[TokenOutput]]:
-        for position, token in enumerate(service.tokenizer.encode("stop it", add_special_tokens=False)):
+        for position, token in enumerate(service.reader.tokenizer.encode("stop it", add_special_tokens=False)):
             yield [TokenOutput(position, token, None, [], FinishReason.NONE, 0)]
         raise UnavailableError("gone")
 
     monkeypatch.setattr(service.dispatcher, "generate", generate)
     stop = ["o"] if outcome == "finished" else None
-    [prompt] = await service.complete(completion(stop=stop, max_tokens=9))
+    [prompt] = await complete(service, completion(stop=stop, max_tokens=9))
     answer = prompt.answer("r", 0)
     if outcome == "failed":
         with pytest.raises(UnavailableError):

@@ -1,0 +1,285 @@
+"""What a body asks: its JSON, typed and checked, its prompts as token ids. Knows the model's files and no worker.
+
+A small body is parsed on the event loop, its text rendered and tokenized in a thread; a large one is read by the same code in a
+process of its own (body_process.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rtp_llm.config import Config
+from rtp_llm.errors import InvalidRequestError, PromptTooLongError, shortened
+from rtp_llm.model import tool_calls
+from rtp_llm.model.chat_template import ChatTemplate
+from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
+from rtp_llm.model.tokenizer import Tokenizer
+from rtp_llm.model.tool_calls import ToolCallParser
+from rtp_llm.router.json_text import Build, JsonText
+from rtp_llm.router.schemas import Body, ChatBody, CompletionBody, parse_body
+from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request body exceeds `router.max_body_bytes`, or reading it takes too much memory."""
+
+    http_status = 413
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The named model isn't served here."""
+
+    http_status = 404
+    code = "model_not_found"
+
+    @classmethod
+    def of(cls, name: str, served: str) -> ModelNotFoundError:
+        return cls(f"the model {shortened(name)} does not exist here; served: {served!r}", param="model", value=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a body asks for, without the body. It is small: token ids are most of it."""
+
+    field: str  # that holds the prompts
+    prompts: Sequence[Sequence[int]]
+    sampling: SamplingParams  # of each; max_tokens None: what the context leaves
+    limit_field: str | None  # that set max_tokens
+    stream: bool
+    include_usage: bool
+    cache_salt: str = ""
+    tool_calls: Callable[[], ToolCallParser] | None = None  # makes the reader of one answer's calls
+
+
+class BodyReader:
+    """Bodies of one served model. Thread-safe."""
+
+    def __init__(self, config: Config) -> None:
+        self.model_name = config.served_name
+        self.tokenizer = Tokenizer.load(config.model.path)
+        self._chat_template = ChatTemplate.load(config.model.path)
+        model = read_model_config(config.model.path)
+        self._vocab_size = model.vocab_size
+        if self.tokenizer.vocab_size > model.vocab_size:
+            log.warning(
+                "%s: the tokenizer has %d tokens, the model embeddings of %d: texts that need others are refused",
+                config.model.path,
+                self.tokenizer.vocab_size,
+                model.vocab_size,
+            )
+        self.context = config.model.max_model_len or model.max_position_embeddings
+        self._max_choices = config.router.max_choices
+        self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
+
+    # --- JSON → typed.
+
+    def parsed(self, cls: type[Body], body: bytes | bytearray) -> Body:
+        """
+        Raises:
+            InvalidRequestError: it is no JSON, a field is wrong, or the model is another one.
+        """
+        return self._typed(cls, lambda: json.loads(body))
+
+    def parsed_piecewise(self, cls: type[Body], body: bytes | bytearray) -> Body:
+        """The same of a large body: what no field of `cls` wants isn't built, and no list becomes longer than it may be.
+
+        Raises:
+            InvalidRequestError: as `parsed`, or a field has too many values.
+        """
+        wanted: dict[str, Build] = dict.fromkeys(cls.known_fields(), JsonText.value)
+        wanted |= {"prompt": self._read_prompt} if cls is CompletionBody else {"messages": self._read_messages}
+        return self._typed(cls, lambda: JsonText(body).fields(wanted))
+
+    def _typed(self, cls: type[Body], load: Callable[[], Any]) -> Body:
+        try:
+            content = load()
+        except InvalidRequestError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+        if isinstance(content, Mapping):
+            self._check_model(content.get("model"))
+        return parse_body(cls, content)
+
+    def _check_model(self, name: object) -> None:
+        if isinstance(name, str) and name != self.model_name:
+            raise ModelNotFoundError.of(name, self.model_name)
+
+    def _read_messages(self, text: JsonText, field: str, at: int) -> tuple[Any, int]:
+        """A message has a token at least."""
+        return text.value(field, at, max_items=self.context)
+
+    def _read_prompt(self, text: JsonText, field: str, at: int) -> tuple[Any, int]:
+        """Lists of token ids become arrays."""
+        if text.text[at : at + 1] == "[":
+            tokens, end = text.integers(at)
+            if tokens is not None:
+                return tokens, end
+            if (found := text.lists_of_integers(at, self._max_choices)) is not None:
+                return found
+        return text.value(field, at, max_items=max(self._max_choices, self.context))
+
+    # --- Typed → asked. Takes as long as the text is.
+
+    def asked(self, body: Body) -> Asked:
+        """
+        Raises:
+            InvalidRequestError: it can never be answered.
+        """
+        return self._completion(body) if isinstance(body, CompletionBody) else self._chat(body)
+
+    def _completion(self, body: CompletionBody) -> Asked:
+        sampling = self._sampling(body)
+        prompts = body.prompts()
+        if not prompts:
+            raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
+        self._check_choices(len(prompts), sampling.n)
+        special = body.add_special_tokens is not False
+        return self._ask(body, "prompt", [self._tokens(each, special) for each in prompts], sampling)
+
+    def _chat(self, body: ChatBody) -> Asked:
+        sampling = self._sampling(body)
+        self._check_choices(1, sampling.n)
+        parser = self._tool_call_parser(body)
+        if parser is not None and self.tokenizer.is_special_text(tool_calls.OPEN):
+            sampling = replace(sampling, skip_special_tokens=False)
+        text = self._chat_template.render(
+            body.messages,
+            tools=body.offered_tools,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            **body.template_variables(),
+        )
+        tokens = self._encode(text, "messages", bool(body.add_special_tokens))
+        return self._ask(body, "messages", [tokens], sampling, parser)
+
+    def _ask(
+        self,
+        body: Body,
+        field: str,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        parser: Callable[[], ToolCallParser] | None = None,
+    ) -> Asked:
+        return Asked(
+            field=field,
+            prompts=prompts,
+            sampling=sampling,
+            limit_field=body.limit_field,
+            stream=bool(body.stream),
+            include_usage=body.include_usage,
+            cache_salt=body.cache_salt or "",
+            tool_calls=parser,
+        )
+
+    def _tool_call_parser(self, body: ChatBody) -> Callable[[], ToolCallParser] | None:
+        """None where no tools are offered.
+
+        Raises:
+            InvalidRequestError: they are, and how this model writes its calls isn't known here.
+        """
+        if not body.offered_tools:
+            return None
+        if not tool_calls.is_read(self._chat_template.source_for(tools=True)):
+            raise InvalidRequestError(
+                f"tools are not supported for {self.model_name}: its chat template shows no form of calls that is read here; "
+                "with tool_choice: none they are not offered",
+                param="tools",
+                value=body.tools,
+            )
+        return partial(ToolCallParser, parallel=body.parallel_tool_calls is not False)
+
+    def _sampling(self, body: Body) -> SamplingParams:
+        sampling = body.sampling(self._defaults.sampling)
+        for token in sampling.stop_token_ids or []:
+            self._check_token(token, "stop_token_ids")
+        ending = {*self._defaults.eos_token_ids, *(sampling.stop_token_ids or [])}
+        if sampling.min_tokens and len(ending) > MAX_SUPPRESSED_TOKENS:
+            raise InvalidRequestError(
+                f"stop_token_ids: with min_tokens they and the model's EOS ids are at most {MAX_SUPPRESSED_TOKENS}, "
+                f"got {len(ending)}",
+                param="stop_token_ids",
+                value=len(ending),
+            )
+        return sampling
+
+    def _check_choices(self, num_prompts: int, n: int) -> None:
+        limit = self._max_choices
+        if num_prompts * n > limit:
+            param = "prompt" if num_prompts > 1 else "n"
+            raise InvalidRequestError(
+                f"{param}: {num_prompts} prompts times n {n} are {num_prompts * n} answers, one request may ask for {limit}",
+                param=param,
+                value=num_prompts * n,
+            )
+
+    def _tokens(self, prompt: str | Sequence[int], add_special_tokens: bool) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self._encode(prompt, "prompt", add_special_tokens)
+        if len(prompt) >= self.context:
+            raise self._too_long("prompt", len(prompt))
+        for token in {min(prompt, default=0), max(prompt, default=0)}:
+            self._check_token(token, "prompt")
+        return array("i", prompt)
+
+    def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
+        self._check_text(text, param)
+        try:
+            tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
+        if len(tokens) >= self.context:
+            raise self._too_long(param, len(tokens))
+        if self.tokenizer.vocab_size > self._vocab_size and tokens and max(tokens) >= self._vocab_size:
+            unknown = next(token for token in tokens if token >= self._vocab_size)
+            raise InvalidRequestError(
+                f"{param}: {shortened(self.tokenizer.token_text(unknown))} is token {unknown} of the tokenizer, the model has "
+                f"embeddings of {self._vocab_size}",
+                param=param,
+                value=unknown,
+            )
+        return array("i", tokens)
+
+    def _check_text(self, text: str, param: str) -> None:
+        """Tokenizing takes seconds for megabytes; a text that has more tokens than the context by its size, or by those of its
+        beginning, is spared."""
+        longest = self.tokenizer.max_token_bytes
+        size = len(text.encode(errors="surrogatepass"))
+        if size > self.context * longest:
+            raise PromptTooLongError(
+                f"{param}: a text of {size} bytes exceeds {self._limit()}, which hold at most {longest} bytes each",
+                param=param,
+                value=size,
+            )
+        if self.tokenizer.has_more_tokens(text, self.context):
+            raise PromptTooLongError(
+                f"{param}: a text of {size} bytes has more than {self.context} tokens, it exceeds {self._limit()}",
+                param=param,
+                value=size,
+            )
+
+    def _too_long(self, param: str, num_tokens: int) -> PromptTooLongError:
+        return PromptTooLongError(
+            f"{param}: {num_tokens} prompt tokens and one more for the answer exceed {self._limit()}",
+            param=param,
+            value=num_tokens,
+        )
+
+    def _limit(self) -> str:
+        """In words that OpenAI's clients look for."""
+        return f"the context: this model's maximum context length is {self.context} tokens"
+
+    def _check_token(self, token: int, param: str) -> None:
+        if not 0 <= token < self._vocab_size:
+            raise InvalidRequestError(
+                f"{param}: token id {shortened(token)} is out of range, the vocabulary has {self._vocab_size}",
+                param=param,
+                value=token,
+            )
