@@ -1,9 +1,12 @@
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rtp_llm.config import DEMO_MODEL
 from rtp_llm.errors import InvalidRequestError, ModelLoadError
+from rtp_llm.model import tokenizer as tokenizer_module
 from rtp_llm.model.tokenizer import Tokenizer
 from tests.model.tokenizer_files import SENTENCES, byte_level, sentencepiece
 
@@ -94,3 +97,24 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelLoadError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("piece", [25, 60])
+def test_a_text_that_surely_has_more_tokens_has_them(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARS", piece)
+    monkeypatch.setattr(tokenizer_module, "CHARS_PER_TOKEN", 1)
+    tokenizer = Tokenizer.load(DEMO_MODEL)
+    draw = random.Random(2)
+    words = ["hello", " world", "  ", "What is", " 23", "\n\n", "é", "日本", "#" * 40, "a"]
+    sure = 0
+    for _ in range(200):
+        text = "".join(draw.choices(words, k=draw.randrange(1, 120)))
+        tokens = len(tokenizer.encode(text, add_special_tokens=False))
+        for limit in (tokens - 1, tokens, tokens // 2, 5):
+            if tokenizer.has_more_tokens(text, limit):
+                assert tokens > limit
+                sure += 1
+    assert sure > 0
+    assert not tokenizer.has_more_tokens("", 0)
+    with pytest.raises(InvalidRequestError, match="at character 90"):
+        tokenizer.has_more_tokens("a" * 90 + "\ud800", 5)

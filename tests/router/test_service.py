@@ -11,9 +11,11 @@ import pytest_asyncio
 
 from rtp_llm.config import load_config
 from rtp_llm.directory import Member, StaticMembership
-from rtp_llm.errors import InvalidRequestError, PromptTooLongError, UnavailableError
+from rtp_llm.errors import InvalidRequestError, OverloadedError, PromptTooLongError, UnavailableError
 from rtp_llm.metrics import readings
+from rtp_llm.model import tokenizer
 from rtp_llm.request import FinishReason, TokenOutput
+from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 from rtp_llm.router.service import Service, TokenizedPrompt
 
@@ -76,6 +78,39 @@ async def test_the_event_loop_goes_on_while_a_text_is_tokenized(
         done.clear()
         asyncio.get_running_loop().call_later(0.01, done.set)
         await asked
+
+
+async def test_a_limited_number_is_read_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(load_config(overrides={"router.max_waiting": 3}, environ={}), StaticMembership())
+    with service.admission(), service.admission():
+        monkeypatch.setattr(Dispatcher, "num_waiting", 1)
+        with pytest.raises(OverloadedError, match="3 requests are being read or wait for a worker, the limit is 3"):
+            service.admission().__enter__()
+        monkeypatch.setattr(Dispatcher, "num_waiting", 0)
+        with service.admission():
+            pass
+    with service.admission(), service.admission(), service.admission():
+        pass
+    await service.close()
+
+
+async def test_a_text_is_not_tokenized_far_beyond_the_context(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a token is at least 6 of 18 bytes on average: by its size alone it might fit."""
+    encoded: list[int] = []
+    ids = service.reader.tokenizer._ids
+
+    def count(text: str, add_special_tokens: bool) -> list[int]:
+        encoded.append(len(text))
+        return ids(text, add_special_tokens)
+
+    monkeypatch.setattr(service.reader.tokenizer, "_ids", count)
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 100)
+    text = "a b " * (MAX_MODEL_LEN * 4)
+    with pytest.raises(PromptTooLongError, match=f"has more than {MAX_MODEL_LEN} tokens"):
+        await complete(service, completion(prompt=text))
+    assert sum(encoded) < len(text) / 2
 
 
 async def test_prompts_times_n_are_limited(service: Service) -> None:

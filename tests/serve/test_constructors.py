@@ -1,7 +1,9 @@
 """Replicas whose constructor fails: Serve awaits their __del__ too."""
 
+import gc
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 from ray import serve
@@ -100,3 +102,15 @@ def test_a_node_shares_its_memory_among_the_workers_that_may_start_there() -> No
     assert pool.workers_on(config, {"CPU": 64.0}) == 5
     assert pool.workers_on(config, {"CPU": 5.0, "prefill": 1.0}) == 3
     assert pool.workers_on(config, {}) == 1
+
+
+async def test_a_routers_objects_are_not_looked_through_by_later_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "prepare_replica", lambda _: load_config(environ={}))
+    for name in ("DirectoryClient", "Service", "LastingTask"):
+        monkeypatch.setattr(router, name, MagicMock())
+    monkeypatch.setattr(router.Service(), "listen", AsyncMock())
+    monkeypatch.delattr(router.Router, "__del__")  # Serve's call is the only one
+    gc.unfreeze()
+    await router.Router.__init__(object.__new__(router.Router), {})
+    assert gc.get_freeze_count() > 10_000
+    gc.unfreeze()
