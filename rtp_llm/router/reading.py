@@ -230,10 +230,12 @@ class BodyReader:
         return array("i", prompt)
 
     def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
-        self._check_text(text, param)
         try:
+            self._check_text(text, param)
             tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:
+            if error.param is not None:
+                raise
             raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
         if len(tokens) >= self.context:
             raise self._too_long(param, len(tokens))
