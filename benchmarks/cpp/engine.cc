@@ -110,9 +110,10 @@ class Bench {
   ~Bench() { engine_.stop(); }
 
   void add(int prompt_tokens, int max_tokens) {
-    SequenceSpec spec{.key = {.router_epoch = 1, .request = ++last_request_}, .max_tokens = max_tokens};
-    spec.temperature = 0;
-    spec.ignore_eos = true;
+    SequenceSpec spec{.key = {.router_epoch = 1, .request = ++last_request_}};
+    spec.sampling.max_tokens = max_tokens;
+    spec.sampling.temperature = 0;
+    spec.sampling.ignore_eos = true;
     spec.prompt.resize(static_cast<size_t>(prompt_tokens));
     for (int32_t& token : spec.prompt)
       token = static_cast<int32_t>(random_() % static_cast<uint64_t>(model_.vocab_size));

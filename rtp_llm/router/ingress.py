@@ -159,10 +159,10 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
     except RtpLlmError as error:
         response = _error_response(error)
     except Exception as error:
-        log.exception("%s failed", name)
+        log.exception("%s failed", shape.endpoint)
         response = _error_response(error)
     if not isinstance(response, StreamingResponse):  # a stream counts when it ends
-        backend.count(name, response.status_code)
+        backend.count(shape.endpoint, response.status_code)
     return response
 
 

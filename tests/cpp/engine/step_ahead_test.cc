@@ -44,7 +44,7 @@ TEST(an_end_that_only_the_token_tells_costs_one_row_and_leaves_nothing) {
   CHECK(is_prefix_of(ended, whole));
   rig.check_idle();
   SequenceSpec other = spec_of(2, random_tokens(10, 3), 5);
-  other.ignore_eos = true;
+  other.sampling.ignore_eos = true;
   rig.run_one(other);
   rig.check_idle();
   // Rows of `at` tokens and one too many; an end by length is known ahead.
