@@ -176,7 +176,8 @@ def test_what_the_engine_computes_itself_is_skipped(tmp_path: Path) -> None:
 def test_a_buffer_that_the_engine_computes_may_be_of_any_type(
     tmp_path: Path, config: ModelConfig, name: str, dtype: str
 ) -> None:
-    write_safetensors(tmp_path / FILE, {**TENSORS, name: (dtype, (2,), bytes(2 * ITEM_BYTES.get(dtype, 4)))})
+    size = 1 if dtype == "F4" else 2 * ITEM_BYTES.get(dtype, 4)
+    write_safetensors(tmp_path / FILE, {**TENSORS, name: (dtype, (2,), bytes(size))})
     assert set(load(tmp_path, config).data) == set(SHAPES)
 
 
