@@ -42,15 +42,16 @@ class Probe {
     x.data = storage_.emplace_back(device_.allocate(x.numel() * size_of(dtype) + 64, "numerics_probe")).data();
     return x;
   }
-  std::unique_ptr<PackedLinear> weight(DType dtype, int64_t rows, int64_t features, uint32_t stream,
-                                       bool gated = false) {
+  std::unique_ptr<PackedLinear> weight(DType dtype, int64_t rows, int64_t features, uint32_t stream, bool gated = false,
+                                       bool row_parallel = false) {
     LinearSpec spec{.name = "numerics_probe",
                     .in_features = features,
                     .parts = {{"weight", rows}},
                     .bias = true,
                     .dtype = dtype,
                     .gather = true,
-                    .gated = gated};
+                    .gated = gated,
+                    .row_parallel = row_parallel};
     if (gated) spec.parts = {{"gate", rows / 2}, {"up", rows / 2}};
     auto packer = ops().pack(spec);
     std::vector<float> values = host_floats(rows * features, stream), bias = host_floats(rows, stream + 1);
@@ -138,7 +139,7 @@ void add_linear(Probe& probe, DType dtype) {
   Ops& ops = probe.ops();
   const auto [stream, input, _] = ops.activation_types(dtype);
   const auto gate_up = probe.weight(dtype, 2 * kInter, kHidden, 10, true);
-  const auto down = probe.weight(dtype, kHidden, kInter, 12);
+  const auto down = probe.weight(dtype, kHidden, kInter, 12, false, true);
   const Tensor out = probe.empty(stream, {kRows, kHidden});
   ops.gated_mlp({.x = probe.floats({kRows, kHidden}, 14, input),
                  .gate_up = gate_up.get(),
@@ -148,6 +149,9 @@ void add_linear(Probe& probe, DType dtype) {
                  .residual = probe.floats({kRows, kHidden}, 15, stream),
                  .out = out});
   probe.add(out);
+  const Tensor sums = probe.empty(DType::kF32, {kRows, kHidden});  // not rounded: tells apart trees over K
+  ops.linear({.x = probe.floats({kRows, kInter}, 17, input), .weight = down.get(), .out = sums});
+  probe.add(sums);
   for (Activation activation : {Activation::kGelu, Activation::kGeluTanh}) {
     const Tensor activated = probe.empty(input, {kRows, kInter});
     ops.gated_activation(
