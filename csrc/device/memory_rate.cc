@@ -16,7 +16,7 @@ namespace {
 
 using Words [[gnu::vector_size(32)]] = uint64_t;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)  // whose start-up the clones' resolver would run before
 [[gnu::target_clones("avx2", "default")]]
 #endif
 uint64_t read_all(const uint8_t* at, int64_t bytes) {
