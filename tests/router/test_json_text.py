@@ -36,7 +36,7 @@ def test_it_reads_and_refuses_what_json_does(run_chars: int, monkeypatch: pytest
     monkeypatch.setattr(json_text, "RUN_ITEMS", 3)
     draw = random.Random(1)
     broken = 0
-    for _ in range(500):
+    for _ in range(300):
         whole = {name: drawn(draw) for name in ("a", "b", "c")}
         text = json.dumps(whole, indent=draw.choice([None, 1]), ensure_ascii=draw.random() < 0.5)
         assert read(text.encode(draw.choice(["utf-8", "utf-16"])), "ab") == {"a": whole["a"], "b": whole["b"]}
@@ -50,7 +50,7 @@ def test_it_reads_and_refuses_what_json_does(run_chars: int, monkeypatch: pytest
                 read(mutated.encode(), "abc")
         else:
             assert read(mutated.encode(), "abc") == {n: value for n, value in expected.items() if n in ("a", "b", "c")}
-    assert broken > 100
+    assert broken > 50
 
 
 @pytest.mark.parametrize(("body", "kind"), [("[1]", "list"), ("null", "NoneType"), ('"x"', "str"), ("1.5", "float")])
@@ -80,10 +80,10 @@ def peak(body: bytes, wanted: Collection[str]) -> int:
 
 @pytest.mark.parametrize("item", SMALL)
 def test_a_field_that_nobody_wants_costs_its_text_and_little_more(item: str) -> None:
-    items = ",".join([item] * (MIB // 2 // (len(item) + 1)))
-    named = ",".join(f'"{i}":{item}' for i in range(MIB // 2 // (len(item) + 10)))
+    items = ",".join([item] * (MIB // 4 // (len(item) + 1)))
+    named = ",".join(f'"{i}":{item}' for i in range(MIB // 4 // (len(item) + 10)))
     for body in (f'{{"x": [{items}], "a": 1}}', f'{{"x": {{{named}}}, "a": 1}}'):
-        assert peak(body.encode(), "a") < 10 * len(body)
+        assert peak(body.encode(), "a") < 6 * len(body) + 3 * MIB
 
 
 @pytest.mark.parametrize("item", SMALL)
@@ -91,13 +91,13 @@ def test_a_field_whose_values_would_take_too_much_is_refused_before_they_do(
     item: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_text, "BUILT_BYTES", 0)
-    body = f'{{"x":[{",".join([item] * (MIB // 2 // (len(item) + 1)))}]}}'.encode()
+    body = f'{{"x":[{",".join([item] * (MIB // 4 // (len(item) + 1)))}]}}'.encode()
     tracemalloc.start()
     try:
         read(body, "x")
     except InvalidRequestError as error:
         assert error.param == "x" and "too many small values" in error.message  # noqa: PT017
-    assert tracemalloc.get_traced_memory()[1] < 10 * len(body)
+    assert tracemalloc.get_traced_memory()[1] < 6 * len(body) + 3 * MIB
     tracemalloc.stop()
 
 
