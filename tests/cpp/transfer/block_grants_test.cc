@@ -1,73 +1,14 @@
 #include "transfer/block_grants.h"
 
-#include <dlfcn.h>
-
-#include <algorithm>
-#include <filesystem>
-
 #include "check.h"
-#include "device/ops.h"
+#include "pool_only.h"
 
 using namespace rtp_llm;
+using namespace rtp_llm::testing;
 
 namespace {
 
 constexpr int kBlockTokens = 4;
-
-Device& cpu() {
-  Dl_info info{};
-  dladdr(reinterpret_cast<void*>(&supported_isas), &info);
-  static const std::unique_ptr<Device> device =
-      open_device("cpu", {}, std::filesystem::absolute(info.dli_fname).parent_path().string());
-  return *device;
-}
-
-// An engine's pool and its memory, all bytes 0xee, without the engine.
-class PoolOnly : public EnginePort {
- public:
-  explicit PoolOnly(int num_blocks) : pool_(num_blocks, kBlockTokens) {
-    memory_.assign(static_cast<size_t>(num_blocks * layout_.groups[0].block_bytes()), 0xee);
-  }
-  BlockPool& block_pool() override { return pool_; }
-  const KvLayout& kv_layout() const override { return layout_; }
-  void* kv_pool_base() const override { return memory_.data(); }
-  std::string salt(const SequenceSpec&) const override { return "salt"; }
-  int32_t layers_per_group() const override { return 1; }
-  bool caches_prefixes() const override { return true; }
-  void set_listener(EngineListener*) override {}
-  void stop() override {}
-  void validate(const SequenceSpec&, Role) const override {}
-  void add(SequenceSpec, Role) override {}
-  void join(SequenceSpec, std::vector<int32_t>) override {}
-  void cancel(const RequestKey&) override {}
-  void release(const RequestKey&) override {}
-  int64_t queued_tokens() const override { return 0; }
-
-  // The prompt's full blocks lie in the cache.
-  void cache(const SequenceSpec& spec) {
-    BlockHasher hasher(salt(spec), kBlockTokens, !cpu().ops().forms_equal());
-    hasher.append(spec.prompt, Form::kPrefill);
-    const auto blocks = pool_.allocate(static_cast<int>(hasher.hashes().size())).value();
-    for (size_t i = 0; i < blocks.size(); ++i) pool_.insert(blocks[i], hasher.hashes()[i]);
-    pool_.release(blocks);
-  }
-  bool is_zero(int32_t block) const {
-    const auto bytes = static_cast<size_t>(layout_.groups[0].block_bytes());
-    const auto begin = memory_.begin() + static_cast<ptrdiff_t>(block * bytes);
-    return std::all_of(begin, begin + static_cast<ptrdiff_t>(bytes), [](uint8_t byte) { return byte == 0; });
-  }
-
- private:
-  KvLayout layout_ = KvLayout::transformer(1, 1, 4, DType::kF32, kBlockTokens);
-  BlockPool pool_;
-  mutable std::vector<uint8_t> memory_;
-};
-
-SequenceSpec prompt_of(int tokens, int max_tokens = 1) {
-  SequenceSpec spec{.sampling = {.max_tokens = max_tokens}};
-  for (int i = 0; i < tokens; ++i) spec.prompt.push_back(i);
-  return spec;
-}
 
 }  // namespace
 
