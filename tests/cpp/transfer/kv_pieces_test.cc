@@ -3,10 +3,14 @@
 #include <numeric>
 
 #include "check.h"
+#include "device/checksum.h"
+#include "pool_only.h"
+#include "station.h"
 #include "transfer/event_queue.h"
 #include "transfer/wakeup.h"
 
 using namespace rtp_llm;
+using namespace rtp_llm::testing;
 
 namespace {
 
@@ -54,6 +58,45 @@ TEST(a_span_longer_than_its_blocks_is_an_error_with_both_numbers) {
   const std::vector<int32_t> blocks = {0};
   CHECK_THROWS_WITH(runs_of({.first_layer = 0, .num_layers = 1, .first_token = 0, .tokens = 9, .blocks = blocks}),
                     InvalidArgument, "9 tokens has blocks for 4 only");
+}
+
+TEST(the_checksum_is_of_each_vector_at_its_layer_and_its_position_in_the_sequence) {
+  std::vector<uint8_t> memory(8 * 384);
+  for (size_t i = 0; i < memory.size(); ++i) memory[i] = pattern(1, i);
+  const std::vector<int32_t> blocks = {5, 2};
+  const KvSpan span{.first_layer = 1, .num_layers = 2, .first_token = 8, .tokens = 7, .blocks = blocks};
+  const auto sum = [&](const KvSpan& of, int group = 3) {
+    return kv_checksum(cpu().ops(), kLayout.groups[0], group, memory.data(), 8, of);
+  };
+  uint64_t expected = 0;
+  for (int layer : {1, 2})
+    for (int plane : {0, 1})
+      for (int head : {0, 1})
+        for (int token = 0; token < 7; ++token) {
+          const uint8_t* vector =
+              memory.data() + blocks[token / 4] * 384 + layer * 128 + plane * 64 + head * 32 + token % 4 * 8;
+          expected += checksum_of_vector(
+              vector, 8,
+              pack_checksum_key({.group = 3, .layer = layer, .plane = plane, .head = head, .position = 8 + token}));
+        }
+  CHECK_EQ(sum(span), expected);
+  const auto but = [&](auto change) {
+    KvSpan other = span;
+    change(other);
+    return sum(other);
+  };
+  const std::vector<int32_t> swapped = {2, 5};
+  CHECK(but([](KvSpan& s) { s.first_token = 0; }) != expected);
+  CHECK(but([](KvSpan& s) { s.first_layer = 0; }) != expected);
+  CHECK(but([](KvSpan& s) { s.tokens = 6; }) != expected);
+  CHECK(but([&](KvSpan& s) { s.blocks = swapped; }) != expected);
+  CHECK(sum(span, 0) != expected);
+  // Two messages of four and three tokens are one of seven, whatever their order.
+  const KvSpan first{
+      .first_layer = 1, .num_layers = 2, .first_token = 8, .tokens = 4, .blocks = std::span(blocks).first(1)};
+  const KvSpan last{
+      .first_layer = 1, .num_layers = 2, .first_token = 12, .tokens = 3, .blocks = std::span(blocks).subspan(1)};
+  CHECK_EQ(sum(last) + sum(first), expected);
 }
 
 TEST(an_event_queue_keeps_the_order_and_wakes_its_reader) {

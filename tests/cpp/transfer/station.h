@@ -30,6 +30,7 @@ class Station : public TransportListener {
   // Message `grant` lands at grant * slot_bytes, cut into pieces of piece_bytes laid backwards.
   std::optional<Acceptance> accept(const WorkerKey&, const KvMessageHeader& header, uint64_t bytes) override {
     if (!live.contains(header.grant)) return std::nullopt;
+    untold.insert(header.grant);
     return Acceptance{pieces_of(header.grant, bytes), header.grant};
   }
   std::vector<Piece> pieces_of(uint64_t grant, uint64_t bytes) {
@@ -42,12 +43,14 @@ class Station : public TransportListener {
   }
   void on_received(uint64_t tag, bool landed) override {
     events.push_back((landed ? "received " : "lost ") + std::to_string(tag));
+    untold.erase(tag);
   }
   void on_sent(uint64_t tag, bool sent) override {
     events.push_back((sent ? "sent " : "unsent ") + std::to_string(tag));
   }
   void on_closed(Direction direction, const WorkerKey& peer, const std::string& reason) override {
     closed.push_back(reason);
+    if (direction == Direction::kReceive) untold_at_close += untold.size();
     events.push_back((direction == Direction::kReceive ? "closed-in " : "closed-out ") + peer.id);
   }
   void on_warning(const std::string& text) override { warnings.push_back(text); }
@@ -79,6 +82,8 @@ class Station : public TransportListener {
   uint64_t slot_bytes = 4 << 20;
   uint64_t piece_bytes = 64 << 10;
   std::set<uint64_t> live;
+  std::set<uint64_t> untold;   // accepted, and not told what came of it
+  size_t untold_at_close = 0;  // when inbound endpoints were told closed: the fence is that it is 0
   std::vector<std::string> events;
   std::vector<std::string> closed;  // reasons
   std::vector<std::string> warnings;

@@ -24,8 +24,8 @@ TEST(the_latest_entries_are_kept_the_oldest_first) {
 
 TEST(a_trace_of_no_entries_keeps_none) {
   Trace trace(0);
-  trace.add({.time = 1});
-  trace.add({.time = 2});
+  trace.add({});
+  trace.add({});
   CHECK(trace.entries({}).empty());
 }
 

@@ -185,6 +185,25 @@ TEST(a_nonce_is_good_once) {
   CHECK_EQ(station.count("received 1"), 0);
 }
 
+TEST(a_peer_that_comes_back_on_a_new_endpoint_is_not_heard_on_the_old_one) {
+  Station station(config_of("tcp"), 16 << 20);
+  Peer old("tcp"), again("tcp");  // the old one doesn't know
+  station.live = {0, 1, 2};
+  old.connect_to(station);
+  old.tell("send here 11 0 100 1");
+  CHECK(station.run_until([&] { return station.count("received 0") == 1; }));
+  again.connect_to(station);
+  again.tell("send here 11 1 100 1");
+  CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }));
+  CHECK_EQ(station.closed, std::vector<std::string>{"the peer came back on a new endpoint"});
+  old.hear(station, "closed-out here");
+  old.tell("send here 11 2 100 1");
+  old.hear(station, "nowhere");
+  CHECK(station.run_until([&] { return station.count("received 1") == 1; }));
+  CHECK_EQ(station.count("received 2"), 0);
+  CHECK_EQ(station.transport.counts().inbound, 1);
+}
+
 TEST(an_endpoint_that_never_says_a_nonce_is_closed) {
   TransportConfig config = config_of("tcp");
   config.hello_timeout_s = 0.1;
@@ -221,6 +240,7 @@ void killed_sender(const std::string& mode) {
   CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }));
   CHECK(now_s() - killed < 2);
   CHECK_EQ(station.transport.counts().receives_outstanding, 0);
+  CHECK_EQ(station.untold_at_close, 0);
   CHECK_EQ(station.transport.counts().inbound, 0);
 }
 
@@ -256,6 +276,7 @@ namespace {
 
 // The sender is stopped in the middle of its writes; after the fence nothing may change here, though it wakes up.
 void stopped_sender(const std::string& mode) {
+  int most_outstanding = 0;
   for (int round = 0; round < 5; ++round) {
     Station station(config_of(mode), 64 << 20);
     Peer peer(mode);
@@ -268,16 +289,19 @@ void stopped_sender(const std::string& mode) {
     peer.signal_(SIGSTOP);
     station.run_until([] { return false; }, 0.02);
     const int outstanding = station.transport.receives_outstanding(kThere);
+    CHECK_EQ(station.untold.size(), outstanding);
+    most_outstanding = std::max(most_outstanding, outstanding);
     REQUIRE(station.transport.close_by_force(Direction::kReceive, kThere));
     CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }, 3));
     CHECK_EQ(station.transport.counts().receives_outstanding, 0);
-    if (round == 0) std::printf("  %s: %d receives outstanding at the close\n", mode.c_str(), outstanding);
+    CHECK_EQ(station.untold_at_close, 0);
     std::fill(station.memory.begin(), station.memory.end(), 0xee);
     peer.signal_(SIGCONT);
     station.run_until([] { return false; }, 0.2);
     CHECK(untouched(station, 0, station.memory.size()));
     peer.hear(station, "closed-out here");
   }
+  CHECK(most_outstanding > 0);  // else nothing was fenced
 }
 
 }  // namespace
