@@ -1,5 +1,6 @@
 """A router's part and the sessions' part for plain worker processes (pd_worker.py): spawns, relays, collects tokens."""
 
+import contextlib
 import json
 import os
 import signal
@@ -182,6 +183,8 @@ class Cluster:
             answer.notices.append(kind)
 
     def relay(self, to: dict[str, Any], *what: Any) -> None:
+        """As a session would: what is said to a worker that died meanwhile is lost."""
         for worker in self.workers.values():
             if worker.key == to and not worker.pipe.closed:
-                worker.say(*what)
+                with contextlib.suppress(ConnectionError):  # its pipe isn't seen closed yet
+                    worker.say(*what)

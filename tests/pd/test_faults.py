@@ -51,6 +51,15 @@ def some_kv_is_there(cluster: Cluster) -> None:
     assert sum(bool(a.rows) for a in cluster.answers.values()) < len(cluster.answers)
 
 
+def test_what_is_relayed_to_a_worker_that_was_just_killed_is_lost_and_nobody_is_disturbed() -> None:
+    with Cluster("tcp", ["prefill", "decode"], **SETTINGS) as cluster:
+        prefill = cluster.workers["prefill"]
+        prefill.kill()
+        assert not prefill.pipe.closed  # nobody has read it since
+        cluster.relay(prefill.key, "from_peer", cluster.workers["decode"].key, {})
+        assert not cluster.ask("decode", "check_idle", "idle")
+
+
 @pytest.mark.parametrize("mode", ["shm", "tcp"])
 def test_a_killed_prefill_worker_leaves_nothing_in_the_decode_worker(mode: str, undisturbed: dict[int, Any]) -> None:
     with Cluster(mode, ["prefill", "decode"], **SETTINGS) as cluster:
