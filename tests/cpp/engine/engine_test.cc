@@ -2,8 +2,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
 
 #include "check.h"
 #include "rig.h"
@@ -68,12 +66,10 @@ TEST(a_long_list_of_stop_ids_is_refused_at_once) {
   spec.sampling.stop_token_ids.resize(1'300'000);
   for (size_t i = 0; i < spec.sampling.stop_token_ids.size(); ++i)
     spec.sampling.stop_token_ids[i] = static_cast<int32_t>(i);
-  const auto begin = std::chrono::steady_clock::now();
+  spec.prompt[0] = -1;  // named first if the lists were walked before their lengths are known
   CHECK_THROWS_WITH(rig.engine->validate(spec, Role::kAlone), InvalidArgument,
                     "stop_token_ids must have at most 128 ids, got 1300000");
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
-  std::printf("  1.3 M stop ids refused in %.0f us\n", took.count() * 1000);
-  CHECK(took.count() < 20);                     // microseconds, on a machine that is busy
+  spec.prompt[0] = 1;
   spec.sampling.stop_token_ids.assign(128, 5);  // repeats count once
   rig.engine->validate(spec, Role::kAlone);
 }
