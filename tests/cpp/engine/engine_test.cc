@@ -2,6 +2,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "check.h"
 #include "rig.h"
@@ -126,6 +127,96 @@ TEST(a_cancelled_sequence_ends_within_a_chunk_and_leaves_nothing) {
   CHECK_EQ(rig.run_one(spec_of(2, {1, 2})).tokens.size(), 20);
 }
 
+// `busy` takes the one slot and goes on undisturbed, whatever happens to who waits behind it.
+struct OneSlot {
+  OneSlot() {
+    RigOptions options;
+    options.engine.max_num_seqs = 1;
+    rig = std::make_unique<Rig>(options);
+    rig->start();
+    rig->engine->add(busy, Role::kAlone);
+    rig->wait_for_tokens(busy.key, 2);
+  }
+  void cancel(const SequenceSpec& spec) {
+    rig->engine->cancel(spec.key);
+    rig->ear.wait([&] { return rig->ear.finished.contains(spec.key); });
+    CHECK(rig->ear.finished[spec.key] == FinishReason::kCancelled);
+    CHECK(rig->answers[spec.key].tokens.empty());
+  }
+  void finish() {
+    const Answer answer = rig->wait_for(busy.key);
+    rig->ear.wait([&] { return rig->ear.finished.contains(busy.key); });
+    rig->engine->check_idle();
+    CHECK(answer == Rig().run_one(busy));
+  }
+
+  const SequenceSpec busy = spec_of(9, random_tokens(10, 1), 200);
+  std::unique_ptr<Rig> rig;
+};
+
+TEST(a_sequence_that_is_cancelled_while_it_waits_never_runs) {
+  OneSlot one;
+  for (const Role role : {Role::kAlone, Role::kSender}) {
+    const SequenceSpec spec = spec_of(role == Role::kAlone ? 1 : 2, random_tokens(40, 4));
+    one.rig->engine->add(spec, role);
+    one.cancel(spec);
+  }
+  one.finish();
+  CHECK_EQ(one.rig->engine->load().prompt_tokens_computed, 10);
+}
+
+TEST(a_sequence_that_is_cancelled_while_it_waits_with_its_blocks_gives_them_back) {
+  OneSlot one;
+  SequenceSpec spec = spec_of(1, random_tokens(40, 4));
+  spec.output = {5};
+  BlockPool& pool = one.rig->engine->block_pool();
+  const auto blocks = pool.grant(4).value();
+  pool.granted_to_referenced(blocks);
+  one.rig->engine->join(spec, blocks);
+  one.cancel(spec);
+  one.finish();
+}
+
+TEST(a_preempted_sequence_may_be_cancelled_and_the_other_goes_on) {
+  RigOptions options;
+  options.engine.num_kv_blocks = 16;
+  Rig rig(options);
+  const SequenceSpec first = spec_of(1, random_tokens(100, 1), 120), second = spec_of(2, random_tokens(100, 2), 120);
+  rig.engine->add(first, Role::kAlone);
+  rig.engine->add(second, Role::kAlone);
+  rig.start();
+  rig.collect_until([&] { return rig.engine->load().preemptions > 0; });
+  rig.engine->cancel(second.key);
+  rig.ear.wait([&] { return rig.ear.finished.contains(second.key); });
+  CHECK(rig.ear.finished[second.key] == FinishReason::kCancelled);
+  CHECK(rig.wait_for(first.key) == Rig().run_one(first));
+  rig.ear.wait([&] { return rig.ear.finished.contains(first.key); });
+  rig.engine->check_idle();
+}
+
+TEST(bytes_of_an_earlier_owner_are_gone_from_a_block_that_is_not_full) {
+  RigOptions options;
+  options.engine.num_kv_blocks = 20;
+  Rig rig(options);
+  BlockPool& pool = rig.engine->block_pool();
+  const int64_t block_bytes = rig.engine->kv_layout().groups[0].block_bytes();
+  const auto address = [&](int32_t block) {
+    return static_cast<uint8_t*>(rig.engine->kv_pool_base()) + block * block_bytes;
+  };
+  const auto all = pool.allocate(20).value();
+  std::vector<uint8_t> bytes(static_cast<size_t>(block_bytes), 0xff);  // NaN
+  for (const int32_t block : all) rig.device->copy(address(block), bytes.data(), block_bytes);
+  pool.release(all);
+  const SequenceSpec spec = spec_of(1, random_tokens(20, 1), 1);  // a block and four tokens of a second one
+  rig.engine->add(spec, Role::kSender);
+  rig.start();
+  rig.ear.wait([&] { return rig.ear.prefilled.contains(spec.key); });
+  const std::vector<int32_t> blocks = rig.ear.scheduled[spec.key].blocks;
+  REQUIRE(blocks.size() == 2);
+  rig.device->copy(bytes.data(), address(blocks[1]), block_bytes);
+  CHECK(std::ranges::count(bytes, uint8_t{0}) >= block_bytes * 12 / 16);
+}
+
 TEST(a_cancelled_sender_keeps_its_blocks_until_it_is_released) {
   RigOptions options;
   options.engine.max_num_batched_tokens = 1;
@@ -137,6 +228,7 @@ TEST(a_cancelled_sender_keeps_its_blocks_until_it_is_released) {
   rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
   CHECK(rig.ear.finished[spec.key] == FinishReason::kCancelled);
   CHECK(!rig.ear.prefilled.contains(spec.key));
+  CHECK_EQ(rig.ear.pieces[spec.key].size(), 2);  // both layer groups of the chunk under way, and no chunk more
   CHECK_EQ(rig.engine->load().blocks.referenced, 13);
   rig.engine->release(spec.key);
   rig.engine->release(spec.key);  // idempotent

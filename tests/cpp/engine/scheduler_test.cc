@@ -2,8 +2,10 @@
 // before it did.
 #include "engine/scheduler.h"
 
+#include <algorithm>
 #include <deque>
 #include <memory>
+#include <span>
 
 #include "check.h"
 #include "rig.h"
@@ -27,6 +29,21 @@ struct Fixture {
     sequences.push_back(std::make_unique<Sequence>(spec, role, hasher, config.max_model_len));
     scheduler.add(*sequences.back());
     return *sequences.back();
+  }
+  // With blocks for its prompt, as a receiver has; its last token's KV is to be computed.
+  Sequence& join(int prompt, int max_tokens = 50) {
+    SequenceSpec spec{.key = key_of(sequences.size()),
+                      .prompt = random_tokens(prompt, static_cast<int>(sequences.size())),
+                      .output = {5},
+                      .sampling = {.max_tokens = max_tokens}};
+    BlockHasher hasher("salt", config.block_tokens, false);
+    sequences.push_back(std::make_unique<Sequence>(spec, Role::kAlone, hasher, config.max_model_len));
+    Sequence& sequence = *sequences.back();
+    sequence.num_launched = sequence.num_computed = prompt;
+    sequence.admitted_before = true;
+    sequence.blocks = pool.allocate(Sequence::blocks_for(prompt, config.block_tokens)).value();
+    scheduler.join(sequence);
+    return sequence;
   }
   template <class Condition>
   void step_until(Condition holds) {
@@ -321,6 +338,139 @@ TEST(an_exact_prefix_hit_leaves_one_token_to_compute) {
   f.scheduler.add(*f.sequences.back());
   CHECK_EQ(rows_of(f.step()), std::vector<int>({8}));
   CHECK_EQ(f.sequences.back()->num_cached, 24);
+}
+
+TEST(nobody_is_admitted_in_the_step_that_preempted) {
+  Fixture f(6, small());
+  f.add(15);
+  Sequence& second = f.add(15);
+  bool preempted = false;
+  for (int i = 0; i < 40 && !preempted; ++i) {
+    const uint64_t before = f.scheduler.num_preemptions();
+    const Schedule& plan = f.step();
+    preempted = f.scheduler.num_preemptions() > before;
+    // What it gave back is room for it again; admitted at once it would be preempted at the next block, for ever.
+    if (preempted) CHECK(plan.admitted.empty());
+  }
+  CHECK(preempted);
+  CHECK(second.state == Sequence::State::kWaiting);
+}
+
+TEST(a_small_request_does_not_overtake_a_large_one) {
+  Fixture f(10, small());
+  Sequence& first = f.add(32);
+  f.step();
+  Sequence& large = f.add(60);
+  Sequence& little = f.add(4);
+  for (int i = 0; i < 5; ++i) f.step();
+  CHECK(large.state == Sequence::State::kWaiting);
+  CHECK(little.state == Sequence::State::kWaiting);
+  f.scheduler.finish(first);
+  const Schedule& plan = f.step();
+  REQUIRE(!plan.admitted.empty());
+  CHECK(plan.admitted[0] == &large);
+}
+
+TEST(requests_that_joined_get_slots_in_order_and_before_those_that_have_no_blocks) {
+  EngineConfig config = small();
+  config.max_num_seqs = 2;
+  Fixture f(40, config);
+  Sequence& first = f.add(8);
+  Sequence& other = f.add(8);
+  f.step();
+  Sequence& waiting = f.add(8);
+  Sequence& joined = f.join(20);
+  Sequence& later = f.join(20);
+  CHECK_EQ(f.scheduler.num_waiting(), 3);
+  CHECK_EQ(f.scheduler.demand().sequences, 4);  // both that run, both that joined
+  f.step();
+  CHECK(joined.state == Sequence::State::kWaiting);
+  f.scheduler.finish(first);
+  const Schedule& plan = f.step();
+  CHECK(joined.state == Sequence::State::kRunning);
+  CHECK(later.state == Sequence::State::kWaiting);
+  CHECK_EQ(plan.decode_rows, 2);  // it decodes at once
+  CHECK(plan.admitted.empty());
+  f.scheduler.finish(other);
+  f.step();
+  CHECK(later.state == Sequence::State::kRunning);
+  CHECK(waiting.state == Sequence::State::kWaiting);
+  f.scheduler.finish(joined);
+  f.step();
+  CHECK(waiting.state == Sequence::State::kRunning);
+}
+
+TEST(a_sequence_may_finish_wherever_it_is_and_leaves_slot_and_blocks) {
+  EngineConfig config = small();
+  config.max_num_seqs = 2;
+  const auto over = [&](auto make) {
+    Fixture f(12, config);
+    Sequence& sequence = make(f);
+    f.scheduler.finish(sequence);
+    for (const auto& each : f.sequences)
+      if (each.get() != &sequence) f.scheduler.finish(*each);
+    CHECK_EQ(f.pool.counts().referenced, 0);
+    CHECK_EQ(f.scheduler.num_waiting() + f.scheduler.num_running(), 0);
+    CHECK_EQ(f.scheduler.queued_tokens(), 0);
+    CHECK_EQ(f.scheduler.demand().sequences, 0);
+    const Sequence& one = f.add(8);  // both slots are there
+    const Sequence& two = f.add(8);
+    CHECK_EQ(f.step().admitted.size(), 2);
+    CHECK(one.slot != two.slot && std::min(one.slot, two.slot) == 0 && std::max(one.slot, two.slot) == 1);
+  };
+  const auto full = [](Fixture& f) {
+    f.add(8);
+    f.add(8);
+    f.step();
+  };
+  over([](Fixture& f) -> Sequence& { return f.add(8); });  // never scheduled
+  over([&](Fixture& f) -> Sequence& {                      // waits for a slot
+    full(f);
+    return f.add(8);
+  });
+  over([&](Fixture& f) -> Sequence& {  // waits for one with its blocks
+    full(f);
+    Sequence& joined = f.join(20);
+    f.step();
+    return joined;
+  });
+  over([&](Fixture& f) -> Sequence& {  // runs, in the middle of its prompt
+    Sequence& sequence = f.add(60);
+    f.step();
+    CHECK_EQ(sequence.num_computed, 32);
+    return sequence;
+  });
+  over([&](Fixture& f) -> Sequence& {  // runs, joined
+    Sequence& sequence = f.join(20);
+    f.step();
+    CHECK(sequence.state == Sequence::State::kRunning);
+    return sequence;
+  });
+  over([&](Fixture& f) -> Sequence& {  // held
+    Sequence& sequence = f.add(8, 50, Role::kSender);
+    f.step();
+    CHECK(sequence.state == Sequence::State::kHeld);
+    return sequence;
+  });
+  over([&](Fixture& f) -> Sequence& {  // preempted
+    f.add(40);
+    Sequence& sequence = f.add(40);
+    f.step_until([&] { return f.scheduler.num_preemptions() > 0; });
+    CHECK(sequence.state == Sequence::State::kWaiting);
+    return sequence;
+  });
+}
+
+TEST(a_decode_that_finds_no_block_where_only_senders_run_is_a_broken_invariant) {
+  Fixture f(4, small());
+  Sequence& sender = f.add(15, 50, Role::kSender, /*output=*/1);
+  f.scheduler.schedule(f.cost);
+  sender.num_launched = sender.num_computed = 15;  // it decodes, and has lost the block for that
+  sender.num_pending = sender.steps_in_flight = 0;
+  f.pool.release(std::span(sender.blocks).subspan(1));
+  sender.blocks.pop_back();
+  (void)f.pool.allocate(3).value();
+  CHECK_THROWS_WITH(f.scheduler.schedule(f.cost), Error, "needs a block and nobody may be preempted");
 }
 
 }  // namespace

@@ -1,0 +1,22 @@
+#include "engine/executor.h"
+
+#include "check.h"
+#include "rig.h"
+
+namespace rtp_llm {
+namespace {
+
+TEST(two_batches_are_used_in_turn) {
+  testing::Rig rig;
+  Executor executor(*rig.device, *rig.decoder, rig.engine->config(), 72);
+  const Schedule nothing;
+  // One is read by the device while the host fills the other.
+  const Batch* first = &executor.prepare(nothing);
+  const Batch* second = &executor.prepare(nothing);
+  CHECK(first != second);
+  CHECK(&executor.prepare(nothing) == first);
+  CHECK(&executor.prepare(nothing) == second);
+}
+
+}  // namespace
+}  // namespace rtp_llm
