@@ -1,6 +1,7 @@
 #include "kv/json_paths.h"
 
 #include <cctype>
+#include <utility>
 
 #include "tensor/check.h"
 
@@ -8,7 +9,9 @@ namespace rtp_llm {
 namespace {
 
 constexpr int kMaxDepth = 16;
-constexpr size_t kMaxBytes = 1 << 20;
+constexpr size_t kMaxBytes = 64 << 10;
+constexpr size_t kMaxLeaves = 4096;
+constexpr size_t kMaxPathBytes = 256;  // a leaf holds its path whole
 
 class Reader {
  public:
@@ -29,9 +32,15 @@ class Reader {
     switch (peek()) {
       case '{': return object(path, depth);
       case '[': return array(path, depth);
-      case '"': leaves_.emplace_back(path, string()); return;
-      default: leaves_.emplace_back(path, word()); return;
+      case '"': add(path, string()); return;
+      default: add(path, word()); return;
     }
+  }
+
+  void add(const std::string& path, std::string value) {
+    check(path.size() <= kMaxPathBytes, "a path of ", path.size(), " bytes in a layout, the limit is ", kMaxPathBytes);
+    check(leaves_.size() < kMaxLeaves, "a layout of more than ", kMaxLeaves, " values");
+    leaves_.emplace_back(path, std::move(value));
   }
 
   void object(const std::string& path, int depth) {
@@ -41,6 +50,7 @@ class Reader {
       require(peek() == '"', "a key");
       const std::string key = string();
       take(':');
+      check(key.size() <= kMaxPathBytes, "a key of ", key.size(), " bytes in a layout, the limit is ", kMaxPathBytes);
       value(path.empty() ? key : path + "." + key, depth + 1);
     }
     take('}');
@@ -49,7 +59,7 @@ class Reader {
   void array(const std::string& path, int depth) {
     take('[');
     const size_t place = leaves_.size();
-    leaves_.emplace_back(path, "");
+    add(path, "");
     int count = 0;
     for (; peek() != ']'; ++count) {
       if (count != 0) take(',');

@@ -18,6 +18,10 @@ std::string_view name_of(KvLifetime lifetime) {
   return "?";
 }
 
+// Of a text that names what differs.
+constexpr int kMaxDifferences = 20;
+constexpr size_t kMaxValueBytes = 100;
+
 template <class Items, class ToJson>
 std::string json_list(const Items& items, ToJson to_json) {
   std::string list = "[";
@@ -85,8 +89,13 @@ std::string describe_difference(const std::string& here, const std::string& ther
   auto read_theirs = json_paths(there);
   std::map<std::string, std::string> theirs(read_theirs.begin(), read_theirs.end());
   std::string text;
+  int count = 0;
+  const auto shortened = [](const std::string& value) {
+    return value.size() <= kMaxValueBytes ? value : value.substr(0, kMaxValueBytes) + "…";
+  };
   const auto differ = [&](const std::string& path, const std::string& a, const std::string& b) {
-    text += concat(text.empty() ? "" : "; ", path, ": ", a, " here, ", b, " there");
+    if (++count > kMaxDifferences) return;
+    text += concat(text.empty() ? "" : "; ", path, ": ", shortened(a), " here, ", shortened(b), " there");
   };
   for (const auto& [path, value] : ours) {
     const auto found = theirs.find(path);
@@ -98,6 +107,7 @@ std::string describe_difference(const std::string& here, const std::string& ther
     }
   }
   for (const auto& [path, value] : theirs) differ(path, "absent", value);
+  if (count > kMaxDifferences) text += concat("; and ", count - kMaxDifferences, " more");
   return text;
 }
 

@@ -53,8 +53,8 @@ struct KvLayout {
 };
 
 // Names what differs between two canonical JSON layouts, for example
-// "groups[0].block_tokens: 16 here, 64 there"; several joined by "; ", empty if nothing does. Throws
-// InvalidArgument if one of them is not JSON (a peer wrote it).
+// "groups[0].block_tokens: 16 here, 64 there"; the first 20 joined by "; ", empty if nothing does. Throws
+// InvalidArgument if one of them is not JSON or beyond the limits of json_paths.h (a peer wrote it).
 std::string describe_difference(const std::string& here, const std::string& there);
 
 // REQUIRES: the group has planes K and V of equal shape.

@@ -65,12 +65,39 @@ TEST(a_difference_is_named_by_path_with_both_values) {
   CHECK_EQ(describe_difference(R"({"a":1})", R"({"b":2})"), "a: 1 here, absent there; b: absent here, 2 there");
 }
 
+// Of a peer's hello: the paths of its values must not grow with the square of its bytes.
+TEST(a_layout_beyond_the_limits_is_refused_by_name) {
+  const std::string good = KvLayout::transformer(1, 1, 2, DType::kF32, 4).canonical_json("m");
+  const auto list = [](int count) {
+    std::string text = "[0";
+    for (int i = 1; i < count; ++i) text += ",0";
+    return text + "]";
+  };
+  const std::string long_key = "{\"" + std::string(30000, 'k') + "\":" + list(4000) + "}";
+  CHECK_THROWS_WITH(describe_difference(good, long_key), InvalidArgument, "a key of 30000 bytes");
+  std::string deep = list(3000);
+  for (int i = 0; i < 3; ++i) deep = "{\"" + std::string(200, 'k') + "\":" + deep + "}";
+  CHECK_THROWS_WITH(describe_difference(good, deep), InvalidArgument, "a path of");
+  CHECK_THROWS_WITH(describe_difference(good, list(5000)), InvalidArgument, "more than 4096 values");
+  CHECK_THROWS_WITH(describe_difference(good, std::string((64 << 10) + 1, ' ')), InvalidArgument, "the limit is");
+}
+
+TEST(a_text_of_differences_is_short_however_much_differs) {
+  std::string many = "{";
+  for (int i = 0; i < 1000; ++i) many += concat(i == 0 ? "" : ",", "\"", i, "\":\"", std::string(50, 'v'), "\"");
+  const std::string text = describe_difference("{}", many + "}");
+  CHECK(text.find("; and 980 more") != std::string::npos);
+  CHECK(text.size() < 3000);
+  const std::string value = describe_difference("{}", "{\"a\":\"" + std::string(60000, 'v') + "\"}");
+  CHECK(value.size() < 200);
+}
+
 TEST(a_layout_that_is_not_json_is_refused_with_the_offset) {
   const std::string good = KvLayout::transformer(1, 1, 2, DType::kF32, 4).canonical_json("m");
   for (size_t cut = 0; cut < good.size(); ++cut)
     CHECK_THROWS_WITH(describe_difference(good, good.substr(0, cut)), InvalidArgument, "not JSON");
   CHECK_THROWS_WITH(describe_difference(good, good + "x"), InvalidArgument, "the end at offset");
-  CHECK_THROWS_WITH(describe_difference(good, std::string(100000, '[')), InvalidArgument, "nested deeper");
+  CHECK_THROWS_WITH(describe_difference(good, std::string(50000, '[')), InvalidArgument, "nested deeper");
   CHECK_THROWS_WITH(describe_difference(good, std::string(2 << 20, ' ')), InvalidArgument, "the limit is");
   CHECK_THROWS_WITH(describe_difference(good, R"({"a)"
                                               "\\"),
