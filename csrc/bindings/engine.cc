@@ -173,7 +173,13 @@ void bind_outputs(py::module_& module) {
 }
 
 void bind_load(py::module_& module) {
+  py::class_<SlotCounts>(module, "SlotCounts")
+      .def_readonly("total", &SlotCounts::total)
+      .def_readonly("taken", &SlotCounts::taken)
+      .def_readonly("taken_by", &SlotCounts::taken_by);
   py::class_<EngineLoad>(module, "EngineLoad")
+      .def_readonly("slots", &EngineLoad::slots)
+      .def_readonly("slots_awaited", &EngineLoad::slots_awaited)
       .def_readonly("queued_tokens", &EngineLoad::queued_tokens)
       .def_readonly("waiting", &EngineLoad::waiting)
       .def_readonly("running", &EngineLoad::running)

@@ -202,7 +202,8 @@ void bind_session_events(py::module_& m) {
   bind_struct<RouterConnected>(m, "RouterConnected", Field{"router_epoch", &RouterConnected::router_epoch});
   bind_struct<RouterLost>(m, "RouterLost", Field{"router_epoch", &RouterLost::router_epoch});
   bind_struct<event::FromSender>(m, "FromSender", Field{"sender", &event::FromSender::sender},
-                                 Field{"body", &event::FromSender::body});
+                                 Field{"body", &event::FromSender::body},
+                                 Field{"invalid", &event::FromSender::invalid});
   bind_struct<event::FromReceiver>(m, "FromReceiver", Field{"receiver", &event::FromReceiver::receiver},
                                    Field{"body", &event::FromReceiver::body});
   bind_struct<SenderLost>(m, "SenderLost", Field{"sender", &SenderLost::sender});
@@ -264,14 +265,15 @@ void bind_config(py::module_& m) {
       Field{"verify_stall", &HandoverTimes::verify_stall}, Field{"quarantine", &HandoverTimes::quarantine},
       Field{"push_stall", &HandoverTimes::push_stall}, Field{"flush", &HandoverTimes::flush},
       Field{"router_expiry", &HandoverTimes::router_expiry}, Field{"memory", &HandoverTimes::memory});
-  bind_struct<HandoverConfig>(m, "HandoverConfig", Field{"times", &HandoverConfig::times},
-                              Field{"num_layers", &HandoverConfig::num_layers},
-                              Field{"layers_per_group", &HandoverConfig::layers_per_group},
-                              Field{"block_tokens", &HandoverConfig::block_tokens},
-                              Field{"token_layer_bytes", &HandoverConfig::token_layer_bytes},
-                              Field{"max_push_tokens", &HandoverConfig::max_push_tokens},
-                              Field{"max_waiting_reserves", &HandoverConfig::max_waiting_reserves},
-                              Field{"max_reserves", &HandoverConfig::max_reserves});
+  bind_struct<HandoverConfig>(
+      m, "HandoverConfig", Field{"times", &HandoverConfig::times}, Field{"num_layers", &HandoverConfig::num_layers},
+      Field{"layers_per_group", &HandoverConfig::layers_per_group},
+      Field{"block_tokens", &HandoverConfig::block_tokens},
+      Field{"token_layer_bytes", &HandoverConfig::token_layer_bytes},
+      Field{"max_push_tokens", &HandoverConfig::max_push_tokens},
+      Field{"max_waiting_reserves", &HandoverConfig::max_waiting_reserves},
+      Field{"max_reserves", &HandoverConfig::max_reserves}, Field{"max_silences", &HandoverConfig::max_silences},
+      Field{"vocab_size", &HandoverConfig::vocab_size});
   bind_struct<SenderCounts>(
       m, "SenderCounts", Field{"queued", &SenderCounts::queued}, Field{"computing", &SenderCounts::computing},
       Field{"pushing", &SenderCounts::pushing}, Field{"awaiting", &SenderCounts::awaiting},
@@ -300,8 +302,8 @@ class PythonGrantPool : public GrantPool {
  public:
   explicit PythonGrantPool(py::object pool) : pool_(std::move(pool)) {}
 
-  std::optional<Room> grant(const SequenceSpec& spec) override {
-    const py::object room = pool_.attr("grant")(py::cast(spec));
+  std::optional<Room> grant(const Want& want) override {
+    const py::object room = pool_.attr("grant")(py::cast(*want.spec));
     if (room.is_none()) return std::nullopt;
     auto [blocks, prefix_blocks] = room.cast<std::pair<std::vector<int32_t>, int32_t>>();
     return Room{std::move(blocks), prefix_blocks};

@@ -51,7 +51,8 @@ Engine::State::State(Device& device, Decoder& decoder, EngineConfig given)
       config(checked(std::move(given))),
       executor(device, decoder, config, config.max_num_batched_tokens + config.max_num_seqs),
       pool(executor.kv_cache().num_blocks(), config.block_tokens),
-      scheduler(config, pool, device.ops().forms_equal()),
+      slots(config.max_num_seqs),
+      scheduler(config, pool, slots, device.ops().forms_equal()),
       numerics_id(make_numerics_id(device, decoder.config().dtype, config.kv_dtype)),
       steps_ahead(device.runs_behind() ? 1 : 0) {
   in_flight.reserve(steps_ahead + 1);
@@ -174,6 +175,7 @@ EngineLoad Engine::load() const {
   const auto since = state_->running_since.load();
   if (since != std::chrono::steady_clock::time_point())
     load.step_running_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+  load.slots = state_->slots.counts();
   return load;
 }
 
@@ -192,11 +194,13 @@ void Engine::check_idle() const {
   require_none("blocks granted", blocks.granted);
   require_none("blocks quarantined", blocks.quarantined);
   require_none("blocks gated", blocks.gated);
+  require_none("slots taken", state_->slots.counts().taken);
   state_->pool.check_integrity();
 }
 
 Device& Engine::device() { return state_->device; }
 BlockPool& Engine::block_pool() { return state_->pool; }
+SlotPool& Engine::slot_pool() { return state_->slots; }
 const KvLayout& Engine::kv_layout() const { return state_->executor.kv_cache().layout(); }
 void* Engine::kv_pool_base() const { return state_->executor.kv_cache().base(); }
 int64_t Engine::kv_pool_bytes() const { return state_->executor.kv_cache().bytes(); }
@@ -204,6 +208,7 @@ int Engine::kv_pool_fd() const { return state_->executor.kv_cache().shared_fd();
 std::string Engine::salt(const SequenceSpec& spec) const {
   return block_hash_salt(state_->decoder.model_digest(), spec.cache_salt);
 }
+int64_t Engine::vocab_size() const { return state_->decoder.config().vocab_size; }
 const EngineConfig& Engine::config() const { return state_->config; }
 std::string Engine::numerics_id() const { return state_->numerics_id; }
 

@@ -20,6 +20,7 @@
 #include "handover/token_columns.h"
 #include "kv/block_pool.h"
 #include "kv/kv_layout.h"
+#include "kv/slot_pool.h"
 #include "model/decoder.h"
 #include "transfer/engine_port.h"
 
@@ -44,6 +45,8 @@ struct EngineLoad {
   int32_t waiting = 0;
   int32_t running = 0;
   BlockCounts blocks;
+  SlotCounts slots;
+  int32_t slots_awaited = 0;  // waiting sequences that hold none yet: each goes before grants once its turn has come
   double step_s = 0;          // of the last step with rows
   double step_running_s = 0;  // since the step that runs now began, 0 between steps: one that hangs grows old
   uint64_t steps = 0;
@@ -70,9 +73,9 @@ class Engine : public EnginePort {
   // too long, ...); a bad spec disturbs nobody.
   void add(SequenceSpec spec, Role role) override;
   // A sequence whose KV (of prompt and output, all but the last output token's) lies in `blocks`,
-  // verified; the engine takes the blocks' one reference each (none if it throws InvalidArgument).
-  // spec.output ends with the token sampled by the sender; it joins the step being built, or waits for
-  // a slot with its blocks. Full blocks enter the prefix cache.
+  // verified; the engine takes the blocks' one reference each, and the slot that was taken for it
+  // (slot_pool().grant); neither if it throws InvalidArgument. spec.output ends with the token sampled
+  // by the sender; it joins the step being built. Full blocks enter the prefix cache.
   void join(SequenceSpec spec, std::vector<int32_t> blocks) override;
   // Takes effect within one chunk; ends with on_finished(kCancelled). Unknown keys are ignored, and
   // kSender sequences that have sampled.
@@ -81,7 +84,7 @@ class Engine : public EnginePort {
   // Idempotent.
   void release(const RequestKey& key) override;
 
-  // Outputs since the last call, one batch for all sequences; empty if none. `notify` is called on
+  // Outputs since the last call, one batch for all sequences but kSender; empty if none. `notify` is called on
   // the engine thread when outputs went from empty to non-empty (an eventfd write).
   TokenColumns take_outputs();
   // It is also called when the engine has failed. REQUIRES: not started yet.
@@ -93,12 +96,13 @@ class Engine : public EnginePort {
 
   EngineLoad load() const;
   int64_t queued_tokens() const override { return load().queued_tokens; }
-  // Zero references, nothing granted, quarantined, gated; no sequences. Throws Error naming what
-  // isn't.
+  // Zero references, nothing granted, quarantined, gated, no slot taken; no sequences. Throws Error
+  // naming what isn't.
   void check_idle() const;
 
   Device& device();
   BlockPool& block_pool() override;
+  SlotPool& slot_pool() override;
   const KvLayout& kv_layout() const override;
   void* kv_pool_base() const override;
   int64_t kv_pool_bytes() const;
@@ -106,6 +110,7 @@ class Engine : public EnginePort {
   std::string salt(const SequenceSpec& spec) const override;
   const EngineConfig& config() const;
   int32_t layers_per_group() const override { return config().layers_per_group; }
+  int64_t vocab_size() const override;
   bool caches_prefixes() const override { return config().enable_prefix_caching; }
   // (backend, ISA, dtype, KV dtype, tp, mode, digest) as text:
   // "cpu/avx512bf16/bfloat16/bfloat16/tp1/exact/89ab…".

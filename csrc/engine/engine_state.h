@@ -80,6 +80,7 @@ struct Engine::State {
   const EngineConfig config;
   Executor executor;
   BlockPool pool;
+  SlotPool slots;
   Scheduler scheduler;
   StepCost cost;
   OutputQueue outputs;

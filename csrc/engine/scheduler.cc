@@ -4,8 +4,8 @@
 
 namespace rtp_llm {
 
-Scheduler::Scheduler(const EngineConfig& config, BlockPool& pool, bool forms_equal)
-    : config_(config), pool_(pool), forms_equal_(forms_equal) {
+Scheduler::Scheduler(const EngineConfig& config, BlockPool& pool, SlotPool& slots, bool forms_equal)
+    : config_(config), pool_(pool), slots_(slots), forms_equal_(forms_equal) {
   for (int slot = config.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   running_.reserve(config.max_num_seqs);
   decodes_.reserve(config.max_num_seqs);
@@ -20,6 +20,7 @@ void Scheduler::add(Sequence& sequence) {
 
 void Scheduler::join(Sequence& sequence) {
   sequence.arrival = ++num_arrivals_;
+  sequence.holds_slot = true;
   joined_.push_back(&sequence);
 }
 
@@ -39,11 +40,13 @@ const Schedule& Scheduler::schedule(const StepCost& cost) {
 
 void Scheduler::finish(Sequence& sequence) {
   leave(sequence);
+  give_back_slot(sequence);
   give_back_blocks(sequence);
 }
 
 void Scheduler::hold(Sequence& sequence) {
   leave(sequence);
+  give_back_slot(sequence);
   sequence.state = Sequence::State::kHeld;
 }
 
@@ -53,6 +56,11 @@ int64_t Scheduler::queued_tokens() const {
   for (const Sequence* sequence : running_)
     if (!sequence->decoding()) tokens += sequence->num_unlaunched();
   return tokens;
+}
+
+int Scheduler::num_without_slot() const {
+  return static_cast<int>(
+      std::ranges::count_if(waiting_, [](const Sequence* sequence) { return !sequence->holds_slot; }));
 }
 
 BlockDemand Scheduler::demand() const {
@@ -65,9 +73,11 @@ BlockDemand Scheduler::demand() const {
   };
   for (const Sequence* sequence : running_) add(*sequence);
   for (const Sequence* sequence : joined_) add(*sequence);
-  // Who was preempted ran already and takes its blocks back before anything is granted. They stand in front.
+  // Who was preempted ran already and takes its blocks back before anything is granted. They stand in front. Then
+  // comes the first of those that have never run, once it was refused: else each block that becomes free could be
+  // granted before there are enough for it.
   for (const Sequence* sequence : waiting_) {
-    if (!sequence->admitted_before) break;
+    if (!sequence->admitted_before && sequence != claims_) break;
     demand.blocks += Sequence::blocks_for(sequence->len(), config_.block_tokens);
     ++demand.sequences;
   }
@@ -77,6 +87,8 @@ BlockDemand Scheduler::demand() const {
 // ---- Decodes
 
 void Scheduler::start(Sequence& sequence) {
+  check(sequence.holds_slot && !free_slots_.empty(), "sequence ", sequence.spec.key.str(), " starts without a slot, ",
+        free_slots_.size(), " of ", config_.max_num_seqs, " are free");
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();
   sequence.num_bound_blocks = -1;
@@ -85,10 +97,8 @@ void Scheduler::start(Sequence& sequence) {
 }
 
 void Scheduler::start_joined() {
-  while (!joined_.empty() && !free_slots_.empty()) {
-    start(*joined_.front());
-    joined_.pop_front();
-  }
+  for (Sequence* sequence : joined_) start(*sequence);
+  joined_.clear();
 }
 
 void Scheduler::schedule_decodes() {
@@ -164,16 +174,26 @@ void Scheduler::continue_prefills(int64_t& budget) {
 }
 
 void Scheduler::admit(int64_t& budget) {
-  while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
+  while (budget > 0 && !waiting_.empty()) {
     Sequence& sequence = *waiting_.front();
     // Preempted while a step samples its next token: that one comes first. Nobody overtakes it.
     if (sequence.num_pending > 0) return;
-    if (!take_blocks(sequence)) return;
+    if (!take_slot(sequence) || !take_blocks(sequence)) {
+      if (!sequence.admitted_before) claims_ = &sequence;
+      return;
+    }
+    if (claims_ == &sequence) claims_ = nullptr;
     waiting_.pop_front();
     start(sequence);
     plan_.admitted.push_back(&sequence);
     add_prefill(sequence, budget);
   }
+}
+
+// It keeps the slot while it waits for blocks.
+bool Scheduler::take_slot(Sequence& sequence) {
+  if (!sequence.holds_slot) sequence.holds_slot = slots_.admit(sequence.spec.key.router_epoch);
+  return sequence.holds_slot;
 }
 
 // Prefix hits and fresh blocks for all tokens, or nothing. At least one token is left to compute.
@@ -222,14 +242,23 @@ void Scheduler::add_prefill(Sequence& sequence, int64_t& budget) {
 
 // ---- Leaving
 
-// Out of every list, without a slot. The blocks stay.
+// Out of every list, off the device. Its claim to a slot and its blocks stay.
 void Scheduler::leave(Sequence& sequence) {
   std::erase(waiting_, &sequence);
   std::erase(joined_, &sequence);
   std::erase(running_, &sequence);
+  if (claims_ == &sequence) {
+    claims_ = nullptr;
+    slots_.withdraw_claim();
+  }
   if (sequence.slot >= 0) free_slots_.push_back(sequence.slot);
   sequence.slot = -1;
   sequence.state = Sequence::State::kWaiting;
+}
+
+void Scheduler::give_back_slot(Sequence& sequence) {
+  if (sequence.holds_slot) slots_.give_back(sequence.spec.key.router_epoch);
+  sequence.holds_slot = false;
 }
 
 void Scheduler::give_back_blocks(Sequence& sequence) {

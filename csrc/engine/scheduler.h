@@ -2,13 +2,17 @@
 // Pure: no device, no clock, no threads; BlockPool is ids and counts.
 //
 // Order of a step: decodes first (one row each, always all), then chunks of running prefills, then
-// admissions, first come, first served. A sequence is admitted when it can own the blocks for all its
-// tokens so far; while others run, one block for each of them is left over. When a decode finds no
-// block, the latest arrival that is no sender gives its blocks back (to the prefix cache) and waits
-// at the front.
+// admissions, first come, first served. A sequence is admitted when it has a slot and can own the
+// blocks for all its tokens so far; while others run, one block for each of them is left over. When a
+// decode finds no block, the latest arrival that is no sender gives its blocks back (to the prefix
+// cache) and waits at the front, with its slot.
 //
 // A schedule may be asked for before the step of the last one has ended: it counts what that step computes and samples.
 // Blocks that were released since can be taken for the new step, which runs behind it.
+//
+// Slots and blocks are also granted, on another thread. Who stands first in the queue and was refused
+// once goes before grants: the next free slot is its own, and its blocks count in `demand`. A joined
+// sequence brought its slot along, so it runs in the next step.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +23,7 @@
 #include "engine/sequence.h"
 #include "engine/step_cost.h"
 #include "kv/block_pool.h"
+#include "kv/slot_pool.h"
 
 namespace rtp_llm {
 
@@ -48,10 +53,10 @@ class Scheduler {
   static constexpr int64_t kMinPrefillRows = 16;
 
   // REQUIRES: config is checked. `forms_equal`: Ops::forms_equal().
-  Scheduler(const EngineConfig& config, BlockPool& pool, bool forms_equal);
+  Scheduler(const EngineConfig& config, BlockPool& pool, SlotPool& slots, bool forms_equal);
 
   void add(Sequence& sequence);
-  // Has blocks and KV for all tokens but the last.
+  // Has blocks and KV for all tokens but the last. REQUIRES: it holds a slot (SlotPool::grant).
   void join(Sequence& sequence);
   // The next step, valid until the next call. Counts it as launched.
   const Schedule& schedule(const StepCost& cost);
@@ -63,6 +68,7 @@ class Scheduler {
   // Most rows that a step may have.
   int64_t max_rows() const { return config_.max_num_batched_tokens + config_.max_num_seqs; }
   int num_waiting() const { return static_cast<int>(waiting_.size() + joined_.size()); }
+  int num_without_slot() const;  // of the waiting
   int num_running() const { return static_cast<int>(running_.size()); }
   // Tokens to compute before the next output tokens of all.
   int64_t queued_tokens() const;
@@ -78,24 +84,28 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void continue_prefills(int64_t& budget);
   void admit(int64_t& budget);
+  bool take_slot(Sequence& sequence);
   bool take_blocks(Sequence& sequence);
   int64_t prefill_budget(const StepCost& cost) const;
   void add_prefill(Sequence& sequence, int64_t& budget);
   void add_chunk(const Chunk& chunk);
   void leave(Sequence& sequence);
+  void give_back_slot(Sequence& sequence);
   void give_back_blocks(Sequence& sequence);
 
   const EngineConfig& config_;
   BlockPool& pool_;
+  SlotPool& slots_;
   const bool forms_equal_;
 
   std::deque<Sequence*> waiting_;
-  std::deque<Sequence*> joined_;    // wait for a slot, with their blocks
+  std::deque<Sequence*> joined_;    // run in the next step
   std::vector<Sequence*> running_;  // in order of admission
   std::vector<int> free_slots_;
   std::vector<Sequence*> decodes_;  // of this step
   Schedule plan_;
-  bool preempted_ = false;  // in this step
+  bool preempted_ = false;            // in this step
+  const Sequence* claims_ = nullptr;  // stood first in the queue and was refused slot or blocks
   uint64_t num_arrivals_ = 0;
   uint64_t num_preemptions_ = 0;
   uint64_t num_hit_tokens_ = 0;

@@ -48,7 +48,8 @@ struct Sequence {
   int num_offered_blocks = 0;   // full blocks that the prefix cache was offered
   int num_clean_blocks = 0;     // blocks with no stale bytes: hits, received or zeroed ones
 
-  int slot = -1;
+  bool holds_slot = false;    // of the engine's SlotPool: from its admission or grant to its end, preempted or not
+  int slot = -1;              // on the device, while it runs
   int num_bound_blocks = -1;  // entries of the slot's block table that are written; -1: the slot is not bound
 
   int len() const { return static_cast<int>(tokens.size()); }

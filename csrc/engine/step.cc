@@ -182,13 +182,20 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   const FinishReason finish = token >= 0 ? finish_of(sequence, config) : FinishReason::kFailed;
   const float logprob =
       logprobs < 0 ? std::numeric_limits<float>::quiet_NaN() : batch.host.logprobs.as<const float>()[sample];
-  auto& top = columns.top_logprobs;
+  const bool sender = sequence.role == Role::kSender;
+  std::vector<std::pair<int32_t, float>> sender_top;
+  auto& top = sender ? sender_top : columns.top_logprobs;
   const size_t top_begin = top.size();
   const auto* top_tokens = batch.host.top_tokens.as<const int32_t>() + sample * kMaxLogprobs;
   const auto* top_logprobs = batch.host.top_logprobs.as<const float>() + sample * kMaxLogprobs;
   for (int i = 0; i < logprobs; ++i)
     if (top_tokens[i] >= 0) top.emplace_back(top_tokens[i], top_logprobs[i]);
 
+  if (sender) {
+    notices.push_back({spec.key, finish, true, token, logprob, std::move(sender_top)});
+    scheduler.hold(sequence);
+    return;
+  }
   columns.key.push_back(spec.key);
   columns.position.push_back(position);
   columns.token.push_back(token);
@@ -197,10 +204,7 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   columns.num_cached_tokens.push_back(first ? sequence.num_cached : 0);
   columns.num_top_logprobs.push_back(static_cast<int32_t>(top.size() - top_begin));
 
-  if (sequence.role == Role::kSender) {
-    notices.push_back({spec.key, finish, true, token, logprob, {top.begin() + top_begin, top.end()}});
-    scheduler.hold(sequence);
-  } else if (finish != FinishReason::kNone) {
+  if (finish != FinishReason::kNone) {
     notices.push_back({.key = spec.key, .finish = finish});
     scheduler.finish(sequence);
     forget(spec.key);
@@ -224,6 +228,7 @@ void Engine::State::refresh() {
   counted.queued_tokens = scheduler.queued_tokens();
   counted.waiting = scheduler.num_waiting();
   counted.running = scheduler.num_running();
+  counted.slots_awaited = scheduler.num_without_slot();
   counted.preemptions = scheduler.num_preemptions();
   counted.prefix_hit_tokens = scheduler.num_hit_tokens();
   std::lock_guard lock(mutex);

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "handover/contract.h"
 #include "handover/times.h"
 
 namespace rtp_llm {
@@ -16,6 +17,7 @@ class Deadlines {
  public:
   // One deadline a key; nullopt: none.
   void set(const Key& key, std::optional<Seconds> at) {
+    require(!at || *at == *at, "a deadline is no number");  // it would be equal to every other
     const auto known = at_.find(key);
     if (known != at_.end()) {
       if (at && *at == known->second) return;

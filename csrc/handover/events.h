@@ -36,9 +36,11 @@ struct RouterConnected {
 struct RouterLost {
   uint64_t router_epoch = 0;
 };
+// Of a Reserve the poster adds what the engine knows.
 struct FromSender {
   WorkerKey sender;
   message::FromSender body;
+  std::optional<std::string> invalid = std::nullopt;  // Reserve: why its sequence could never join here
 };
 struct FromReceiver {
   WorkerKey receiver;

@@ -25,8 +25,7 @@ void Handover::handle(const Event& event, Seconds now, Actions& out) {
     } else if constexpr (std::is_same_v<T, event::RouterLost>) {
       routers_.lost(body.router_epoch, now);
     } else if constexpr (std::is_same_v<T, event::FromSender>) {
-      if (const auto* reserve = std::get_if<message::Reserve>(&body.body)) raise(reserve->spec->key, now, out);
-      receiver_.on(body, now, out);
+      from_sender(body, now, out);
     } else if constexpr (std::is_same_v<T, event::SenderLost> || std::is_same_v<T, event::RoomChanged> ||
                          std::is_same_v<T, event::ReceiveDone>) {
       receiver_.on(body, now, out);
@@ -53,9 +52,24 @@ std::variant<Destination, Refusal> Handover::accept(const WorkerKey& sender, con
   return receiver_.accept(sender, header, payload_bytes, now);
 }
 
+void Handover::from_sender(const event::FromSender& event, Seconds now, Actions& out) {
+  if (const auto* reserve = std::get_if<message::Reserve>(&event.body)) {
+    const RequestKey key = reserve->spec->key;
+    raise(key, now, out);
+    if (sender_.knows(key)) {  // an attempt has one role here: the engine knows one sequence of its name
+      out.push_back(action::ToSender{event.sender, message::PeerFenced{key}});
+      return;
+    }
+  }
+  receiver_.on(event, now, out);
+}
+
+// A router speaks of its own answers only.
 void Handover::from_router(const event::FromRouter& event, Seconds now, Actions& out) {
+  const auto is_own = [&](const RequestKey& key) { return key.router_epoch == event.router_epoch; };
   if (const auto* submit = std::get_if<message::Submit>(&event.body)) {
     const RequestKey key = submit->spec->key;
+    if (!is_own(key)) return;
     raise(key, now, out);
     if (receiver_.knows(key)) {  // cancelled or fenced before it came
       out.push_back(action::ToRouter{event.router_epoch, message::Fenced{key}});
@@ -63,13 +77,16 @@ void Handover::from_router(const event::FromRouter& event, Seconds now, Actions&
       sender_.on(event, *submit, now, out);
     }
   } else if (const auto* cancel = std::get_if<message::Cancel>(&event.body)) {
+    if (!is_own(cancel->key)) return;
     raise(cancel->key, now, out);
     sender_.knows(cancel->key) ? sender_.cancel(cancel->key, now, out) : receiver_.cancel(cancel->key, now, out);
   } else if (const auto* fence = std::get_if<message::Fence>(&event.body)) {
+    if (!is_own(fence->key)) return;
     raise(fence->key, now, out);
     receiver_.fence(fence->key, now, out);
   } else if (const auto* attach = std::get_if<message::Attach>(&event.body)) {
-    for (const message::AttachEntry& entry : attach->entries) attach_one(event.router_epoch, entry, out);
+    for (const message::AttachEntry& entry : attach->entries)
+      if (is_own(entry.key)) attach_one(event.router_epoch, entry, out);
   } else if (std::holds_alternative<message::DrainingAcknowledged>(event.body)) {
     routers_.acknowledge_draining(event.router_epoch);
   }

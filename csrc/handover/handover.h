@@ -45,6 +45,7 @@ class Handover {
  private:
   void expire(Seconds now, Actions& out);
   void raise(const RequestKey& key, Seconds now, Actions& out);
+  void from_sender(const event::FromSender& event, Seconds now, Actions& out);
   void from_router(const event::FromRouter& event, Seconds now, Actions& out);
   void attach_one(uint64_t router_epoch, const message::AttachEntry& entry, Actions& out) const;
 

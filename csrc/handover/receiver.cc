@@ -56,7 +56,7 @@ std::variant<Destination, Refusal> Receiver::accept(const WorkerKey& sender, con
 
 void Receiver::on(const event::FromSender& event, Seconds now, Actions& out) {
   if (const auto* reserve = std::get_if<message::Reserve>(&event.body)) {
-    state_->reserve(event.sender, *reserve, now, out);
+    state_->reserve(event, *reserve, now, out);
   } else if (const auto* commit = std::get_if<message::Commit>(&event.body)) {
     state_->commit(event.sender, *commit, now, out);
   } else if (const auto* abort = std::get_if<message::Abort>(&event.body)) {
@@ -76,7 +76,7 @@ void Receiver::on(const event::SenderLost& event, Seconds now, Actions& out) {
     if (attempt.state == ReceiverState::kGranted) state_->void_grant(attempt.grant, now);
     state_->forget(key);
   }
-  state_->blocks_freed = true;
+  state_->room_changed = true;
   state_->settle(now, out);
 }
 

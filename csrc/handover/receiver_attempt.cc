@@ -16,8 +16,7 @@ std::optional<Refusal> ReceiverGrant::check(const KvMessageHeader& header, uint6
 }
 
 void ReceiverAttempt::remember(const SampledToken& token) {
-  const size_t next = spec->output.size() + outputs.size();
-  if (static_cast<size_t>(token.position) == next) outputs.push_back(token);
+  if (token.position == p0 + static_cast<int32_t>(outputs.size())) outputs.push_back(token);
 }
 
 }  // namespace rtp_llm

@@ -33,8 +33,10 @@ struct ReceiverGrant {
 
 struct ReceiverAttempt {
   RequestKey key;
-  message::SpecPtr spec;            // unset: only a Cancel or a Fence was heard
-  std::optional<WorkerKey> sender;  // set with spec
+  message::SpecPtr spec;            // QUEUED, GRANTED, VERIFY: until the engine has it
+  int32_t p0 = 0;                   // position of the first token
+  GrantPool::Want want;             // QUEUED
+  std::optional<WorkerKey> sender;  // unset: only a Cancel or a Fence was heard
   ReceiverState state = ReceiverState::kQueued;
   GrantId grant = 0;                      // GRANTED, VERIFY
   std::optional<Seconds> deadline;        // QUEUED: NoRoom; GRANTED: lease; VERIFY: without progress

@@ -8,13 +8,14 @@ namespace rtp_llm {
 
 // --- QUEUED, GRANTED ---------------------------------------------------------------------------
 
-void Receiver::State::reserve(const WorkerKey& sender, const message::Reserve& body, Seconds now, Actions& out) {
+void Receiver::State::reserve(const event::FromSender& event, const message::Reserve& body, Seconds now, Actions& out) {
+  const WorkerKey& sender = event.sender;
   const RequestKey& key = body.spec->key;
   if (const auto known = over.find(key); known != over.end()) {
     return say_over(sender, known->second, 0, out);
   }
   Attempt* attempt = find(key);
-  if (!attempt) return reserve_new(sender, body, now, out);
+  if (!attempt) return reserve_new(event, body, now, out);
   if (attempt->sender != sender) {
     out.push_back(action::ToSender{sender, message::PeerFenced{key}});
     return;
@@ -24,16 +25,19 @@ void Receiver::State::reserve(const WorkerKey& sender, const message::Reserve& b
   if (attempt->grant != body.given_up) return say_granted(*attempt, grants.at(attempt->grant), out);
   void_grant(attempt->grant, now);
   forget(key);
-  reserve_new(sender, body, now, out);
+  reserve_new(event, body, now, out);
 }
 
-void Receiver::State::reserve_new(const WorkerKey& sender, const message::Reserve& body, Seconds now, Actions& out) {
+void Receiver::State::reserve_new(const event::FromSender& event, const message::Reserve& body, Seconds now,
+                                  Actions& out) {
+  const WorkerKey& sender = event.sender;
   const RequestKey key = body.spec->key;
   const auto answer = [&](message::FromReceiver message) {
     out.push_back(action::ToSender{sender, std::move(message)});
   };
   if (ledger.is_stale(key) || !routers.admits(key.router_epoch, now)) return answer(message::PeerFenced{key});
   if (routers.draining(key.router_epoch)) return answer(message::NoRoom{key, "draining"});
+  if (event.invalid) return answer(message::NoRoom{key, *event.invalid});
   serve_queue(now, out);  // nobody overtakes
   if (static_cast<int>(queue.size()) >= config.max_waiting_reserves) {
     return answer(message::NoRoom{key, std::to_string(queue.size()) + " wait already"});
@@ -41,6 +45,8 @@ void Receiver::State::reserve_new(const WorkerKey& sender, const message::Reserv
   Attempt& attempt = live[key];
   attempt.key = key;
   attempt.spec = body.spec;
+  attempt.p0 = static_cast<int32_t>(body.spec->output.size());
+  attempt.want = pool.want(body.spec);
   attempt.sender = sender;
   if (queue.empty() && try_grant(attempt, now, out)) return;
   queue.push_back(key);
@@ -48,8 +54,9 @@ void Receiver::State::reserve_new(const WorkerKey& sender, const message::Reserv
 }
 
 bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
-  std::optional<GrantPool::Room> room = pool.grant(*attempt.spec);
+  std::optional<GrantPool::Room> room = pool.grant(attempt.want);
   if (!room) return false;
+  attempt.want = {};
   Grant& grant = grants[++last_grant];
   grant.id = last_grant;
   grant.key = attempt.key;
@@ -106,10 +113,9 @@ void Receiver::State::commit(const WorkerKey& sender, const message::Commit& bod
   Attempt* attempt = find(body.key);
   if (attempt && attempt->sender == sender) {
     if (attempt->state == ReceiverState::kRunning) return answer(message::PeerCommitted{body.key, body.grant});
-    const bool current =
-        attempt->grant == body.grant && static_cast<size_t>(body.first.position) == attempt->spec->output.size();
+    const bool current = attempt->grant == body.grant && body.first.position == attempt->p0;
     if (attempt->state == ReceiverState::kVerify && current) return;  // again
-    if (attempt->state == ReceiverState::kGranted && current) {
+    if (attempt->state == ReceiverState::kGranted && current && may_join(*attempt, body.first)) {
       attempt->state = ReceiverState::kVerify;
       attempt->commit = body;
       set_deadline(*attempt, now + config.times.verify_stall);
@@ -117,6 +123,12 @@ void Receiver::State::commit(const WorkerKey& sender, const message::Commit& bod
     }
   }
   answer(message::Expired{body.key, body.grant});
+}
+
+// Its token is one, and there are no more alternatives than were asked for.
+bool Receiver::State::may_join(const Attempt& attempt, const SampledToken& first) const {
+  const auto most = static_cast<size_t>(std::max(attempt.spec->sampling.logprobs, 0));
+  return first.token >= 0 && first.token < config.vocab_size && first.top_logprobs.size() <= most;
 }
 
 void Receiver::State::verify(Attempt& attempt, Seconds now, Actions& out) {
@@ -137,6 +149,7 @@ void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
   set_deadline(attempt, std::nullopt);
   attempt.remember(commit.first);
   auto spec = std::make_shared<SequenceSpec>(*attempt.spec);
+  attempt.spec.reset();
   spec->output.push_back(commit.first.token);
   out.push_back(action::JoinSequence{std::move(spec), grant.room.blocks, grant.prefix_tokens});
   to_sender(attempt, message::PeerCommitted{attempt.key, grant.id}, out);
@@ -169,7 +182,7 @@ void Receiver::State::end(const RequestKey& key, Seconds now, Actions& out) {
   if (over.contains(key)) return;
   Attempt& attempt = live[key];  // NONE: made, only to be remembered
   attempt.key = key;
-  if (attempt.state == ReceiverState::kQueued) blocks_freed = true;  // it may have held others up
+  if (attempt.state == ReceiverState::kQueued) room_changed = true;  // it may have held others up
   if (attempt.state == ReceiverState::kRunning) {
     out.push_back(action::CancelSequence{key});
   } else if (attempt.sender) {
@@ -190,7 +203,10 @@ void Receiver::State::bury(Attempt& attempt, bool finished, Seconds now) {
   const RequestKey key = attempt.key;
   attempt.state = ReceiverState::kOver;
   attempt.finished = finished;
-  if (!finished) attempt.outputs.clear();
+  attempt.spec.reset();
+  attempt.want = {};
+  attempt.commit.reset();
+  if (!finished) attempt.outputs = {};
   deadlines.set(key, std::nullopt);
   over.emplace(key, std::move(attempt));
   over_order.emplace_back(now, key);
@@ -205,8 +221,8 @@ void Receiver::State::set_deadline(Attempt& attempt, std::optional<Seconds> dead
 void Receiver::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
   switch (attempt.state) {
     case ReceiverState::kQueued:
-      to_sender(attempt, message::NoRoom{attempt.key, "no blocks became free in time"}, out);
-      blocks_freed = true;  // it may have held others up
+      to_sender(attempt, message::NoRoom{attempt.key, "no slot or blocks became free in time"}, out);
+      room_changed = true;  // it may have held others up
       return forget(attempt.key);
     case ReceiverState::kGranted: void_grant(attempt.grant, now); return forget(attempt.key);
     case ReceiverState::kVerify: return bad_checksum(attempt, now, out);
@@ -221,6 +237,7 @@ void Receiver::State::void_grant(GrantId id, Seconds now) {
   Grant& grant = grants.at(id);
   grant.live = false;
   pool.quarantine(grant.room);
+  room_changed = true;  // its slot is free, whatever becomes of its blocks
   if (grant.receives_in_flight == 0) return free_quarantined(id);
   grant.close_at = now + config.times.quarantine;
   quarantines.set(id, grant.close_at);
@@ -230,7 +247,7 @@ void Receiver::State::free_quarantined(GrantId id) {
   pool.free_quarantined(grants.at(id).room);
   quarantines.set(id, std::nullopt);
   grants.erase(id);
-  blocks_freed = true;
+  room_changed = true;
 }
 
 // A late write is still possible: the endpoint of the grant's sender ends, and with it everything

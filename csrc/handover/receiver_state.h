@@ -36,7 +36,7 @@ struct Receiver::State {
   Deadlines<RequestKey> deadlines;
   Deadlines<GrantId> quarantines;
   std::set<WorkerKey> closing;  // endpoints, until EndpointClosed
-  bool blocks_freed = false;    // waiting Reserves are to be tried again
+  bool room_changed = false;    // waiting Reserves are to be tried again
 
   // --- looking up
   Attempt* find(const RequestKey& key) {
@@ -63,12 +63,13 @@ struct Receiver::State {
   }
 
   // --- steps of the table
-  void reserve(const WorkerKey& sender, const message::Reserve& body, Seconds now, Actions& out);
-  void reserve_new(const WorkerKey& sender, const message::Reserve& body, Seconds now, Actions& out);
+  void reserve(const event::FromSender& event, const message::Reserve& body, Seconds now, Actions& out);
+  void reserve_new(const event::FromSender& event, const message::Reserve& body, Seconds now, Actions& out);
   void say_over(const WorkerKey& sender, const Attempt& attempt, GrantId grant, Actions& out) const;
   bool try_grant(Attempt& attempt, Seconds now, Actions& out);
   void say_granted(const Attempt& attempt, const Grant& grant, Actions& out) const;
   void commit(const WorkerKey& sender, const message::Commit& body, Seconds now, Actions& out);
+  bool may_join(const Attempt& attempt, const SampledToken& first) const;
   void verify(Attempt& attempt, Seconds now, Actions& out);
   void run(Attempt& attempt, Seconds now, Actions& out);
   void bad_checksum(Attempt& attempt, Seconds now, Actions& out);
@@ -89,7 +90,7 @@ struct Receiver::State {
 
   // Each handler ends here.
   void settle(Seconds now, Actions& out) {
-    if (std::exchange(blocks_freed, false)) serve_queue(now, out);
+    if (std::exchange(room_changed, false)) serve_queue(now, out);
   }
 };
 

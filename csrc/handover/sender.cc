@@ -120,14 +120,14 @@ void Sender::on(const event::Prefilled& event, Seconds now, Actions& out) {
   State::Attempt* attempt = state_->find(event.key);
   if (!attempt || attempt->state == SenderState::kFlush || attempt->first) return;
   attempt->first = event.first;
-  attempt->remember(event.first);
-  state_->say(*attempt, message::Outputs{event.key, {event.first}}, out);
   if (event.first.finish != FinishReason::kNone) {
+    state_->say_first(*attempt, out);
     state_->abort(*attempt, out);
     state_->flush(*attempt, now, out);
   } else if (attempt->without_receiver) {
     state_->released(*attempt, now, out);
   } else if (attempt->state == SenderState::kPush) {
+    state_->say_first(*attempt, out);
     state_->go_on_pushing(*attempt, now, out);
   }
   state_->settle(event.key);
@@ -160,7 +160,12 @@ void Sender::on(const event::Rejected& event, Seconds now, Actions& out) {
   if (!attempt || attempt->state == SenderState::kFlush) return;
   state_->notify(*attempt, event.failed, out);
   state_->abort(*attempt, out);
-  state_->bury(*attempt, now);
+  if (attempt->blocks.empty()) {
+    state_->bury(*attempt, now);
+  } else {  // the engine has it after all
+    if (!attempt->first) out.push_back(action::CancelSequence{event.failed.key});
+    state_->flush(*attempt, now, out);
+  }
   state_->settle(event.failed.key);
 }
 
@@ -200,7 +205,7 @@ void Sender::cancel(const RequestKey& key, Seconds now, Actions& out) {
 
 void Sender::higher_attempt(const RequestKey& key, Seconds now, Actions& out) {
   for (const RequestKey& lower : state_->keys_where([&](const State::Attempt& attempt) {
-         return attempt.key().without_attempt() == key.without_attempt() && attempt.key().attempt < key.attempt;
+         return attempt.key.without_attempt() == key.without_attempt() && attempt.key.attempt < key.attempt;
        })) {
     cancel(lower, now, out);
   }
@@ -208,7 +213,7 @@ void Sender::higher_attempt(const RequestKey& key, Seconds now, Actions& out) {
 
 void Sender::router_expired(uint64_t router_epoch, Seconds now, Actions& out) {
   for (const RequestKey& key :
-       state_->keys_where([&](const State::Attempt& attempt) { return attempt.key().router_epoch == router_epoch; })) {
+       state_->keys_where([&](const State::Attempt& attempt) { return attempt.key.router_epoch == router_epoch; })) {
     cancel(key, now, out);
   }
 }

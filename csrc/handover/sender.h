@@ -25,6 +25,10 @@
 
 namespace rtp_llm {
 
+// A Submit that hands nothing over: without a receiver, to this worker itself, or of an answer that must end with its
+// first token.
+bool runs_alone(const message::Submit& submit, const WorkerKey& self);
+
 enum class SenderState : uint8_t { kQueued, kCompute, kPush, kAwait, kCommit, kLocal, kFlush, kGone };
 
 // Zero at rest, all but `remembered`.

@@ -1,6 +1,7 @@
 #include "handover/sender_attempt.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "handover/deadlines.h"
 
@@ -19,13 +20,29 @@ std::optional<Seconds> SenderAttempt::push_limit(const HandoverTimes& times) con
 }
 
 void SenderAttempt::remember(const SampledToken& token) {
-  const size_t next = spec->output.size() + outputs.size();
-  if (static_cast<size_t>(token.position) == next) outputs.push_back(token);
+  if (token.position == p0 + static_cast<int32_t>(outputs.size())) outputs.push_back(token);
+}
+
+void SenderAttempt::shrink() {
+  spec.reset();
+  grant.reset();
+  blocks = {};
+  computed = {};
 }
 
 bool SenderAttempt::is_sent() const {
   return first && grant && grant->pushes_in_flight == 0 &&
          std::all_of(grant->pushed.begin(), grant->pushed.end(), [&](int32_t end) { return end == prompt_tokens; });
+}
+
+std::string SenderAttempt::objection(const message::Granted& granted, const HandoverConfig& config) const {
+  const int32_t prefix = granted.prefix_tokens;
+  if (prefix < 0 || prefix > prompt_tokens || (prefix % config.block_tokens != 0 && prefix != prompt_tokens)) {
+    return "prefix_tokens " + std::to_string(prefix) + " of " + std::to_string(prompt_tokens) + ", in blocks of " +
+           std::to_string(config.block_tokens);
+  }
+  if (!std::isfinite(granted.lease) || granted.lease <= 0) return "lease " + std::to_string(granted.lease);
+  return "";
 }
 
 void SenderAttempt::begin(const message::Granted& granted, Seconds now) {
@@ -52,7 +69,7 @@ void SenderAttempt::push(const HandoverConfig& config, Seconds now, Actions& out
       header.tokens = static_cast<uint32_t>(tokens);
       const auto begin = blocks.begin() + pushed / config.block_tokens;
       const auto last = blocks.begin() + (pushed + tokens - 1) / config.block_tokens;
-      out.push_back(action::PushLayers{*receiver, key(), header, {begin, last + 1}});
+      out.push_back(action::PushLayers{*receiver, key, header, {begin, last + 1}});
       pushed += tokens;
       ++grant->pushes_in_flight;
       ++grant->messages;

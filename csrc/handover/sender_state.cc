@@ -5,13 +5,11 @@
 
 namespace rtp_llm {
 
-namespace {
-
-bool must_end_with_first_token(const SequenceSpec& spec) {
-  return static_cast<int64_t>(spec.output.size()) + 1 >= spec.sampling.max_tokens;
+bool runs_alone(const message::Submit& submit, const WorkerKey& self) {
+  const bool must_end_with_first_token =
+      static_cast<int64_t>(submit.spec->output.size()) + 1 >= submit.spec->sampling.max_tokens;
+  return !submit.receiver || *submit.receiver == self || must_end_with_first_token;
 }
-
-}  // namespace
 
 // --- QUEUED, COMPUTE ---------------------------------------------------------------------------
 
@@ -22,18 +20,23 @@ void Sender::State::submit(const event::FromRouter& event, const message::Submit
     out.push_back(action::ToRouter{event.router_epoch, std::move(notice)});
   };
   if (ledger.is_stale(key)) return answer(message::Fenced{key});
-  if (event.invalid) {
+  const auto begin = [&]() -> Attempt& {
     Attempt& attempt = live[key];
+    attempt.key = key;
     attempt.spec = body.spec;
+    attempt.p0 = static_cast<int32_t>(body.spec->output.size());
+    return attempt;
+  };
+  if (event.invalid) {
+    Attempt& attempt = begin();
     notify(attempt, *event.invalid, out);
     return bury(attempt, now);
   }
   if (event.queued_tokens >= event.max_queued_tokens || routers.draining(key.router_epoch)) {
     return answer(message::Busy{key, event.queued_tokens, event.max_queued_tokens});
   }
-  Attempt& attempt = live[key];
-  attempt.spec = body.spec;
-  if (!body.receiver || must_end_with_first_token(*body.spec)) {
+  Attempt& attempt = begin();
+  if (runs_alone(body, self)) {
     attempt.state = SenderState::kLocal;
     out.push_back(action::EnqueueSequence{body.spec, Role::kAlone});
     return;
@@ -50,14 +53,27 @@ void Sender::State::reserve(Attempt& attempt, Seconds now, Actions& out) {
   to_receiver(attempt, message::Reserve{attempt.spec, attempt.given_up}, out);
 }
 
+// The first token is sent when it is known where the second will come from.
+void Sender::State::say_first(Attempt& attempt, Actions& out) {
+  if (!attempt.first || std::exchange(attempt.first_said, true)) return;
+  attempt.remember(*attempt.first);
+  say(attempt, message::Outputs{attempt.key, {*attempt.first}}, out);
+}
+
 void Sender::State::granted(Attempt& attempt, const message::Granted& body, Seconds now, Actions& out) {
   attempt.newest_grant = std::max(attempt.newest_grant, body.grant);
   const bool waits = attempt.state == SenderState::kCompute && !attempt.without_receiver;
   if (waits) {
     if (body.grant <= attempt.given_up) return;  // an answer to an earlier Reserve
+    if (const std::string objection = attempt.objection(body, config); !objection.empty()) {
+      abort(attempt, out);
+      return go_without(attempt, "a grant that can't be: " + objection, now, out);
+    }
     attempt.begin(body, now);
     attempt.state = SenderState::kPush;
+    attempt.silences = 0;
     attempt.repeat_at.reset();
+    say_first(attempt, out);
     go_on_pushing(attempt, now, out);
   } else if (attempt.has_grant()) {
     if (body.grant > attempt.grant->id) await(attempt, now, out);  // so ours is void there
@@ -76,8 +92,7 @@ void Sender::State::commit(Attempt& attempt, Seconds now, Actions& out) {
   attempt.repeat_at = now + config.times.repeat;
   const SenderGrant& grant = *attempt.grant;
   to_receiver(attempt,
-              message::Commit{attempt.key(), grant.id, *attempt.first, grant.bytes, grant.messages, grant.checksum},
-              out);
+              message::Commit{attempt.key, grant.id, *attempt.first, grant.bytes, grant.messages, grant.checksum}, out);
 }
 
 // --- a grant went wrong ------------------------------------------------------------------------
@@ -109,8 +124,14 @@ void Sender::State::go_without(Attempt& attempt, std::string reason, Seconds now
   if (attempt.first) released(attempt, now, out);
 }
 
+void Sender::State::no_room(Attempt& attempt, const std::string& reason, Seconds now, Actions& out) {
+  attempt.keeps_first = !attempt.first_said;
+  go_without(attempt, "no room: " + reason, now, out);
+}
+
 void Sender::State::released(Attempt& attempt, Seconds now, Actions& out) {
-  notify(attempt, message::Released{attempt.key(), *attempt.without_receiver}, out);
+  if (!attempt.keeps_first) say_first(attempt, out);
+  notify(attempt, message::Released{attempt.key, *attempt.without_receiver}, out);
   flush(attempt, now, out);
 }
 
@@ -135,15 +156,15 @@ void Sender::State::endpoint_broken(const WorkerKey& peer, Seconds now, Actions&
 
 void Sender::State::end(Attempt& attempt, Seconds now, Actions& out) {
   if (attempt.state == SenderState::kFlush) return;
-  attempt.notice = message::Fenced{attempt.key()};
-  if (!attempt.first) out.push_back(action::CancelSequence{attempt.key()});
+  attempt.notice = message::Fenced{attempt.key};
+  if (!attempt.first) out.push_back(action::CancelSequence{attempt.key});
   if (attempt.is_local()) return bury(attempt, now);
   abort(attempt, out);
   flush(attempt, now, out);
 }
 
 void Sender::State::abort(Attempt& attempt, Actions& out) {
-  if (attempt.reserved) to_receiver(attempt, message::Abort{attempt.key(), attempt.newest_grant}, out);
+  if (attempt.reserved) to_receiver(attempt, message::Abort{attempt.key, attempt.newest_grant}, out);
 }
 
 void Sender::State::flush(Attempt& attempt, Seconds now, Actions& out) {
@@ -155,13 +176,14 @@ void Sender::State::flush(Attempt& attempt, Seconds now, Actions& out) {
     attempt.close_at = now + config.times.flush;
     return;
   }
-  out.push_back(action::ReleaseBlocks{attempt.key()});
+  out.push_back(action::ReleaseBlocks{attempt.key});
   bury(attempt, now);
 }
 
 void Sender::State::bury(Attempt& attempt, Seconds now) {
   attempt.state = SenderState::kGone;
-  const RequestKey key = attempt.key();
+  attempt.shrink();
+  const RequestKey key = attempt.key;
   gone.emplace(key, std::move(attempt));
   gone_order.emplace_back(now, key);
   live.erase(key);
@@ -175,7 +197,9 @@ void Sender::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
   }
   if (attempt.repeat_at && *attempt.repeat_at <= now) {
     if (attempt.state == SenderState::kCommit) return commit(attempt, now, out);
-    return reserve(attempt, now, out);
+    if (++attempt.silences < config.max_silences) return reserve(attempt, now, out);
+    abort(attempt, out);
+    return go_without(attempt, std::to_string(attempt.silences) + " Reserves without an answer", now, out);
   }
   if (attempt.close_at && *attempt.close_at <= now) {
     attempt.close_at.reset();  // what is in flight ends with the endpoint
@@ -184,7 +208,7 @@ void Sender::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 void Sender::State::replay(const Attempt& attempt, int32_t next_position, Actions& out) const {
-  message::Outputs outputs{attempt.key(), {}};
+  message::Outputs outputs{attempt.key, {}};
   for (const SampledToken& token : attempt.outputs) {
     if (token.position >= next_position) outputs.tokens.push_back(token);
   }
@@ -203,7 +227,7 @@ void Sender::State::from_receiver(Attempt& attempt, const message::FromReceiver&
   } else if (std::holds_alternative<message::PeerCommitted>(body)) {
     if (attempt.first) flush(attempt, now, out);
   } else if (const auto* no_room = std::get_if<message::NoRoom>(&body)) {
-    if (state == SenderState::kCompute) go_without(attempt, "no room: " + no_room->reason, now, out);
+    if (state == SenderState::kCompute) this->no_room(attempt, no_room->reason, now, out);
   } else if (std::holds_alternative<message::PeerFenced>(body)) {
     go_without(attempt, "fenced by " + attempt.receiver->str(), now, out);
   } else if (const auto* expired = std::get_if<message::Expired>(&body)) {

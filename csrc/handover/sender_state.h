@@ -49,7 +49,7 @@ struct Sender::State {
 
   // --- speaking
   void say(const Attempt& attempt, message::ToRouter body, Actions& out) const {
-    out.push_back(action::ToRouter{attempt.key().router_epoch, std::move(body)});
+    out.push_back(action::ToRouter{attempt.key.router_epoch, std::move(body)});
   }
   void notify(Attempt& attempt, message::ToRouter body, Actions& out) const {
     attempt.notice = body;
@@ -62,12 +62,14 @@ struct Sender::State {
   // --- steps of the table
   void submit(const event::FromRouter& event, const message::Submit& body, Actions& out, Seconds now);
   void reserve(Attempt& attempt, Seconds now, Actions& out);
+  void say_first(Attempt& attempt, Actions& out);
   void granted(Attempt& attempt, const message::Granted& body, Seconds now, Actions& out);
   void go_on_pushing(Attempt& attempt, Seconds now, Actions& out);
   void commit(Attempt& attempt, Seconds now, Actions& out);
   void await(Attempt& attempt, Seconds now, Actions& out);
   void leave_await(Attempt& attempt, Seconds now, Actions& out);
   void go_without(Attempt& attempt, std::string reason, Seconds now, Actions& out);
+  void no_room(Attempt& attempt, const std::string& reason, Seconds now, Actions& out);
   void released(Attempt& attempt, Seconds now, Actions& out);
   void end(Attempt& attempt, Seconds now, Actions& out);  // cancel, higher attempt, router expired
   void abort(Attempt& attempt, Actions& out);

@@ -29,6 +29,8 @@ struct HandoverConfig {
   int max_push_tokens = 512;       // a longer run becomes several pushes; a multiple of block_tokens
   int max_waiting_reserves = 256;  // more: NoRoom at once
   int max_reserves = 3;            // grants tried for one k; after them Released
+  int max_silences = 3;            // Reserves in a row without an answer; after them Released
+  int64_t vocab_size = INT32_MAX;  // token ids of a Commit are below
 };
 
 }  // namespace rtp_llm

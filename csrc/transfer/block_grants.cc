@@ -17,32 +17,39 @@ std::span<const int32_t> granted_of(const GrantPool::Room& room) {
 
 }  // namespace
 
-std::optional<GrantPool::Room> BlockGrants::grant(const SequenceSpec& spec) {
-  BlockPool& pool = engine_.block_pool();
-  const int block_tokens = pool.block_tokens();
-  const size_t num_tokens = spec.prompt.size() + spec.output.size();
-  const int num_blocks = static_cast<int>((num_tokens + block_tokens - 1) / block_tokens);
-  BlockHasher hasher(engine_.salt(spec), block_tokens, !device_.ops().forms_equal());
+GrantPool::Want BlockGrants::want(std::shared_ptr<const SequenceSpec> spec) const {
+  const int block_tokens = engine_.block_pool().block_tokens();
+  const auto blocks_for = [&](int64_t tokens) { return (tokens + block_tokens - 1) / block_tokens; };
+  const int64_t num_blocks = blocks_for(static_cast<int64_t>(spec->prompt.size() + spec->output.size()));
+  // The last token's KV is never stored.
+  const int64_t most = blocks_for(static_cast<int64_t>(spec->prompt.size()) + spec->sampling.max_tokens - 1);
+  BlockHasher hasher(engine_.salt(*spec), block_tokens, !device_.ops().forms_equal());
   if (engine_.caches_prefixes()) {
-    hasher.append(spec.prompt, Form::kPrefill);
-    hasher.append(spec.output, Form::kDecode);
+    hasher.append(spec->prompt, Form::kPrefill);
+    hasher.append(spec->output, Form::kDecode);
   }
-  std::optional<GrantedBlocks> granted = pool.grant(hasher.hashes(), num_blocks, promised_);
-  if (!granted) return std::nullopt;
-  Room room{
-      .blocks = std::move(granted->blocks), .prefix_blocks = granted->num_hits, .growth = growth_of(spec, num_blocks)};
+  return {.spec = std::move(spec),
+          .num_blocks = static_cast<int32_t>(num_blocks),
+          .growth = static_cast<int32_t>(std::clamp<int64_t>(most - num_blocks, 0, BlockDemand::kMaxGrowth)),
+          .hashes = hasher.hashes()};
+}
+
+std::optional<GrantPool::Room> BlockGrants::grant(const Want& want) {
+  const uint64_t router_epoch = want.spec->key.router_epoch;
+  if (!engine_.slot_pool().grant(router_epoch)) return std::nullopt;
+  std::optional<GrantedBlocks> granted = engine_.block_pool().grant(want.hashes, want.num_blocks, promised_);
+  if (!granted) {
+    engine_.slot_pool().give_back(router_epoch);
+    return std::nullopt;
+  }
+  Room room{.blocks = std::move(granted->blocks),
+            .prefix_blocks = granted->num_hits,
+            .growth = want.growth,
+            .router_epoch = router_epoch};
   zero(granted_of(room));
   promised_.blocks += room.growth;
   ++promised_.sequences;
   return room;
-}
-
-int BlockGrants::growth_of(const SequenceSpec& spec, int num_blocks) const {
-  const int block_tokens = engine_.block_pool().block_tokens();
-  const int64_t stored =
-      static_cast<int64_t>(spec.prompt.size()) + spec.sampling.max_tokens - 1;  // never the last token's KV
-  const int64_t most = (stored + block_tokens - 1) / block_tokens;
-  return static_cast<int>(std::clamp<int64_t>(most - num_blocks, 0, BlockDemand::kMaxGrowth));
 }
 
 void BlockGrants::ended(const Room& room) {
@@ -64,6 +71,7 @@ void BlockGrants::join(const Room& room) {
 
 void BlockGrants::quarantine(const Room& room) {
   ended(room);
+  engine_.slot_pool().give_back(room.router_epoch);
   engine_.block_pool().release(prefix_of(room));
   engine_.block_pool().quarantine(granted_of(room));
 }

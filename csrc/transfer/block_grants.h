@@ -1,4 +1,4 @@
-// BlockGrants: the receiver's GrantPool over an engine's block pool and KV memory.
+// BlockGrants: the receiver's GrantPool over an engine's block pool, slots and KV memory.
 #pragma once
 
 #include "device/device.h"
@@ -12,14 +12,14 @@ class BlockGrants : public GrantPool {
  public:
   BlockGrants(Device& device, EnginePort& engine) : device_(device), engine_(engine) {}
 
-  std::optional<Room> grant(const SequenceSpec& spec) override;
+  Want want(std::shared_ptr<const SequenceSpec> spec) const override;
+  std::optional<Room> grant(const Want& want) override;
   void join(const Room& room) override;
   void quarantine(const Room& room) override;
   void free_quarantined(const Room& room) override;
 
  private:
   void zero(std::span<const int32_t> blocks);
-  int growth_of(const SequenceSpec& spec, int num_blocks) const;
   void ended(const Room& room);  // the engine counts its sequence now, or it is over
 
   Device& device_;

@@ -11,6 +11,7 @@
 #include "handover/sequence_spec.h"
 #include "kv/block_pool.h"
 #include "kv/kv_layout.h"
+#include "kv/slot_pool.h"
 
 namespace rtp_llm {
 
@@ -38,8 +39,8 @@ class EngineListener {
   // Within a step, as soon as the stores of the layer group are launched; ascending layers; tokens of this step's
   // chunk.
   virtual void on_layers_computed(const ComputedLayers& piece) = 0;
-  // A kSender sequence sampled its one token (already published to outputs). finish != kNone:
-  // nothing to hand over.
+  // A kSender sequence sampled its one token, which only the listener hears of: it decides when the
+  // token is sent on. finish != kNone: nothing to hand over.
   virtual void on_prefilled(const RequestKey& key, int32_t token, float logprob,
                             std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) = 0;
   // A sequence that was added or joined is over (finished or cancelled), its blocks are released
@@ -66,11 +67,13 @@ class EnginePort {
   virtual int64_t queued_tokens() const = 0;
 
   virtual BlockPool& block_pool() = 0;
+  virtual SlotPool& slot_pool() = 0;
   virtual const KvLayout& kv_layout() const = 0;
   virtual void* kv_pool_base() const = 0;
   virtual std::string salt(const SequenceSpec& spec) const = 0;  // of the block hash
   virtual int32_t layers_per_group() const = 0;                  // of one handover message
   virtual bool caches_prefixes() const = 0;
+  virtual int64_t vocab_size() const = 0;
 };
 
 }  // namespace rtp_llm

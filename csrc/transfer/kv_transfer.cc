@@ -18,7 +18,8 @@ HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferCo
           .layers_per_group = engine.layers_per_group(),
           .block_tokens = group.block_tokens,
           .token_layer_bytes = kv_token_layer_bytes(group),
-          .max_push_tokens = config.max_push_tokens / group.block_tokens * group.block_tokens};
+          .max_push_tokens = config.max_push_tokens / group.block_tokens * group.block_tokens,
+          .vocab_size = engine.vocab_size()};
 }
 
 }  // namespace
@@ -311,9 +312,8 @@ void KvTransfer::handle(Event event) {
   handling_ = true;
   for (size_t i = 0; i < events_.size(); ++i) {
     Event next = std::move(events_[i]);
-    if (auto* submit = std::get_if<event::FromRouter>(&next)) complete(*submit);
+    complete(next);
     note(next);
-    if (refused(next)) continue;
     Actions actions;
     wants_room_ = true;  // before the pool is asked, so no room is missed
     handover_.handle(next, now(), actions);
@@ -324,32 +324,36 @@ void KvTransfer::handle(Event event) {
   if (!handover_.receiver().has_queue()) wants_room_ = false;
 }
 
-// A Reserve for what this engine could never run gets no grant.
-bool KvTransfer::refused(const Event& event) {
-  const auto* from = std::get_if<event::FromSender>(&event);
-  const auto* reserve = from ? std::get_if<message::Reserve>(&from->body) : nullptr;
-  if (!reserve) return false;
-  try {
-    engine_.validate(*reserve->spec, Role::kAlone);
-    return false;
-  } catch (const InvalidArgument& error) {
-    perform(action::ToSender{from->sender, message::NoRoom{reserve->spec->key, error.what()}});
-    return true;
+// Adds what the engine knows: the queue's length as it is now, and whether it could ever run the request. A sender must
+// be able to run its part, a receiver what will join: with the token that the sender samples.
+void KvTransfer::complete(Event& event) const {
+  if (auto* from = std::get_if<event::FromSender>(&event)) {
+    const auto* reserve = std::get_if<message::Reserve>(&from->body);
+    if (!reserve) return;
+    SequenceSpec joining = *reserve->spec;
+    joining.output.push_back(0);
+    from->invalid = objection(joining, Role::kAlone);
+    return;
+  }
+  auto* from = std::get_if<event::FromRouter>(&event);
+  const auto* submit = from ? std::get_if<message::Submit>(&from->body) : nullptr;
+  if (!submit) return;
+  from->queued_tokens = engine_.queued_tokens();
+  from->max_queued_tokens = std::min(from->max_queued_tokens, config_.max_queued_tokens);
+  if (from->invalid) return;
+  const Role role = runs_alone(*submit, self_) ? Role::kAlone : Role::kSender;
+  if (const auto reason = objection(*submit->spec, role)) {
+    from->invalid =
+        message::Failed{.key = submit->spec->key, .type = "InvalidRequestError", .message = *reason, .param = ""};
   }
 }
 
-// The queue's length as it is now, and whether the engine could ever run the request.
-void KvTransfer::complete(event::FromRouter& event) const {
-  const auto* submit = std::get_if<message::Submit>(&event.body);
-  if (!submit) return;
-  event.queued_tokens = engine_.queued_tokens();
-  event.max_queued_tokens = std::min(event.max_queued_tokens, config_.max_queued_tokens);
-  if (event.invalid) return;
+std::optional<std::string> KvTransfer::objection(const SequenceSpec& spec, Role role) const {
   try {
-    engine_.validate(*submit->spec, Role::kAlone);
+    engine_.validate(spec, role);
+    return std::nullopt;
   } catch (const InvalidArgument& error) {
-    event.invalid =
-        message::Failed{.key = submit->spec->key, .type = "InvalidRequestError", .message = error.what(), .param = ""};
+    return error.what();
   }
 }
 
@@ -424,6 +428,7 @@ void KvTransfer::perform(const action::JoinSequence& action) {
   try {
     engine_.join(*action.spec, action.blocks);
   } catch (const InvalidArgument& error) {
+    engine_.slot_pool().give_back(key.router_epoch);
     engine_.block_pool().release(action.blocks);
     reject(key, error);
   }

@@ -130,8 +130,8 @@ class KvTransfer : private EngineListener {
   void wait();
   Seconds now();
   void handle(Event event);
-  void complete(event::FromRouter& event) const;
-  bool refused(const Event& event);
+  void complete(Event& event) const;
+  std::optional<std::string> objection(const SequenceSpec& spec, Role role) const;
   void note(const Event& event);
   void reject(const RequestKey& key, const InvalidArgument& error);
   void perform(const Task& task);

@@ -25,7 +25,15 @@ def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Loa
         step_seconds=load.step_s,
         max_queued_tokens=max_queued_tokens,
         block_tokens=block_tokens,
+        slots=load.slots.total,
     )
+
+
+def slots_of_others(load: Any, router_epoch: int) -> int:
+    """Slots of the native EngineLoad that other routers' sequences hold; what waits in the engine's queue, whoever placed it,
+    will take its own before a handover gets one."""
+    slots = load.slots
+    return int(slots.taken - slots.taken_by.get(router_epoch, 0) + load.slots_awaited)
 
 
 class Figures:

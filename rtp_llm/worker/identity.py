@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rtp_llm.errors import InvalidRequestError
 from rtp_llm.wire.convert import worker_message
 from rtp_llm.wire.endpoint import PROTOCOL_VERSION
 from rtp_llm.wire.key import WorkerKey
@@ -62,6 +63,7 @@ class Identity:
             layout_fingerprint=self.layout_fingerprint,
             layout_json=self.layout_json,
             numerics_id=self.numerics_id,
+            max_model_len=self.max_model_len,
             transport_address=self.transport_address.encode(),
         )
 
@@ -69,9 +71,23 @@ class Identity:
         """What keeps two workers from exchanging KV; empty: nothing."""
         if other.layout_fingerprint == self.layout_fingerprint:
             return ""
-        return self.describe(self.layout_json, other.layout_json) or (
-            f"layout_fingerprint: {self.layout_fingerprint} here, {other.layout_fingerprint} there"
-        )
+        try:
+            difference = self.describe(self.layout_json, other.layout_json)
+        except InvalidRequestError as error:
+            return f"layout_json: {error}"
+        return difference or f"layout_fingerprint: {self.layout_fingerprint} here, {other.layout_fingerprint:.80} there"
+
+    def compare_limits(self, other: PeerHello) -> None:
+        """Workers of unequal limits may work together: a router places nothing beyond them, and a receiver grants nothing that
+        it could not run. Said once a limit."""
+        if other.max_model_len != self.max_model_len and f"{other.max_model_len}" not in self._warned:
+            self._warned.add(f"{other.max_model_len}")
+            log.warning(
+                "max_model_len is %d here and %d at worker %s: longer requests run at one of them only",
+                self.max_model_len,
+                other.max_model_len,
+                other.worker.id,
+            )
 
     def compare_numerics(self, other: PeerHello) -> None:
         """Unequal ids may work together, warned once an id and counted at each meeting."""

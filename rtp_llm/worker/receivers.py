@@ -64,7 +64,9 @@ class Receivers:
     # --- For Meeting.
 
     def greeted(self, receiver: WorkerKey, hello: PeerHello) -> None:
-        self._listener.offered(receiver, hello.transport_address.decode(), hello.transport_nonce)
+        # What isn't text is no address: the transport says so, by the name of the receiver.
+        address = hello.transport_address.decode("ascii", "backslashreplace")
+        self._listener.offered(receiver, address, hello.transport_nonce)
 
     def heartbeat_due(self, receiver: WorkerKey) -> None:
         self._listener.heartbeat_due(receiver)
@@ -117,8 +119,12 @@ class Meeting:
         if found != self.receiver:
             self._receivers.over(self, f"{found} answers instead of {self.receiver}")
             return
+        if difference := self._identity.difference(hello.hello):
+            self._receivers.over(self, difference)
+            return
         log.info("receiver %s %s", self.receiver, "is back" if resumed else "is there")
         self._identity.compare_numerics(hello.hello)
+        self._identity.compare_limits(hello.hello)
         self._receivers.greeted(self.receiver, hello.hello)
         early, self._early = self._early, None
         for message in early or ():

@@ -49,6 +49,7 @@ class Routers:
         self._expiry_s = expiry_s
         self._sessions: dict[int, RouterSession] = {}
         self._load = Load()
+        self._slots_of_others: Callable[[int], int] = lambda router_epoch: 0
         self._draining = False
         self.acceptor: Acceptor[WorkerMessage, RouterMessage] = router_acceptor(
             self_key.epoch, hello, self._accept, timing
@@ -62,13 +63,22 @@ class Routers:
         session.wants_load |= message.WhichOneof("message") in ("busy", "failed")
         return session.endpoint.send(message)
 
-    def publish(self, load: Load) -> None:
-        """Send `load` to every router, and to those that connect later. If none of its figures changed: only to routers that
-        heard Busy or Failed since the last one, as they go on counting that Submit until a Load comes."""
-        changed, self._load = load != self._load, load
+    def publish(self, load: Load, slots_of_others: Callable[[int], int]) -> None:
+        """Send `load` to every router, and to those that connect later, with the slots that others than it (by its epoch) have
+        taken. If none of its figures changed: only to routers that heard Busy or Failed since the last one, as they go on
+        counting that Submit until a Load comes."""
+        self._load, self._slots_of_others = load, slots_of_others
         for session in self._sessions.values():
-            if changed or session.wants_load:
-                session.wants_load = not session.endpoint.send(WorkerMessage(load=load))
+            own = self._load_for(session)
+            if own != session.load or session.wants_load:
+                session.load = own
+                session.wants_load = not session.endpoint.send(WorkerMessage(load=own))
+
+    def _load_for(self, session: RouterSession) -> Load:
+        load = Load()
+        load.CopyFrom(self._load)
+        load.slots_of_others = self._slots_of_others(session.endpoint.other_epoch)
+        return load
 
     def start_draining(self) -> None:
         """Ask every router, and those that connect later, to place nothing here any more. Idempotent."""
@@ -97,7 +107,8 @@ class Routers:
     def connected(self, session: RouterSession) -> None:
         self._sessions[session.endpoint.other_epoch] = session
         self._listener.router_connected(session.endpoint.other_epoch)
-        session.endpoint.send(WorkerMessage(load=self._load))
+        session.load = self._load_for(session)
+        session.endpoint.send(WorkerMessage(load=session.load))
         if self._draining:
             session.endpoint.send(WorkerMessage(draining=Draining()))
 
@@ -123,6 +134,7 @@ class RouterSession:
         self.router_id = router_id
         self.endpoint = endpoint
         self.acknowledged = False
+        self.load = Load()  # the last one that was sent
         self.wants_load = False  # though it may be the same again
         self._routers = routers
         self._expiry: asyncio.TimerHandle | None = None

@@ -66,6 +66,7 @@ class Senders:
 
     def _accept(self, hello: PeerHello, endpoint: SenderEndpoint) -> SenderSession:
         self._identity.compare_numerics(hello)
+        self._identity.compare_limits(hello)
         return SenderSession(worker_of(hello.worker), endpoint, self)
 
     # --- For SenderSession.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rtp_llm._native import _engine
+from rtp_llm.errors import ProtocolError
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
 
@@ -58,9 +59,16 @@ def from_receiver(message: peer_pb2.ReceiverMessage) -> Any | None:
 
 
 def _converted(message: Any, table: dict[str, Callable[[Any], Any]]) -> Any | None:
+    """
+    Raises:
+        ProtocolError: a value that the native field can't hold.
+    """
     kind = message.WhichOneof("message")
     convert = table.get(kind)
-    return None if convert is None else convert(getattr(message, kind))
+    try:
+        return None if convert is None else convert(getattr(message, kind))
+    except (TypeError, ValueError, RuntimeError) as error:  # pybind11's, by what it was asked to cast
+        raise ProtocolError(f"{kind}: {error!s:.200}") from error
 
 
 def _submit(m: router_pb2.Submit) -> Any:

@@ -26,7 +26,7 @@ from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, me
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
 from rtp_llm.worker.drain import Drain
-from rtp_llm.worker.figures import Figures, load_message
+from rtp_llm.worker.figures import Figures, load_message, slots_of_others
 from rtp_llm.worker.identity import Identity, draw_epoch
 from rtp_llm.worker.machines import Machines
 from rtp_llm.worker.receivers import Receivers
@@ -287,12 +287,14 @@ class Worker:
             self._ran = self._check_what_is_left()
 
     def _publish_load(self) -> None:
+        load = self._engine.load()
         self._routers.publish(
             load_message(
-                self._engine.load(),
+                load,
                 max_queued_tokens=self._config.worker.max_queued_tokens,
                 block_tokens=self._engine.block_tokens,
-            )
+            ),
+            lambda router_epoch: slots_of_others(load, router_epoch),
         )
 
     def _check_step(self) -> None:

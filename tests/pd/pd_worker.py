@@ -71,7 +71,7 @@ class Worker:
             decoder,
             _engine.EngineConfig(
                 max_num_batched_tokens=settings.get("max_num_batched_tokens", 128),
-                max_num_seqs=16,
+                max_num_seqs=settings.get("max_num_seqs", 64),
                 max_model_len=settings.get("max_model_len", 512),
                 block_tokens=16,
                 kv_pool_bytes=0,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulator.pool import BLOCK_TOKENS, NUM_GROUPS, Pool, num_blocks, states_of
+from tests.simulator.pool import BLOCK_TOKENS, NUM_GROUPS, Pool, Slots, num_blocks, states_of
 from tests.simulator.world import Process, Violation, World
 
 STOP, LENGTH, CANCELLED = 1, 2, 3
@@ -45,6 +45,7 @@ class Sequence:
     computed: int = 0  # tokens whose content is stored
     cached: int = 0
     cancelled: bool = False
+    holds_slot: bool = False  # from its admission or grant to its end, preempted or not
 
     @property
     def tokens(self) -> list[int]:
@@ -56,9 +57,15 @@ class Engine:
     outputs."""
 
     def __init__(
-        self, world: World, process: Process, pool: Pool, listen: Callable[..., None], emit: Callable[..., None]
+        self,
+        world: World,
+        process: Process,
+        pool: Pool,
+        slots: Slots,
+        listen: Callable[..., None],
+        emit: Callable[..., None],
     ):
-        self.world, self.process, self.pool = world, process, pool
+        self.world, self.process, self.pool, self.slots = world, process, pool, slots
         self.listen, self.emit = listen, emit
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -66,6 +73,7 @@ class Engine:
         self.preemptions = 0
         self.steps_with_preemption_chance = 0.0
         self._stepping = False
+        self._claims: Sequence | None = None  # stood first in the queue and found no slot
 
     # --- what the machines ask for
 
@@ -82,6 +90,7 @@ class Engine:
         )
         sequence.states = states_of(sequence.tokens)
         sequence.computed = len(sequence.tokens) - 1
+        sequence.holds_slot = True
         self._check_content(sequence, "joined")
         self._hash_full_blocks(sequence)
         self.running.append(sequence)
@@ -118,6 +127,8 @@ class Engine:
     def _step(self) -> None:
         self._sweep()
         self._admit()
+        if len(self.running) > self.slots.total:
+            raise Violation(f"{len(self.running)} sequences run on {self.slots.total} slots")
         if not self.running:
             self._stepping = bool(self.waiting)
             if self.waiting:
@@ -178,12 +189,17 @@ class Engine:
     def _admit(self) -> None:
         while self.waiting:
             sequence = self.waiting[0]
+            if not sequence.holds_slot:
+                sequence.holds_slot = self.slots.admit()
+                self._claims = None if sequence.holds_slot else sequence
+            if not sequence.holds_slot:
+                return
             sequence.states = states_of(sequence.tokens)
             hits = self.pool.match(sequence.states, (len(sequence.tokens) - 1) // BLOCK_TOKENS)
             fresh = self.pool.take(num_blocks(len(sequence.tokens)) - len(hits), "used")
             if fresh is None:
                 self.pool.release(hits)
-                if self.pool.available() == len(self.pool.blocks):
+                if self.pool.available() == len(self.pool.blocks) and self.slots.taken == 1:
                     raise Violation(f"{sequence.key}: an empty engine has no room for {len(sequence.tokens)} tokens")
                 return
             self.waiting.pop(0)
@@ -250,6 +266,13 @@ class Engine:
         self.waiting.insert(0, sequence)
 
     def _drop(self, sequence: Sequence) -> None:
+        """Out of every queue, without a slot."""
+        if self._claims is sequence:
+            self._claims, self.slots.claimed = None, False
+        if sequence.holds_slot:
+            sequence.holds_slot = False
+            self.slots.give_back()
+            self.pool.freed = True
         for queue in (self.waiting, self.running):
             if sequence in queue:
                 queue.remove(sequence)

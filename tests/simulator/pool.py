@@ -38,6 +38,30 @@ class Block:
     content: dict[tuple[int, int], int] = field(default_factory=dict)  # (layer group, position) -> state
 
 
+class Slots:
+    """Sequences that may run at once: as csrc/kv/slot_pool.h."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.taken, self.claimed = total, 0, False
+
+    def admit(self) -> bool:
+        """For the first of the engine's queue; it claims the next one if there is none."""
+        self.claimed = self.taken == self.total
+        self.taken += not self.claimed
+        return not self.claimed
+
+    def grant(self) -> bool:
+        if self.taken + self.claimed >= self.total:
+            return False
+        self.taken += 1
+        return True
+
+    def give_back(self) -> None:
+        self.taken -= 1
+        if self.taken < 0:
+            raise Violation("more slots are given back than were taken")
+
+
 class Pool:
     def __init__(self, size: int) -> None:
         self.blocks = [Block() for _ in range(size)]

@@ -34,6 +34,7 @@ class Cluster:
         self.stories: list[Story] = []
         draw = self.world.random
         self.pool_size = draw.choice([9, 12, 16, 40])
+        self.num_slots = draw.choice([1, 2, 4, 64])
         self.max_queued_tokens = draw.choice([20, 60, 1000])
         self.preemption = draw.choice([0.0, 0.0, 0.05])
         if draw.random() < 0.5:
@@ -50,7 +51,7 @@ class Cluster:
 
     def start_worker(self, name: str) -> None:
         epoch = len(self.workers) + 1
-        worker = Worker(self, name, epoch, self.pool_size, self.max_queued_tokens)
+        worker = Worker(self, name, epoch, self.pool_size, self.num_slots, self.max_queued_tokens)
         worker.engine.steps_with_preemption_chance = self.preemption
         self.workers.append(worker)
 

@@ -8,7 +8,7 @@ from tests.simulator.data_plane import TOKEN_LAYER_BYTES
 from tests.simulator.engine import Engine
 from tests.simulator.native import action, engine, event, message
 from tests.simulator.network import LOST_AFTER_S, Session
-from tests.simulator.pool import BLOCK_TOKENS, NUM_GROUPS, Pool, num_blocks, states_of
+from tests.simulator.pool import BLOCK_TOKENS, NUM_GROUPS, Pool, Slots, num_blocks, states_of
 from tests.simulator.world import Process, Violation
 
 if TYPE_CHECKING:
@@ -27,18 +27,21 @@ class Draining:
 
 
 class Grants:
-    """The receiver's blocks; rooms are (blocks, prefix_blocks)."""
+    """The receiver's blocks and slots; rooms are (blocks, prefix_blocks)."""
 
-    def __init__(self, pool: Pool, watermark: int) -> None:
-        self.pool, self.watermark = pool, watermark
+    def __init__(self, pool: Pool, slots: Slots, watermark: int) -> None:
+        self.pool, self.slots, self.watermark = pool, slots, watermark
 
     def grant(self, spec: Any) -> tuple[list[int], int] | None:
+        if not self.slots.grant():
+            return None
         tokens = [*spec.prompt, *spec.output]
         hits = self.pool.match(states_of(tokens), len(tokens) // BLOCK_TOKENS)
         count = num_blocks(len(tokens)) - len(hits)
         fresh = self.pool.take(count, "granted") if self.pool.available() - count >= self.watermark else None
         if fresh is None:
             self.pool.release(hits)
+            self.slots.give_back()
             return None
         return hits + fresh, len(hits)
 
@@ -46,6 +49,7 @@ class Grants:
         self.pool.join(blocks[prefix:])
 
     def quarantine(self, blocks: list[int], prefix: int) -> None:
+        self.slots.give_back()
         self.pool.release(blocks[:prefix])
         self.pool.quarantine(blocks[prefix:])
 
@@ -63,13 +67,16 @@ class PeerLink:
 
 
 class Worker:
-    def __init__(self, cluster: Cluster, name: str, epoch: int, pool_size: int, max_queued_tokens: int) -> None:
+    def __init__(
+        self, cluster: Cluster, name: str, epoch: int, pool_size: int, num_slots: int, max_queued_tokens: int
+    ) -> None:
         self.cluster, self.world = cluster, cluster.world
         self.key = engine.WorkerKey(name, epoch)
         self.process = Process(repr(self.key))
         self.max_queued_tokens = max_queued_tokens
         self.pool = Pool(pool_size)
-        self.engine = Engine(self.world, self.process, self.pool, self._listen, self._emit)
+        self.slots = Slots(num_slots)
+        self.engine = Engine(self.world, self.process, self.pool, self.slots, self._listen, self._emit)
         config = engine.HandoverConfig(
             num_layers=NUM_GROUPS,
             layers_per_group=1,
@@ -78,7 +85,7 @@ class Worker:
             max_push_tokens=8,
             max_waiting_reserves=4,
         )
-        self.handover = engine.Handover(self.key, config, Grants(self.pool, watermark=1))
+        self.handover = engine.Handover(self.key, config, Grants(self.pool, self.slots, watermark=1))
         self.routers: dict[int, Session] = {}
         self.receivers: dict[Any, PeerLink] = {}
         self.senders: dict[Any, Session] = {}
@@ -306,6 +313,8 @@ class Worker:
         for state in ("used", "granted", "quarantined"):
             if self.pool.count(state):
                 raise Violation(f"{self.key} at rest: {self.pool.count(state)} blocks {state}")
+        if self.slots.taken or self.slots.claimed:
+            raise Violation(f"{self.key} at rest: {self.slots.taken} slots taken, claimed: {self.slots.claimed}")
 
     def at_rest(self) -> bool:
         return self.handover.idle() and self.engine.idle()

@@ -8,8 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from rtp_llm.config import Config
 from rtp_llm.request import FinishReason
+from rtp_llm.wire import convert
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.worker.worker import Worker
 from tests.worker.tiny import (
@@ -192,6 +195,65 @@ async def test_workers_of_unequal_layout_refuse_and_the_sender_goes_on_without()
         assert "groups[0].block_tokens" in p.router.kinds("released")[0].reason
         assert len(p.router.tokens(k)) == 1  # p0 is never lost
         await p.rest()
+
+
+async def test_what_r_could_not_join_is_not_granted(caplog: pytest.LogCaptureFixture) -> None:
+    """47 tokens fit into R's limit of 48, and with the token that S samples nothing could follow: S serves it alone."""
+    config = tiny_config()
+    async with pair(config, tiny_engine(config, max_model_len=48)) as p:
+        k, retry = p.router.key(1), p.router.key(1, attempt=1)
+        p.s.submit(k, [*PROMPT, 1, 2], 12, receiver=p.receiver)
+        await p.router.until(lambda: p.router.kinds("released"))
+        assert "no room" in p.router.kinds("released")[0].reason and "is 48" in p.router.kinds("released")[0].reason
+        p.s.submit(retry, [*PROMPT, 1, 2], 12)
+        assert len(await p.router.finished(retry)) == 12
+        await p.rest()
+    assert "max_model_len is 512 here and 48 at worker decode-0" in caplog.text
+
+
+async def test_a_sender_with_a_smaller_pool_serves_what_the_pair_can() -> None:
+    config = tiny_config()
+    async with pair(config, prefill_engine=tiny_engine(config, num_kv_blocks=7)) as p:
+        k = p.router.key(1)
+        p.s.submit(k, PROMPT, 60, receiver=p.receiver)  # the prompt takes 6 blocks, the answer 13
+        assert len(await p.router.finished(k)) == 60
+        p.s.submit(p.router.key(2), PROMPT, 60)
+        await p.router.until(lambda: p.router.kinds("failed"))
+        assert "the pool has 7" in p.router.kinds("failed")[0].message
+        await p.rest()
+
+
+async def test_who_sees_a_first_token_has_a_slot_for_the_second() -> None:
+    """More handovers at once than R has slots: those beyond them are released before anybody has seen a token."""
+    async with pair(tiny_config(engine__num_kv_blocks=600, handover__reserve_wait_s=0.2)) as p:
+        keys = [p.router.key(number) for number in range(24)]
+        for number, k in enumerate(keys):
+            p.s.submit(k, PROMPT[number:] + PROMPT[:number], 400, receiver=p.receiver)
+        await p.router.until(lambda: len(p.router.kinds("released")) == 16, 60)
+        released = {convert.key_of(message.key) for message in p.router.kinds("released")}
+        assert all(message.reason.startswith("no room") for message in p.router.kinds("released"))
+        assert not any(p.router.tokens(k) for k in released)
+        for k in set(keys) - released:
+            assert len(await p.router.finished(k, 60)) == 400
+        await p.rest()
+
+
+async def test_a_receiver_says_how_many_slots_others_have_taken() -> None:
+    async with tiny_worker("decode") as worker:
+        routers = [ScriptedRouter(epoch) for epoch in (77, 78)]
+        ends = [await router.connect(worker.key, worker.address) for router in routers]
+        for number in range(3):
+            ends[0].submit(routers[0].key(number), PROMPT, 400)
+
+        def slots() -> list[tuple[int, int]]:
+            return [(end.load.slots, end.load.slots_of_others) for end in ends if end.load is not None]
+
+        await routers[1].until(lambda: slots() == [(8, 0), (8, 3)])
+        for number in range(3):
+            ends[0].cancel(routers[0].key(number))
+        await routers[1].until(lambda: slots() == [(8, 0), (8, 0)])
+        for router in routers:
+            await router.close()
 
 
 async def test_a_receiver_that_is_not_there_is_gone_on_without() -> None:

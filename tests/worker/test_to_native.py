@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from rtp_llm.errors import ProtocolError
 from rtp_llm.request import Request
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
@@ -29,3 +32,9 @@ def test_a_submit_brings_what_the_engine_needs() -> None:
     assert (native.seed, native.top_k, native.logprobs) == (2**64 - 1, 0, 0)
     assert (native.temperature, native.top_p, list(native.stop_token_ids)) == (0.5, 0.25, [3])
     assert (native.max_tokens, native.min_tokens, native.ignore_eos) == (7, 2, False)
+
+
+def test_a_value_that_no_native_field_holds_is_refused_by_the_name_of_its_message() -> None:
+    entry = pb.AttachEntry(key=convert.key_message(KEY), next_position=2**32 - 1)
+    with pytest.raises(ProtocolError, match="attach: "):
+        to_native.from_router(pb.RouterMessage(attach=pb.Attach(entries=[entry])))

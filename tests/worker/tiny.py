@@ -64,7 +64,14 @@ def write_weights(weights: Any, nan_token: int) -> None:
         weights.write(tensor.name, 0, rows, width, "float32", values)
 
 
-def tiny_engine(config: Config, *, block_tokens: int | None = None, nan_token: int | None = None) -> NativeEngine:
+def tiny_engine(
+    config: Config,
+    *,
+    block_tokens: int | None = None,
+    nan_token: int | None = None,
+    max_model_len: int = 512,
+    num_kv_blocks: int | None = None,
+) -> NativeEngine:
     """Equal weights each time."""
     settings = config.engine
     device = _engine.open_device("cpu", num_threads=1, isa=settings.isa)
@@ -81,10 +88,10 @@ def tiny_engine(config: Config, *, block_tokens: int | None = None, nan_token: i
         _engine.EngineConfig(
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_num_seqs=8,
-            max_model_len=512,
+            max_model_len=max_model_len,
             block_tokens=block_tokens or settings.block_tokens,
             kv_pool_bytes=0,
-            num_kv_blocks=settings.num_kv_blocks,
+            num_kv_blocks=num_kv_blocks or settings.num_kv_blocks,
             kv_dtype="float32",
             enable_prefix_caching=True,
             layers_per_group=settings.layers_per_group,

@@ -225,7 +225,7 @@ class Fenced(_message.Message):
     def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_tokens", "waiting", "running", "blocks_total", "blocks_free", "blocks_referenced", "blocks_granted", "step_seconds", "max_queued_tokens", "block_tokens")
+    __slots__ = ("queued_tokens", "waiting", "running", "blocks_total", "blocks_free", "blocks_referenced", "blocks_granted", "step_seconds", "max_queued_tokens", "block_tokens", "slots", "slots_of_others")
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +236,8 @@ class Load(_message.Message):
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_OF_OTHERS_FIELD_NUMBER: _ClassVar[int]
     queued_tokens: int
     waiting: int
     running: int
@@ -246,7 +248,9 @@ class Load(_message.Message):
     step_seconds: float
     max_queued_tokens: int
     block_tokens: int
-    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_referenced: _Optional[int] = ..., blocks_granted: _Optional[int] = ..., step_seconds: _Optional[float] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+    slots: int
+    slots_of_others: int
+    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_referenced: _Optional[int] = ..., blocks_granted: _Optional[int] = ..., step_seconds: _Optional[float] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., slots: _Optional[int] = ..., slots_of_others: _Optional[int] = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ()

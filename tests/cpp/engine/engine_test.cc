@@ -165,16 +165,20 @@ TEST(a_sequence_that_is_cancelled_while_it_waits_never_runs) {
   CHECK_EQ(one.rig->engine->load().prompt_tokens_computed, 10);
 }
 
-TEST(a_sequence_that_is_cancelled_while_it_waits_with_its_blocks_gives_them_back) {
-  OneSlot one;
+TEST(a_joined_sequence_that_is_cancelled_before_its_first_step_gives_back_blocks_and_slot) {
+  Rig rig;
   SequenceSpec spec = spec_of(1, random_tokens(40, 4));
   spec.output = {5};
-  BlockPool& pool = one.rig->engine->block_pool();
-  const auto blocks = pool.grant(4).value();
-  pool.granted_to_referenced(blocks);
-  one.rig->engine->join(spec, blocks);
-  one.cancel(spec);
-  one.finish();
+  REQUIRE(rig.engine->slot_pool().grant(spec.key.router_epoch));
+  const auto blocks = rig.engine->block_pool().grant(4).value();
+  rig.engine->block_pool().granted_to_referenced(blocks);
+  rig.engine->join(spec, blocks);
+  rig.engine->cancel(spec.key);
+  rig.start();
+  rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  CHECK(rig.ear.finished[spec.key] == FinishReason::kCancelled);
+  CHECK(rig.answers[spec.key].tokens.empty());
+  rig.check_idle();
 }
 
 TEST(a_preempted_sequence_may_be_cancelled_and_the_other_goes_on) {
@@ -335,6 +339,7 @@ TEST(a_joined_sequence_without_a_number_among_its_logits_ends_alone_and_its_kv_i
   rig.start();
   SequenceSpec spec = spec_of(1, random_tokens(40, 4));
   spec.output = {kNanToken};
+  REQUIRE(rig.engine->slot_pool().grant(spec.key.router_epoch));
   const auto blocks = rig.engine->block_pool().grant(3).value();
   rig.engine->block_pool().granted_to_referenced(blocks);
   rig.engine->join(spec, blocks);
@@ -354,9 +359,9 @@ TEST(a_sender_without_a_number_among_its_logits_says_so_and_its_kv_is_never_cach
   const SequenceSpec spec = spec_of(1, prompt_with_nan(70, 20));
   rig.engine->add(spec, Role::kSender);
   rig.start();
-  CHECK(rig.wait_for(spec.key).finish == FinishReason::kFailed);
   rig.ear.wait([&] { return rig.ear.prefilled.contains(spec.key); });
-  CHECK(rig.ear.prefilled[spec.key] == std::pair(-1, FinishReason::kFailed));
+  CHECK_EQ(rig.ear.prefilled[spec.key].token, -1);
+  CHECK(rig.ear.prefilled[spec.key].finish == FinishReason::kFailed);
   CHECK_EQ(rig.engine->load().blocks.referenced, 5);  // a push may read them
   rig.engine->release(spec.key);
   CHECK_EQ(rig.run_one(spec_of(2, {1}, 1)).tokens.size(), 1);

@@ -98,6 +98,24 @@ struct Answer {
 
 inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 
+// What a sender has sampled, as its listener hears it.
+struct Prefilled {
+  int32_t token;
+  FinishReason finish;
+  float logprob;
+  std::vector<std::pair<int32_t, float>> top_logprobs;
+
+  Answer answer(size_t position) const {
+    Answer answer{.tokens = {token},
+                  .logprob_bits = {bits_of(logprob)},
+                  .top = {{}},
+                  .first_position = static_cast<int>(position),
+                  .finish = finish};
+    for (const auto& [id, value] : top_logprobs) answer.top[0].emplace_back(id, bits_of(value));
+    return answer;
+  }
+};
+
 // Gathers what engines say, on their threads, and waits for it.
 class Ear : public EngineListener {
  public:
@@ -112,9 +130,9 @@ class Ear : public EngineListener {
     if (at_layers) at_layers();
     note([&] { pieces[piece.key].push_back(piece); });
   }
-  void on_prefilled(const RequestKey& key, int32_t token, float, std::vector<std::pair<int32_t, float>>,
-                    FinishReason finish) override {
-    note([&] { prefilled[key] = {token, finish}; });
+  void on_prefilled(const RequestKey& key, int32_t token, float logprob,
+                    std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) override {
+    note([&] { prefilled[key] = {token, finish, logprob, std::move(top_logprobs)}; });
   }
   void on_finished(const RequestKey& key, FinishReason finish) override {
     note([&] { finished[key] = finish; });
@@ -141,7 +159,7 @@ class Ear : public EngineListener {
   std::function<void()> at_layers;
   std::map<RequestKey, Scheduled> scheduled;
   std::map<RequestKey, std::vector<ComputedLayers>> pieces;
-  std::map<RequestKey, std::pair<int32_t, FinishReason>> prefilled;
+  std::map<RequestKey, Prefilled> prefilled;
   std::map<RequestKey, FinishReason> finished;
   std::string failed;
   bool outputs = false;  // there are some

@@ -18,30 +18,37 @@ using testing::random_tokens;
 
 struct Fixture {
   explicit Fixture(int num_blocks, EngineConfig given = {}, bool forms_equal = true)
-      : config(given), pool(num_blocks, given.block_tokens), scheduler(config, pool, forms_equal) {}
+      : config(given),
+        pool(num_blocks, given.block_tokens),
+        slots(given.max_num_seqs),
+        scheduler(config, pool, slots, forms_equal) {}
 
   Sequence& add(int prompt, int max_tokens = 50, Role role = Role::kAlone, int output = 0) {
+    Sequence& sequence = make(prompt, max_tokens, role, output);
+    scheduler.add(sequence);
+    return sequence;
+  }
+  Sequence& make(int prompt, int max_tokens, Role role, int output) {
     SequenceSpec spec{.key = key_of(sequences.size()),
                       .prompt = random_tokens(prompt, static_cast<int>(sequences.size())),
                       .output = random_tokens(output, 1),
                       .sampling = {.max_tokens = max_tokens}};
     BlockHasher hasher("salt", config.block_tokens, false);
     sequences.push_back(std::make_unique<Sequence>(spec, role, hasher, config.max_model_len));
-    scheduler.add(*sequences.back());
     return *sequences.back();
   }
-  // With blocks for its prompt, as a receiver has; its last token's KV is to be computed.
+  // A sequence whose prompt was received, and its first token, with blocks and a slot of its own.
   Sequence& join(int prompt, int max_tokens = 50) {
-    SequenceSpec spec{.key = key_of(sequences.size()),
-                      .prompt = random_tokens(prompt, static_cast<int>(sequences.size())),
-                      .output = {5},
-                      .sampling = {.max_tokens = max_tokens}};
-    BlockHasher hasher("salt", config.block_tokens, false);
-    sequences.push_back(std::make_unique<Sequence>(spec, Role::kAlone, hasher, config.max_model_len));
-    Sequence& sequence = *sequences.back();
+    REQUIRE(slots.grant(key_of(0).router_epoch));
+    return join_granted(prompt, pool.grant(Sequence::blocks_for(prompt, config.block_tokens)).value(), max_tokens);
+  }
+  // REQUIRES: its slot was granted.
+  Sequence& join_granted(int prompt, std::vector<int32_t> blocks, int max_tokens = 50) {
+    Sequence& sequence = make(prompt, max_tokens, Role::kAlone, 1);
+    pool.granted_to_referenced(blocks);
     sequence.num_launched = sequence.num_computed = prompt;
     sequence.admitted_before = true;
-    sequence.blocks = pool.allocate(Sequence::blocks_for(prompt, config.block_tokens)).value();
+    sequence.blocks = std::move(blocks);
     scheduler.join(sequence);
     return sequence;
   }
@@ -82,6 +89,7 @@ struct Fixture {
 
   EngineConfig config;
   BlockPool pool;
+  SlotPool slots;
   Scheduler scheduler;
   StepCost cost;
   std::vector<std::unique_ptr<Sequence>> sequences;
@@ -225,6 +233,99 @@ TEST(demand_holds_all_blocks_that_a_preempted_sequence_takes_back) {
   const BlockDemand demand = f.scheduler.demand();
   CHECK_EQ(demand.sequences, 2);
   CHECK_EQ(demand.blocks, 4 + Sequence::blocks_for(second.len(), f.config.block_tokens));
+}
+
+TEST(demand_holds_all_blocks_of_the_first_in_the_queue_once_it_was_refused) {
+  Fixture f(10, small());
+  Sequence& running = f.add(40, 41);
+  f.step_until([&] { return running.num_output() > 0; });
+  Sequence& first = f.add(48);
+  f.add(8);                                  // behind it: it has no claim
+  CHECK_EQ(f.scheduler.demand().blocks, 4);  // what the running one may still take
+  f.step();
+  CHECK(first.state == Sequence::State::kWaiting);
+  CHECK_EQ(f.scheduler.demand().blocks, 4 + 6);
+  f.scheduler.finish(first);
+  CHECK_EQ(f.scheduler.demand().blocks, 4);
+}
+
+TEST(a_waiting_request_gets_its_turn_beside_grants) {
+  Fixture f(20, small());
+  f.pool.set_demand({});
+  std::vector<std::vector<int32_t>> grants;  // each is joined as soon as given, runs for a while and ends
+  std::vector<Sequence*> joined;
+  Sequence* waiting = nullptr;
+  for (int round = 0; round < 300 && !(waiting && waiting->holds_slot && waiting->num_computed > 0); ++round) {
+    if (f.slots.grant(1)) {
+      if (auto blocks = f.pool.grant(4)) {
+        joined.push_back(&f.join_granted(30, std::move(*blocks), 1000));
+        joined.back()->spec.key.router_epoch = 1;
+      } else {
+        f.slots.give_back(1);
+      }
+    }
+    if (round == 5) waiting = &f.add(100);  // 13 blocks: they are never free at once beside four grants of 4
+    if (round % 4 == 3 && !joined.empty()) {
+      f.scheduler.finish(*joined.front());
+      joined.erase(joined.begin());
+    }
+    f.step();
+    f.pool.set_demand(f.scheduler.demand());
+  }
+  REQUIRE(waiting != nullptr);
+  CHECK(waiting->num_computed > 0);
+}
+
+TEST(the_first_in_the_queue_takes_the_next_free_slot_before_any_grant) {
+  Fixture f(100, small());
+  for (int i = 0; i < 4; ++i) CHECK(f.slots.grant(1));
+  Sequence& waiting = f.add(8);
+  f.step();
+  CHECK(waiting.state == Sequence::State::kWaiting);
+  f.slots.give_back(1);
+  CHECK(!f.slots.grant(1));
+  f.step();
+  CHECK(waiting.state == Sequence::State::kRunning);
+  f.scheduler.finish(waiting);
+  CHECK(f.slots.grant(1));
+}
+
+TEST(a_claim_to_a_slot_ends_with_who_made_it) {
+  Fixture f(100, small());
+  for (int i = 0; i < 4; ++i) CHECK(f.slots.grant(1));
+  Sequence& waiting = f.add(8);
+  f.step();
+  f.scheduler.finish(waiting);  // cancelled
+  f.slots.give_back(1);
+  CHECK(f.slots.grant(1));
+}
+
+TEST(what_is_granted_is_not_for_the_queue_and_joins_in_the_next_step) {
+  Fixture f(100, small());
+  for (int i = 0; i < 3; ++i) CHECK(f.slots.grant(0));
+  for (int i = 0; i < 4; ++i) f.add(8);
+  f.step();
+  CHECK_EQ(f.scheduler.num_running(), 1);
+  for (int i = 0; i < 3; ++i) {
+    Sequence& joined = f.join_granted(30, f.pool.grant(4).value());
+    joined.spec.key.router_epoch = 0;
+    f.step();
+    CHECK(joined.state == Sequence::State::kRunning);
+    CHECK_EQ(joined.num_output(), 2);
+  }
+  CHECK_EQ(f.scheduler.num_running(), 4);
+  CHECK_EQ(f.slots.counts().taken, 4);
+}
+
+TEST(a_preempted_sequence_keeps_its_slot) {
+  Fixture f(5, small());
+  f.add(8, 200);
+  Sequence& second = f.add(8, 200);
+  f.step_until([&] { return f.scheduler.num_preemptions() == 1; });
+  REQUIRE(second.state == Sequence::State::kWaiting);
+  CHECK_EQ(f.slots.counts().taken, 2);
+  f.scheduler.finish(second);
+  CHECK_EQ(f.slots.counts().taken, 1);
 }
 
 TEST(queued_tokens_are_those_of_the_waiting_and_the_uncomputed) {
@@ -371,31 +472,22 @@ TEST(a_small_request_does_not_overtake_a_large_one) {
   CHECK(plan.admitted[0] == &large);
 }
 
-TEST(requests_that_joined_get_slots_in_order_and_before_those_that_have_no_blocks) {
+TEST(what_joined_brought_its_slot_along_and_runs_before_those_that_wait_for_one) {
   EngineConfig config = small();
   config.max_num_seqs = 2;
   Fixture f(40, config);
   Sequence& first = f.add(8);
-  Sequence& other = f.add(8);
   f.step();
   Sequence& waiting = f.add(8);
   Sequence& joined = f.join(20);
-  Sequence& later = f.join(20);
-  CHECK_EQ(f.scheduler.num_waiting(), 3);
-  CHECK_EQ(f.scheduler.demand().sequences, 4);  // both that run, both that joined
-  f.step();
-  CHECK(joined.state == Sequence::State::kWaiting);
-  f.scheduler.finish(first);
+  CHECK_EQ(f.scheduler.num_waiting(), 2);
+  CHECK_EQ(f.scheduler.num_without_slot(), 1);
+  CHECK_EQ(f.scheduler.demand().sequences, 2);  // the one that runs, the one that joined
   const Schedule& plan = f.step();
   CHECK(joined.state == Sequence::State::kRunning);
-  CHECK(later.state == Sequence::State::kWaiting);
   CHECK_EQ(plan.decode_rows, 2);  // it decodes at once
   CHECK(plan.admitted.empty());
-  f.scheduler.finish(other);
-  f.step();
-  CHECK(later.state == Sequence::State::kRunning);
-  CHECK(waiting.state == Sequence::State::kWaiting);
-  f.scheduler.finish(joined);
+  f.scheduler.finish(first);
   f.step();
   CHECK(waiting.state == Sequence::State::kRunning);
 }
@@ -413,6 +505,7 @@ TEST(a_sequence_may_finish_wherever_it_is_and_leaves_slot_and_blocks) {
     CHECK_EQ(f.scheduler.num_waiting() + f.scheduler.num_running(), 0);
     CHECK_EQ(f.scheduler.queued_tokens(), 0);
     CHECK_EQ(f.scheduler.demand().sequences, 0);
+    CHECK_EQ(f.slots.counts().taken, 0);
     const Sequence& one = f.add(8);  // both slots are there
     const Sequence& two = f.add(8);
     CHECK_EQ(f.step().admitted.size(), 2);
@@ -428,11 +521,10 @@ TEST(a_sequence_may_finish_wherever_it_is_and_leaves_slot_and_blocks) {
     full(f);
     return f.add(8);
   });
-  over([&](Fixture& f) -> Sequence& {  // waits for one with its blocks
-    full(f);
-    Sequence& joined = f.join(20);
+  over([&](Fixture& f) -> Sequence& {  // joined, not scheduled yet
+    f.add(8);
     f.step();
-    return joined;
+    return f.join(20);
   });
   over([&](Fixture& f) -> Sequence& {  // runs, in the middle of its prompt
     Sequence& sequence = f.add(60);

@@ -232,7 +232,7 @@ class Mix {
 
   void hand_over(Part& part) {
     const RequestKey key = part.spec.key;
-    std::optional<std::pair<int32_t, FinishReason>> sampled;
+    std::optional<testing::Prefilled> sampled;
     std::vector<int32_t> source;
     sender_.ear.wait([&] {
       if (const auto found = sender_.ear.prefilled.find(key); found != sender_.ear.prefilled.end()) {
@@ -244,16 +244,18 @@ class Mix {
     });
     part.over = true;
     if (sampled) {
-      sender_.collect_until([&] { return !sender_.answers[key].tokens.empty(); });
-      part.first = sender_.answers[key];
-      if (sampled->second == FinishReason::kNone) part.over = !join(part, sampled->first, source);
+      part.first = sampled->answer(part.spec.output.size());
+      if (sampled->finish == FinishReason::kNone) part.over = !join(part, sampled->token, source);
     }
     sender_.engine->release(key);
   }
   bool join(Part& part, int32_t token, const std::vector<int32_t>& source) {
     BlockPool& pool = receiver_.engine->block_pool();
-    const auto granted = pool.grant(static_cast<int>(source.size()));
+    SlotPool& slots = receiver_.engine->slot_pool();
+    const bool has_slot = slots.grant(part.spec.key.router_epoch);
+    const auto granted = has_slot ? pool.grant(static_cast<int>(source.size())) : std::nullopt;
     if (!granted) {
+      if (has_slot) slots.give_back(part.spec.key.router_epoch);
       ++counts_.refused;
       return false;
     }

@@ -19,14 +19,21 @@ struct BenchPool : GrantPool {
   std::set<int32_t> free, granted, quarantined, referenced;
   int32_t prefix_blocks = 0;  // of the next grant
   int32_t block_tokens = 4;
+  int32_t free_slots = 64;
+  mutable int wants = 0;  // how often one was worked out
 
   explicit BenchPool(int32_t blocks) {
     for (int32_t block = 0; block < blocks; ++block) free.insert(block);
   }
-  std::optional<Room> grant(const SequenceSpec& spec) override {
-    const auto tokens = static_cast<int32_t>(spec.prompt.size() + spec.output.size());
+  Want want(std::shared_ptr<const SequenceSpec> spec) const override {
+    ++wants;
+    return {std::move(spec), 0, 0, {}};
+  }
+  std::optional<Room> grant(const Want& want) override {
+    const auto tokens = static_cast<int32_t>(want.spec->prompt.size() + want.spec->output.size());
     const int32_t count = (tokens + block_tokens - 1) / block_tokens;
-    if (static_cast<int32_t>(free.size()) < count) return std::nullopt;
+    if (static_cast<int32_t>(free.size()) < count || free_slots == 0) return std::nullopt;
+    --free_slots;
     Room room{{}, prefix_blocks};
     for (int32_t i = 0; i < count; ++i) {
       const int32_t block = *free.begin();
@@ -38,6 +45,7 @@ struct BenchPool : GrantPool {
   }
   void join(const Room& room) override { move(room, granted, referenced); }
   void quarantine(const Room& room) override {
+    ++free_slots;
     for (int32_t i = 0; i < room.prefix_blocks; ++i) {
       referenced.erase(room.blocks[static_cast<size_t>(i)]);
       free.insert(room.blocks[static_cast<size_t>(i)]);
@@ -63,6 +71,7 @@ inline HandoverConfig bench_config() {
   config.block_tokens = 4;
   config.token_layer_bytes = 10;
   config.max_push_tokens = 8;
+  config.vocab_size = 100;
   return config;
 }
 

@@ -72,5 +72,26 @@ TEST(next_deadline_is_the_first_thing_that_runs_out) {
   CHECK(!w.handover.next_deadline().has_value());
 }
 
+TEST(a_router_has_no_say_in_the_answers_of_another) {
+  BenchWorker w;
+  w.from_router(message::Submit{spec_of(key_of_attempt(1)), std::nullopt, ""});
+  const auto say = [&](message::FromRouter body) {
+    event::FromRouter event;
+    event.router_epoch = 66;
+    event.body = std::move(body);
+    w.post(event);
+  };
+  say(message::Cancel{key_of_attempt(1)});
+  CHECK(w.out.empty());
+  say(message::Fence{key_of_attempt(1)});
+  CHECK(w.out.empty());
+  say(message::Submit{spec_of(key_of_attempt(2)), std::nullopt, ""});
+  CHECK(w.out.empty());
+  say(message::Attach{
+      {{key_of_attempt(1), 0, message::AttachRole::kAlone}, {key_of_attempt(5), 0, message::AttachRole::kAlone}}});
+  CHECK(w.out.empty());
+  CHECK(w.sends(key_of_attempt(1)) == SenderState::kLocal);
+}
+
 }  // namespace
 }  // namespace rtp_llm

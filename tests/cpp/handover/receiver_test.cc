@@ -104,6 +104,92 @@ TEST(a_reserve_of_an_expired_router_is_fenced) {
   CHECK(r.did<message::PeerFenced>());
 }
 
+TEST(a_reserve_whose_sequence_could_never_join_finds_no_room_and_ends_lower_attempts) {
+  Receiving r;
+  r.reserve(key_of_attempt(2));
+  CHECK(r.did<message::Granted>());
+  r.post(event::FromSender{r.peer, message::Reserve{spec_of(k), 0}, "max_model_len is 8"});
+  CHECK_EQ(r.only<message::NoRoom>().reason, "max_model_len is 8");
+  CHECK(!r.did<message::Granted>());
+  CHECK(r.receives(key_of_attempt(2)) == ReceiverState::kOver);
+  CHECK(!r.receives(k).has_value());
+  r.check_nothing_held();
+}
+
+TEST(a_reserve_of_what_this_worker_runs_itself_is_fenced) {
+  Receiving r;
+  r.from_router(message::Submit{spec_of(k), std::nullopt, ""});
+  r.reserve();
+  CHECK(r.only<message::PeerFenced>().key == k);
+  CHECK(!r.receives(k).has_value());
+  CHECK(r.sends(k) == SenderState::kLocal);
+}
+
+TEST(a_reserve_without_a_free_slot_waits_for_one_like_for_blocks) {
+  Receiving r;
+  r.pool.free_slots = 1;
+  r.reserve(key_of_attempt(1, 5));
+  CHECK(r.did<message::Granted>());
+  r.reserve();
+  CHECK(r.out.empty());
+  r.check_state(ReceiverState::kQueued);
+  r.pool.free_slots = 1;  // a sequence ended
+  r.post(event::RoomChanged{});
+  CHECK(r.only<message::Granted>().key == k);
+  r.reserve(key_of_attempt(1, 6));
+  r.advance(1);
+  CHECK(r.only<message::NoRoom>().key == key_of_attempt(1, 6));
+}
+
+TEST(a_void_grant_gives_its_slot_to_who_waits) {
+  Receiving r;
+  r.pool.free_slots = 1;
+  r.reserve(key_of_attempt(1, 5));
+  r.reserve();
+  r.send(message::Abort{key_of_attempt(1, 5), 1});
+  CHECK(r.only<message::Granted>().key == k);
+}
+
+TEST(what_a_waiting_reserve_wants_is_worked_out_once) {
+  Receiving r;
+  r.pool.free_slots = 0;
+  r.reserve();
+  for (int i = 0; i < 5; ++i) r.post(event::RoomChanged{});
+  CHECK_EQ(r.pool.wants, 1);
+}
+
+TEST(a_commit_of_a_token_that_is_none_is_expired) {
+  const auto check_refused = [](SampledToken first) {
+    Receiving r;
+    r.reserve();
+    r.transfer(1);
+    r.send(message::Commit{k, 1, std::move(first), 320, 2, 2});
+    CHECK(r.did<message::Expired>());
+    CHECK(!r.did<action::JoinSequence>());
+  };
+  check_refused({.token = -1});
+  check_refused({.token = 100});
+  check_refused({.position = 1, .token = 9});
+  check_refused({.token = 9, .top_logprobs = {{1, 0.5f}}});  // none were asked for
+}
+
+TEST(what_runs_or_is_over_keeps_its_tokens_and_not_its_prompt) {
+  Receiving r;
+  auto spec = spec_of(k, 8, 0);
+  const std::weak_ptr<const SequenceSpec> prompt = spec;
+  r.send(message::Reserve{std::move(spec), 0});
+  CHECK(!prompt.expired());
+  r.transfer(1);
+  r.commit(1);
+  r.check_state(ReceiverState::kRunning);
+  r.out.clear();
+  CHECK(prompt.expired());
+  r.post(event::Output{k, {.position = 1, .token = 8}});
+  r.post(event::Finished{k, FinishReason::kStop});
+  r.from_router(message::Attach{{{k, 0, message::AttachRole::kReceiver}}});
+  CHECK_EQ(r.only<message::Outputs>().tokens.size(), 2u);
+}
+
 TEST(a_reserve_of_a_router_that_never_came_is_granted_and_ends_with_its_expiry) {
   Receiving r;
   const RequestKey strange{99, 1, 0, 0};

@@ -1,4 +1,6 @@
 // The sender's table of docs/protocol.md, a test per row; what a guard forbids stands beside it.
+#include <cmath>
+
 #include "bench_worker.h"
 
 namespace rtp_llm {
@@ -217,7 +219,34 @@ TEST(silence_for_a_second_repeats_the_reserve) {
   CHECK(s.did<message::Reserve>());
 }
 
-TEST(no_room_lets_the_prompt_go_on_to_its_end_and_then_be_released) {
+TEST(reserves_that_nobody_answers_are_done_without_after_three) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  s.advance(1);
+  s.advance(1);
+  CHECK(s.did<message::Reserve>());
+  s.advance(1);
+  CHECK(!s.did<message::Reserve>());
+  CHECK(s.did<message::Abort>());
+  CHECK(s.did<message::Outputs>());
+  CHECK(s.did<message::Released>());
+}
+
+TEST(an_answer_ends_the_silence) {
+  Sending s;
+  s.to_compute();
+  s.advance(1);
+  s.advance(1);
+  s.grant(1);
+  s.receive(message::Expired{k, 1});
+  s.advance(1);
+  s.advance(1);
+  CHECK(s.did<message::Reserve>());
+}
+
+TEST(no_room_lets_the_prompt_go_on_to_its_end_and_then_be_released_without_its_first_token) {
   Sending s;
   s.to_compute();
   s.receive(message::NoRoom{k, "full"});
@@ -226,10 +255,60 @@ TEST(no_room_lets_the_prompt_go_on_to_its_end_and_then_be_released) {
   CHECK(!s.did<message::Reserve>());
   s.compute_all();
   s.prefill();
-  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).token, 9);
+  CHECK(!s.did<message::Outputs>());  // its retry may wait: then nobody has seen a token yet
   CHECK(s.did<message::Released>());
   CHECK(s.did<action::ReleaseBlocks>());
   s.check_state(SenderState::kGone);
+}
+
+TEST(no_room_after_the_first_token_releases_without_it) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  s.receive(message::NoRoom{k, "full"});
+  CHECK(!s.did<message::Outputs>());
+  CHECK(s.did<message::Released>());
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK(!s.did<message::Outputs>());
+}
+
+TEST(a_first_token_that_went_out_with_an_earlier_grant_is_not_taken_back) {
+  Sending s;
+  s.to_commit();
+  s.receive(message::Expired{k, 1});
+  s.receive(message::NoRoom{k, "full"});
+  CHECK(s.did<message::Released>());
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).token, 9);
+}
+
+TEST(a_granted_that_cannot_be_right_is_aborted_and_done_without) {
+  const auto check_refused = [](int32_t prefix_tokens, Seconds lease) {
+    Sending s;
+    s.to_compute();
+    s.compute_all();
+    s.receive(message::Granted{k, 1, {1, 2}, prefix_tokens, lease});
+    CHECK(!s.did<action::PushLayers>());
+    CHECK_EQ(s.only<message::Abort>().grant, 1u);
+    s.check_state(SenderState::kCompute);
+    s.prefill();
+    CHECK(s.only<message::Released>().reason.find("a grant that can't be") == 0);
+    s.check_state(SenderState::kGone);
+  };
+  for (int32_t prefix : {-4, -1, 3, 9, 12, INT32_MAX, INT32_MIN}) check_refused(prefix, 5.0);
+  for (Seconds lease : {0.0, -1.0, std::nan(""), -HUGE_VAL, HUGE_VAL}) check_refused(0, lease);
+}
+
+TEST(a_prefix_may_end_at_a_block_border_or_with_the_prompt) {
+  for (int32_t prefix : {0, 4, 8, 10}) {
+    Sending s;
+    s.submit(10);
+    s.schedule(10);
+    s.grant(1, prefix);
+    s.compute_all(10);
+    s.check_state(SenderState::kPush);
+  }
 }
 
 TEST(a_granted_after_no_room_is_aborted) {
@@ -268,6 +347,7 @@ TEST(a_receiver_that_fences_or_is_lost_while_computing_is_done_without) {
   fenced.receive(message::PeerFenced{k});
   fenced.check_state(SenderState::kCompute);
   fenced.prefill();
+  CHECK(fenced.did<message::Outputs>());
   CHECK(fenced.did<message::Released>());
 
   Sending lost;
@@ -290,16 +370,67 @@ TEST(a_receiver_lost_while_the_request_is_queued_is_never_asked) {
   CHECK(s.did<message::Released>());
 }
 
-TEST(without_an_answer_the_first_token_goes_out_and_the_sender_waits) {
+TEST(the_first_token_waits_for_the_answer_and_goes_out_with_the_grant) {
   Sending s;
   s.to_compute();
   s.compute_all();
   s.prefill();
-  CHECK(s.did<message::Outputs>());
-  CHECK(!s.did<message::Released>());
+  CHECK(s.out.empty());
   s.check_state(SenderState::kCompute);
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK(s.out.empty());
   s.grant(1);
+  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).token, 9);
   CHECK_EQ(s.all<action::PushLayers>().size(), 2u);
+}
+
+TEST(once_granted_the_first_token_goes_out_at_once) {
+  Sending s;
+  s.to_push();
+  s.prefill();
+  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).token, 9);
+  s.check_state(SenderState::kPush);
+}
+
+TEST(a_first_token_between_two_grants_waits_for_the_second) {
+  Sending s;
+  s.to_push();
+  s.receive(message::Expired{k, 1});
+  s.prefill();
+  CHECK(s.out.empty());
+  s.done(1);
+  s.done(1);
+  s.check_state(SenderState::kCompute);
+  s.grant(2);
+  CHECK(s.did<message::Outputs>());
+}
+
+TEST(a_first_token_that_waits_goes_out_when_the_receiver_is_lost) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  s.post(event::ReceiverLost{s.peer, "gone"});
+  CHECK(s.did<message::Outputs>());
+  CHECK(s.did<message::Released>());
+}
+
+TEST(a_first_token_that_waits_is_dropped_by_a_cancel) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  s.from_router(message::Cancel{k});
+  CHECK(!s.did<message::Outputs>());
+  CHECK(s.did<message::Abort>());
+  s.check_state(SenderState::kGone);
+}
+
+TEST(a_submit_that_names_its_own_worker_as_receiver_runs_alone) {
+  Sending s;
+  s.from_router(message::Submit{spec_of(k), s.self, "here:1"});
+  CHECK(s.only<action::EnqueueSequence>().role == Role::kAlone);
+  s.check_state(SenderState::kLocal);
 }
 
 TEST(a_first_token_that_finishes_aborts_the_reservation) {
@@ -590,6 +721,16 @@ TEST(a_sender_sequence_that_the_engine_gives_up_is_fenced_and_aborted) {
   prefilled.check_state(SenderState::kCommit);
 }
 
+TEST(a_sequence_that_is_refused_though_it_has_blocks_gives_them_back) {
+  Sending s;
+  s.to_compute();
+  s.post(event::Rejected{{k, "InvalidRequestError", "is here already", ""}});
+  CHECK(s.did<message::Failed>());
+  CHECK(s.did<action::CancelSequence>());
+  CHECK(s.did<action::ReleaseBlocks>());
+  CHECK(s.handover.idle());
+}
+
 TEST(a_sequence_that_the_engine_refuses_fails) {
   Sending s;
   s.submit();
@@ -822,10 +963,29 @@ TEST(an_endpoint_that_is_closing_is_asked_again_for_what_came_later) {
   CHECK(s.did<action::CloseEndpoint>());
 }
 
+TEST(what_is_gone_keeps_its_tokens_and_not_its_prompt) {
+  Sending s;
+  auto spec = spec_of(k, 8, 3);
+  const std::weak_ptr<const SequenceSpec> prompt = spec;
+  s.from_router(message::Submit{std::move(spec), s.peer, "there:1"});
+  s.out.clear();
+  s.schedule(11);
+  s.out.clear();
+  CHECK(!prompt.expired());
+  s.post(event::ReceiverLost{s.peer, "gone"});
+  SampledToken first{.position = 3, .token = 9};
+  s.post(event::Prefilled{k, first});
+  s.check_state(SenderState::kGone);
+  s.out.clear();
+  CHECK(prompt.expired());
+  s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).position, 3);
+}
+
 TEST(gone_repeats_its_last_notice_and_tokens_for_a_minute) {
   Sending s;
   s.to_compute();
-  s.receive(message::NoRoom{k, "full"});
+  s.post(event::ReceiverLost{s.peer, "gone"});
   s.prefill();
   s.advance(59);
   s.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});

@@ -146,6 +146,7 @@ TEST(a_join_that_the_engine_refuses_gives_the_blocks_back_and_fails_the_request)
   r.transfer.check_idle();
   CHECK_EQ(r.blocks().referenced, 0);
   CHECK_EQ(r.blocks().granted + r.blocks().quarantined, 0);
+  CHECK_EQ(r.engine.slot_pool().counts().taken, 0);
   r.engine.block_pool().check_integrity();
 }
 

@@ -34,16 +34,18 @@ inline KvLayout small_layout() { return KvLayout::transformer(1, 1, 4, DType::kF
 // All bytes of the memory are 0xee. Other threads may ask while the test reads what was asked.
 class PoolOnly : public EnginePort {
  public:
-  explicit PoolOnly(int num_blocks, KvLayout layout = small_layout())
-      : layout_(std::move(layout)), pool_(num_blocks, group().block_tokens) {
+  explicit PoolOnly(int num_blocks, KvLayout layout = small_layout(), int num_slots = 64)
+      : layout_(std::move(layout)), pool_(num_blocks, group().block_tokens), slots_(num_slots) {
     memory_.assign(static_cast<size_t>(num_blocks * group().block_bytes()), 0xee);
   }
   BlockPool& block_pool() override { return pool_; }
+  SlotPool& slot_pool() override { return slots_; }
   const KvLayout& kv_layout() const override { return layout_; }
   void* kv_pool_base() const override { return memory_.data(); }
   std::string salt(const SequenceSpec&) const override { return "salt"; }
   int32_t layers_per_group() const override { return 1; }
   bool caches_prefixes() const override { return true; }
+  int64_t vocab_size() const override { return 1000; }
   void set_listener(EngineListener* given) override { listener = given; }
   void stop() override {}
   void validate(const SequenceSpec& spec, Role) const override { note(concat("validate ", spec.key.request)); }
@@ -88,6 +90,7 @@ class PoolOnly : public EnginePort {
 
   const KvLayout layout_;
   BlockPool pool_;
+  SlotPool slots_;
   mutable std::vector<uint8_t> memory_;
   mutable std::mutex mutex_;
   mutable std::vector<std::string> calls_;
