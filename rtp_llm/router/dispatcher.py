@@ -256,6 +256,8 @@ class Dispatcher:
         answer.finished, answer.error = True, error
         answer.changed.set()
         self._acknowledge_draining()
+        if self._waiting:  # its slot is free
+            self._loop.call_soon(self._place_waiting)
 
     def _acknowledge_draining(self) -> None:
         """A worker that drains may still be needed by the answers that name it: by a receiver that waits for its KV, say."""
@@ -267,7 +269,7 @@ class Dispatcher:
 
     def _cancel(self, worker: WorkerKey, key: RequestKey) -> None:
         if (found := self._fleet.find(worker)) is not None:
-            found.forget(key)
+            found.note_over(key)
         self._fleet.send(worker, pb.RouterMessage(cancel=pb.Cancel(key=key_message(key))))
 
     # --- Placement
@@ -359,7 +361,7 @@ class Dispatcher:
             answer.placed = None
             for each in workers:
                 if (worker := self._fleet.find(each)) is not None:
-                    worker.forget(key)
+                    worker.note_over(key)
 
     def _submit(self, answer: Answer, action: machine.Submit) -> None:
         submit = pb.Submit(
@@ -377,7 +379,7 @@ class Dispatcher:
                 receiver.note_receives(action.key)
         sender = self._fleet.find(action.worker)
         if sender is not None:
-            sender.note_submitted(action.key, answer.prompt_tokens)
+            sender.note_submitted(action.key, answer.prompt_tokens, runs=action.receiver is None)
         self._fleet.send(action.worker, pb.RouterMessage(submit=submit))
 
 

@@ -62,6 +62,7 @@ class RemoteWorker:
         self._submitted: dict[RequestKey, int] = {}  # prompt tokens
         # Handovers to it of which it hasn't spoken. No Load shows them: R hears of one when S schedules the prompt.
         self._received: set[RequestKey] = set()
+        self._runs: set[RequestKey] = set()  # what this router has placed to run here: each has, or will want, a slot
         self._fleet = fleet
         self.session = WorkerSession(
             WorkerKey(member.id, member.epoch),
@@ -95,6 +96,7 @@ class RemoteWorker:
             max_queued_tokens=self.load.max_queued_tokens,
             running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
             free_blocks=self.load.blocks_free,
+            free_slots=max(self.load.slots - self.load.slots_of_others - len(self._runs), 0),
             block_tokens=self.load.block_tokens,
             max_model_len=self.hello.max_model_len,
             layout=self.hello.layout_fingerprint,
@@ -102,16 +104,25 @@ class RemoteWorker:
             draining=self.draining,
         )
 
-    def note_submitted(self, key: RequestKey, prompt_tokens: int) -> None:
+    def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:
+        """`runs`: alone, to its end."""
         self._submitted[key] = prompt_tokens
+        if runs:
+            self._runs.add(key)
 
     def note_receives(self, key: RequestKey) -> None:
         self._received.add(key)
+        self._runs.add(key)
 
     def forget(self, key: RequestKey) -> None:
-        """The worker has spoken of `key`, or the attempt is over: its Load speaks for it now."""
+        """The worker has spoken of `key`: its Load speaks for it now."""
         self._submitted.pop(key, None)
         self._received.discard(key)
+
+    def note_over(self, key: RequestKey) -> None:
+        """The attempt is over: it ended, or was cancelled."""
+        self.forget(key)
+        self._runs.discard(key)
 
     def is_full(self, queued_tokens: int, limit: int) -> None:
         """It answered Busy: nothing is placed on it until a Load says that its queue has shrunk."""
@@ -169,6 +180,7 @@ class RemoteWorker:
     def _forget_placements(self) -> None:
         self._submitted.clear()
         self._received.clear()
+        self._runs.clear()
 
 
 class Fleet:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rtp_llm.config import Pool
 from rtp_llm.errors import ConfigError
@@ -32,6 +32,7 @@ class WorkerView:
     block_tokens: int = 1
     max_model_len: int = 0  # tokens of the longest request that its context and its pool hold; 0: not known
     layout: str = ""  # fingerprint: KV goes between equal ones only
+    free_slots: int = 1  # sequences that could begin to run there, less what this router has placed there
     numerics_id: str = ""
     draining: bool = False
 
@@ -69,8 +70,9 @@ Policy = Callable[[Sequence[WorkerView], PlacementQuery], Placement | None]
 
 
 def least_loaded(workers: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
-    """The prefill worker with the fewest queued tokens, the decode worker with the fewest sequences (one that has room for
-    the prompt, if any has), at random among those within 10% of the best (routers that see one snapshot must not herd)."""
+    """The prefill worker with the fewest queued tokens, the decode worker with the fewest sequences (one with a free slot; one
+    that has room for the prompt, if any has), at random among those within 10% of the best (routers that see one snapshot must
+    not herd)."""
 
     def sender(candidates: list[WorkerView]) -> WorkerView:
         return _near_best(candidates, lambda w: w.queued_tokens, query)
@@ -83,8 +85,9 @@ def least_loaded(workers: Sequence[WorkerView], query: PlacementQuery) -> Placem
 
 
 def round_robin(workers: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
-    """Each pool in turn, in order of worker id. After a round of pairs (the least common multiple of the pools' sizes) the
-    receivers shift by one, so that in time every sender meets every receiver."""
+    """Each pool in turn, in order of worker id, decode workers without a free slot passed over. After a round of pairs (the
+    least common multiple of the pools' sizes) the receivers shift by one, so that in time every sender meets every
+    receiver."""
     num_senders = sum(w.pool != DECODE and not w.draining for w in workers)
 
     def sender(candidates: list[WorkerView]) -> WorkerView:
@@ -117,17 +120,27 @@ def _place(
     choose_receiver: Callable[[list[WorkerView]], WorkerView],
 ) -> Placement | None:
     """S from the prefill pool, R from the decode pool. Where one pool has nobody, a worker of the other runs the request
-    alone; so it is where only that one is large enough, or none has its layout. None: nobody accepts now."""
-    there = [w for w in workers if not w.draining and w.holds(query.total_tokens)]
-    senders = [w for w in there if w.pool != DECODE]
-    candidates = [w for w in (senders or there) if w.accepts]
+    alone; so it is where only that one is large enough, or none has its layout. Of a handover R must hold all, S the prompt.
+    None: nobody accepts now, or no R has a free slot: what is placed beyond them would wait there with its blocks, between
+    its first token and its second."""
+    there = [w for w in workers if not w.draining]
+    able = [w for w in there if w.holds(query.total_tokens)]
+    receivers = [] if query.must_run_alone else [w for w in able if w.pool == DECODE]
+    needed = query.prompt_tokens + 1 if receivers else query.total_tokens
+    senders = [w for w in there if w.pool != DECODE and w.holds(needed)]
+    candidates = [w for w in (senders or able) if w.accepts]
     if not candidates:
         return None
-    preferred = [w for w in there if w.id in query.prefer and w.accepts]
+    preferred = [w for w in there if w.id in query.prefer and w.accepts and (w in senders or w in able)]
     sender = choose_sender(preferred or candidates)
-    receivers = [w for w in there if w.pool == DECODE and w.layout == sender.layout]
-    if query.must_run_alone or sender.pool == DECODE or not receivers:
-        return Placement(sender=sender)
+    receivers = [w for w in receivers if w.layout == sender.layout]
+    if sender.pool == DECODE or not receivers:
+        if sender in able:
+            return Placement(sender=sender)
+        return _place(workers, replace(query, must_run_alone=True), choose_sender, choose_receiver)
+    receivers = [w for w in receivers if w.free_slots > 0]
+    if not receivers:
+        return None
     return Placement(sender=sender, receiver=choose_receiver(receivers))
 
 

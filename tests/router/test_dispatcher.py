@@ -1,6 +1,7 @@
 """The dispatcher over a scripted fleet: what is sent to whom, and what a client gets."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,13 +32,16 @@ class ScriptedWorker:
         self.placed: set[RequestKey] = set()
         self.full: tuple[int, int] | None = None
 
-    def note_submitted(self, key: RequestKey, prompt_tokens: int) -> None:
+    def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:
         self.placed.add(key)
 
     def note_receives(self, key: RequestKey) -> None:
         self.placed.add(key)
 
     def forget(self, key: RequestKey) -> None:
+        self.placed.discard(key)
+
+    def note_over(self, key: RequestKey) -> None:
         self.placed.discard(key)
 
     def is_full(self, queued_tokens: int, limit: int) -> None:
@@ -171,6 +175,26 @@ async def test_an_attempt_that_s_was_too_busy_for_counts_at_r_no_more(fleet: Scr
     assert fleet.key() != first
     assert fleet.find(P).placed == fleet.find(D).placed == {fleet.key()}
     task.cancel()
+
+
+async def test_a_handover_waits_in_the_router_for_a_slot_at_r(
+    fleet: ScriptedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = fleet.there
+    monkeypatch.setattr(
+        fleet, "views", lambda: [prefill, dataclasses.replace(decode, free_slots=1 - len(fleet.find(D).placed))]
+    )
+    router = dispatcher(fleet)
+    tasks = [asyncio.create_task(collect(router, request())) for _ in range(2)]
+    await turn()
+    first = fleet.key()
+    assert fleet.kinds() == [("p", "submit")]
+    for position in range(4):
+        fleet.output(D, first, position, finish=2 if position == 3 else 0)
+    assert await tasks[0] == [100, 101, 102, 103]
+    await turn()  # no Load has come
+    assert fleet.kinds() == [("p", "submit")] * 2 and fleet.key() != first
+    tasks[1].cancel()
 
 
 async def test_an_answer_of_one_token_runs_alone(fleet: ScriptedFleet) -> None:
@@ -386,7 +410,8 @@ async def test_what_only_an_absent_worker_could_hold_waits_for_it_and_holds_up_n
     fleet.there.append(large)
     fleet.listener.room_changed()
     await turn()
-    assert [(w, m.submit.request.sampling.max_tokens) for w, m in fleet.sent] == [("p", 1), ("d", 50)]
+    assert [(w, m.submit.request.sampling.max_tokens) for w, m in fleet.sent] == [("p", 1), ("p", 50)]
+    assert fleet.sent[1][1].submit.receiver.id == "d"  # which holds all of it; p holds the prompt
     for task in (long, short):
         task.cancel()
 

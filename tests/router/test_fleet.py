@@ -114,11 +114,32 @@ async def test_a_worker_of_another_model_or_of_other_weights_gets_nothing(fleet:
 
 async def test_a_placement_counts_until_the_worker_speaks_of_it(fleet: Fleet) -> None:
     worker = connect(fleet, "a")
-    worker.note_submitted(KEY, 30)
+    worker.note_submitted(KEY, 30, runs=False)
     worker.note_receives(KEY)
     assert (worker.view().queued_tokens, worker.view().running) == (30, 2)
     worker.forget(KEY)
     assert (worker.view().queued_tokens, worker.view().running) == (0, 0)
+
+
+async def test_free_slots_are_those_that_others_left_less_this_routers_own_to_the_end_of_each(fleet: Fleet) -> None:
+    worker = connect(fleet, "a")
+    keys = [RequestKey(7, number, 0, 0) for number in range(3)]
+    said = pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, slots=5, slots_of_others=2))
+    worker.message(said)
+    assert worker.view().free_slots == 3
+    worker.note_receives(keys[0])
+    worker.note_submitted(keys[1], 30, runs=True)
+    worker.note_submitted(keys[2], 30, runs=False)  # it only prefills here
+    assert worker.view().free_slots == 1
+    for key in keys:
+        worker.forget(key)  # it runs, and speaks
+    worker.message(said)
+    assert worker.view().free_slots == 1
+    for key in keys:
+        worker.note_over(key)
+    assert worker.view().free_slots == 3
+    worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, slots=5, slots_of_others=9)))
+    assert worker.view().free_slots == 0
 
 
 DECODE_SEQUENCES = (10, 12, 14, 16)
@@ -129,7 +150,7 @@ DECODE_SEQUENCES = (10, 12, 14, 16)
 async def test_handovers_under_way_count_whatever_loads_come_in_between(fleet: Fleet, loads_between: bool) -> None:
     """64 placements within one prefill: R can't know of them yet, so its Loads say nothing of them."""
     workers = [connect(fleet, f"d{i}") for i in range(4)]
-    loads = [pb.Load(max_queued_tokens=100, running=running) for running in DECODE_SEQUENCES]
+    loads = [pb.Load(max_queued_tokens=100, slots=64, running=running) for running in DECODE_SEQUENCES]
     for worker, load in zip(workers, loads, strict=True):
         worker.message(pb.WorkerMessage(load=load))
     draw, chosen = random.Random(0), Counter[str]()

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -85,10 +86,41 @@ def test_two_released_run_alone() -> None:
     assert placement is not None and placement.receiver is None
 
 
+def test_what_must_run_alone_goes_where_all_of_it_fits() -> None:
+    small, large = worker("p0", PREFILL, max_model_len=50), worker("p1", PREFILL, max_model_len=90, queued_tokens=80)
+    fleet = [small, large, worker("d0", DECODE, max_model_len=200)]
+    for total, expected in [(50, "p0"), (60, "p1"), (100, "d0")]:
+        placement = least_loaded(fleet, query(must_run_alone=True, total_tokens=total, prefer=["p0"]))
+        assert placement is not None and placement.receiver is None and placement.sender.id == expected
+
+
+def test_of_a_handover_s_needs_to_hold_the_prompt_only() -> None:
+    small, decode = worker("p0", PREFILL, max_model_len=9), worker("d0", DECODE, max_model_len=200)
+    placement = least_loaded([small, decode], query(total_tokens=100))  # 8 of them are the prompt
+    assert placement is not None and placement.receiver == decode and placement.sender == small
+    too_small = replace(small, max_model_len=8)
+    placement = least_loaded([too_small, decode], query(total_tokens=100))
+    assert placement is not None and placement.receiver is None and placement.sender == decode
+    stranger = replace(small, layout="another")
+    placement = least_loaded([stranger, decode], query(total_tokens=100))
+    assert placement is not None and placement.receiver is None and placement.sender == decode
+
+
 def test_a_draining_pool_is_stood_in_for_by_the_other_which_runs_alone() -> None:
     fleet = [worker("p0", PREFILL, draining=True), worker("d0", DECODE), worker("d1", DECODE)]
     placement = least_loaded(fleet, query())
     assert placement is not None and placement.sender.pool == DECODE and placement.receiver is None
+
+
+@pytest.mark.parametrize("policy", [least_loaded, round_robin])
+def test_no_handover_is_planned_beyond_the_receivers_free_slots(policy: Policy) -> None:
+    fleet = [worker("p0", PREFILL), worker("d0", DECODE, free_slots=0), worker("d1", DECODE, running=5, free_slots=1)]
+    for turn in range(4):
+        placement = policy(fleet, query(sender_turn=turn, receiver_turn=turn))
+        assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
+    assert policy(fleet[:2], query()) is None
+    alone = policy(fleet[:2], query(must_run_alone=True))  # waits for a slot before its first token
+    assert alone is not None and alone.receiver is None
 
 
 def test_a_decode_worker_without_room_for_the_prompt_is_passed_over() -> None:
