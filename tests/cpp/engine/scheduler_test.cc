@@ -250,15 +250,17 @@ TEST(demand_holds_all_blocks_of_the_first_in_the_queue_once_it_was_refused) {
 }
 
 TEST(a_waiting_request_gets_its_turn_beside_grants) {
-  Fixture f(20, small());
+  EngineConfig config = small();
+  config.max_num_seqs = 16;  // blocks are scarce, slots aren't
+  Fixture f(20, config);
   f.pool.set_demand({});
-  std::vector<std::vector<int32_t>> grants;  // each is joined as soon as given, runs for a while and ends
+  std::vector<std::vector<int32_t>> grants;  // each is joined as soon as given, grows no more and ends a while later
   std::vector<Sequence*> joined;
   Sequence* waiting = nullptr;
   for (int round = 0; round < 300 && !(waiting && waiting->holds_slot && waiting->num_computed > 0); ++round) {
     if (f.slots.grant(1)) {
       if (auto blocks = f.pool.grant(4)) {
-        joined.push_back(&f.join_granted(30, std::move(*blocks), 1000));
+        joined.push_back(&f.join_granted(30, std::move(*blocks), 2));
         joined.back()->spec.key.router_epoch = 1;
       } else {
         f.slots.give_back(1);

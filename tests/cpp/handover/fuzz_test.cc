@@ -2,8 +2,8 @@
 // the events of a worker that does its part. Whatever comes: no contract breaks, nothing outside of a sequence's blocks
 // is named, and when all is over nothing is held.
 //
-// RTP_FUZZ_MESSAGES says how many messages a machine gets, for example under the address sanitizer:
-//   RTP_FUZZ_MESSAGES=100000 build/asan/tests/handover_test fuzz_test
+// RTP_FUZZ_MESSAGES says how many messages a machine gets (100,000), for example under the address sanitizer:
+//   RTP_FUZZ_MESSAGES=1000000 build/asan/tests/handover_test fuzz_test
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -18,7 +18,7 @@ namespace {
 
 int64_t messages_per_machine() {
   const char* asked = std::getenv("RTP_FUZZ_MESSAGES");
-  return asked ? std::atoll(asked) : 5000;
+  return asked ? std::atoll(asked) : 100000;
 }
 
 // A sequence as the engine has it.

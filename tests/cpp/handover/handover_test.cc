@@ -1,5 +1,8 @@
 // What both machines share: attempts, routers, time.
+#include <cmath>
+
 #include "bench_worker.h"
+#include "handover/deadlines.h"
 
 namespace rtp_llm {
 namespace {
@@ -70,6 +73,13 @@ TEST(next_deadline_is_the_first_thing_that_runs_out) {
   CHECK_EQ(*w.handover.next_deadline(), 170.0);
   w.advance(60);
   CHECK(!w.handover.next_deadline().has_value());
+}
+
+TEST(a_deadline_that_is_no_number_breaks_the_contract_and_disturbs_no_other) {
+  Deadlines<int> deadlines;
+  deadlines.set(1, 5.0);
+  CHECK_THROWS(deadlines.set(2, std::nan("")), ContractBroken);
+  CHECK_EQ(deadlines.pop_due(5.0).value(), 1);
 }
 
 TEST(a_router_has_no_say_in_the_answers_of_another) {

@@ -150,6 +150,18 @@ TEST(a_void_grant_gives_its_slot_to_who_waits) {
   CHECK(r.only<message::Granted>().key == k);
 }
 
+TEST(a_void_grant_gives_its_slot_away_while_its_blocks_wait_for_a_late_message) {
+  Receiving r;
+  r.pool.free_slots = 1;
+  const RequestKey other = key_of_attempt(1, 5);
+  r.reserve(other);
+  CHECK(r.accepts(r.header(1)));
+  r.reserve();
+  r.send(message::Abort{other, 1});
+  CHECK(r.only<message::Granted>().key == k);
+  CHECK_EQ(r.pool.quarantined.size(), 2u);
+}
+
 TEST(what_a_waiting_reserve_wants_is_worked_out_once) {
   Receiving r;
   r.pool.free_slots = 0;
