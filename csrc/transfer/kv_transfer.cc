@@ -107,9 +107,9 @@ void KvTransfer::post_outputs(const TokenColumns& columns) {
 }
 
 void KvTransfer::ask(const Task& task) {
-  const auto done = std::make_shared<std::promise<void>>();  // a task that is dropped breaks the promise
+  auto done = std::make_shared<std::promise<void>>();  // the task's alone: one that is dropped breaks the promise
   std::future<void> answered = done->get_future();
-  Task answer = [done, &task] {
+  Task answer = [done = std::move(done), &task] {
     try {
       task();
       done->set_value();
@@ -216,23 +216,32 @@ void KvTransfer::run() {
   } catch (const std::exception& error) {
     fail(error.what());
   }
+  // Whoever waits for an answer gets one, also behind what has failed; events do nothing any more.
+  stopping_ = true;
+  perform_what_is_left();
   {
     std::lock_guard lock(mutex_);
     running_ = false;  // from here on ask() answers by itself
     inbox_.take(taken_);
   }
-  // Whoever waits for an answer gets one; events do nothing any more.
-  stopping_ = true;
-  try {
-    perform_taken();
-  } catch (const std::exception& error) {
-    fail(error.what());
+  perform_what_is_left();
+}
+
+void KvTransfer::perform_what_is_left() {
+  while (next_taken_ < taken_.size()) {
+    try {
+      perform_taken();
+    } catch (const std::exception& error) {
+      fail(error.what());
+    }
   }
 }
 
+// The first fault is said, what follows from it isn't.
 void KvTransfer::fail(const std::string& text) {
   {
     std::lock_guard lock(mutex_);
+    if (fault_) return;
     fault_ = text;
   }
   outbox_.push(outgoing::Fault{text});
@@ -273,8 +282,11 @@ void KvTransfer::hand_on(const StoredLayers& stored) {
   handle(event::LayersComputed{piece.key, piece.first_layer, piece.num_layers, piece.first_token, piece.tokens});
 }
 
+// In order, each once: what throws is behind it when the next call goes on.
 void KvTransfer::perform_taken() {
-  for (const Posted& posted : taken_) std::visit([this](const auto& one) { perform(one); }, posted);
+  while (next_taken_ < taken_.size()) std::visit([this](const auto& one) { perform(one); }, taken_[next_taken_++]);
+  taken_.clear();
+  next_taken_ = 0;
 }
 
 bool KvTransfer::step() {

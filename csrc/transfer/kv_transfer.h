@@ -127,6 +127,7 @@ class KvTransfer : private EngineListener {
   void run();
   bool step();
   void perform_taken();
+  void perform_what_is_left();
   void wait();
   Seconds now();
   void handle(Event event);
@@ -172,6 +173,7 @@ class KvTransfer : private EngineListener {
   Wakeup wakeup_;
   Seconds last_now_ = 0;
   std::vector<Posted> taken_;        // from the inbox, being done
+  size_t next_taken_ = 0;
   std::deque<StoredLayers> stored_;  // layers that the device is not known to have stored yet, in order
   bool handling_ = false;
   std::vector<Event> events_;  // that came up while another one was handled

@@ -118,7 +118,7 @@ def _stop_with_parent() -> None:
 
 
 class Metrics:
-    """Samples of Prometheus' text; workers' have the labels pool and worker."""
+    """Samples of Prometheus' text; a worker's have the labels pool and worker, a router's counts of a pool only the first."""
 
     def __init__(self, text: str) -> None:
         self._samples = [
@@ -131,7 +131,7 @@ class Metrics:
         return sum(v for n, found, v in self._samples if n == name and found.items() >= labels.items())
 
     def workers(self, pool: str) -> set[str]:
-        return {found["worker"] for _, found, _ in self._samples if found.get("pool") == pool}
+        return {found["worker"] for _, found, _ in self._samples if found.get("pool") == pool and "worker" in found}
 
 
 def environment() -> dict[str, str]:

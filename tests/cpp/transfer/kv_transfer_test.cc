@@ -3,6 +3,7 @@
 
 #include <poll.h>
 
+#include <atomic>
 #include <thread>
 
 #include "check.h"
@@ -213,6 +214,34 @@ TEST(after_a_fault_it_is_said_once_and_questions_are_still_answered) {
   CHECK_THROWS_WITH(w.transfer.post(event::RouterConnected{kRouter}), Error, "the transfer thread has ended");
   w.transfer.stop();
   CHECK_EQ(w.transfer.counts().handover.receiver.granted, 1);
+}
+
+TEST(a_question_that_stands_behind_a_fault_is_answered) {
+  for (int round = 0; round < 20; ++round) {
+    Bench w;
+    std::atomic<bool> held = false, go_on = false;
+    w.engine.at_call = [&] {  // on the transfer thread: what is posted meanwhile is taken at once
+      held = true;
+      while (!go_on) std::this_thread::yield();
+    };
+    w.start();
+    w.reserve(spec_of(1, 10));
+    while (!held) std::this_thread::yield();
+    w.engine.listener->on_failed("a broken invariant");
+    std::atomic<int> asking = 0, answered = 0;
+    std::vector<std::thread> asks;
+    for (int i = 0; i < 4; ++i)
+      asks.emplace_back([&] {
+        ++asking;
+        (void)w.transfer.counts();
+        ++answered;
+      });
+    while (asking < 4) std::this_thread::yield();
+    for (int i = 0; i < 1000; ++i) std::this_thread::yield();  // until they have asked
+    go_on = true;
+    for (std::thread& each : asks) each.join();
+    CHECK_EQ(answered.load(), 4);
+  }
 }
 
 TEST(it_starts_once_and_answers_before_and_after) {

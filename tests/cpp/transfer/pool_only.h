@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -57,6 +58,8 @@ class PoolOnly : public EnginePort {
 
   // A call that begins so throws InvalidArgument; set before other threads call.
   std::optional<std::string> refuses;
+  // Called first in each call, on its thread; set before other threads call.
+  std::function<void()> at_call;
   std::vector<std::string> calls() const {
     std::lock_guard lock(mutex_);
     return calls_;
@@ -83,6 +86,7 @@ class PoolOnly : public EnginePort {
  private:
   const KvGroup& group() const { return layout_.groups[0]; }
   void note(const std::string& call) const {
+    if (at_call) at_call();
     std::lock_guard lock(mutex_);
     calls_.push_back(call);
     if (refuses && call.starts_with(*refuses)) throw InvalidArgument("no " + call);
