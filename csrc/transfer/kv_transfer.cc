@@ -228,9 +228,10 @@ void KvTransfer::run() {
 }
 
 void KvTransfer::perform_what_is_left() {
-  while (next_taken_ < taken_.size()) {
+  for (bool all = false; !all;) {
     try {
       perform_taken();
+      all = true;
     } catch (const std::exception& error) {
       fail(error.what());
     }
