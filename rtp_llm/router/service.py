@@ -27,7 +27,7 @@ from rtp_llm.router.schemas import Body
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
 
-LARGE_BODY_BYTES = 64 << 10  # what is larger is read in a process of its own
+LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
 MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
 MEMORY_BODIES = 16
 
