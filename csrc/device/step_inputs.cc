@@ -23,8 +23,7 @@ int64_t bytes_of(const StepLimits& limits) {
 template <class T>
 StepInputs::Both<T> StepInputs::carve(int64_t count) {
   const Both<T> both{.host = reinterpret_cast<T*>(static_cast<uint8_t*>(pinned_.data()) + carved_),
-                     .device = reinterpret_cast<T*>(static_cast<uint8_t*>(buffer_.data()) + carved_),
-                     .capacity = count};
+                     .device = reinterpret_cast<T*>(static_cast<uint8_t*>(buffer_.data()) + carved_)};
   carved_ += aligned(static_cast<int64_t>(sizeof(T)) * count);
   return both;
 }

@@ -71,7 +71,6 @@ class StepInputs {
   struct Both {
     T* host = nullptr;
     T* device = nullptr;
-    int64_t capacity = 0;
     Tensor device_rows(int64_t count) const { return make_tensor(device, DType::kI32, {count}); }
     std::span<const T> first(int64_t count) const { return {host, static_cast<size_t>(count)}; }
   };

@@ -48,14 +48,14 @@ namespace {
 class CudaPacker final : public LinearPacker {
  public:
   CudaPacker(CudaDevice& device, UploadRing& ring, const LinearSpec& spec)
-      : device_(device), ring_(ring), spec_(spec), gated_(spec.gated), rows_written_(spec.parts.size()) {
+      : device_(device), ring_(ring), spec_(spec), rows_written_(spec.parts.size()) {
     check(spec.dtype == DType::kBF16, "backend 'cuda': ", spec.name, " in ", name_of(spec.dtype),
           " is not supported, bfloat16 is");
     check(spec.in_features > 0 && spec.in_features % 8 == 0, spec.name, ": ", spec.in_features,
           " input features, a multiple of 8 is supported");
-    check(
-        !gated_ || (spec.parts.size() == 2 && spec.parts[0].rows == spec.parts[1].rows && spec.parts[0].rows % 8 == 0),
-        spec.name, ": gate and up must have the same number of rows, a multiple of 8");
+    check(!spec.gated ||
+              (spec.parts.size() == 2 && spec.parts[0].rows == spec.parts[1].rows && spec.parts[0].rows % 8 == 0),
+          spec.name, ": gate and up must have the same number of rows, a multiple of 8");
     weights_ = device.allocate(packed_bytes(spec.out_features(), spec.in_features), "weights." + spec.name);
     if (spec.bias)
       bias_ = device.allocate(spec.out_features() * size_of(DType::kF32), "weights." + spec.name + ".bias");
@@ -82,8 +82,8 @@ class CudaPacker final : public LinearPacker {
                                    .count = static_cast<int>(here),
                                    .in_features = static_cast<int>(spec_.in_features),
                                    .out_features = static_cast<int>(spec_.out_features()),
-                                   .first_row = static_cast<int>((gated_ ? 0 : first_of(part)) + first_row + done),
-                                   .interleave = gated_ ? part : -1,
+                                   .first_row = static_cast<int>((spec_.gated ? 0 : first_of(part)) + first_row + done),
+                                   .interleave = spec_.gated ? part : -1,
                                    .weights = weights_.data()});
       ring_.used();
     }
@@ -99,7 +99,7 @@ class CudaPacker final : public LinearPacker {
       values[static_cast<size_t>(i)] =
           bias.dtype == DType::kF32 ? bias.as<const float>()[i] : to_f32(bias.as<const BFloat16>()[i]);
     auto* const at = static_cast<float*>(bias_.data());
-    if (!gated_) {
+    if (!spec_.gated) {
       device_.copy(at + first_of(part), values.data(), to.rows * size_of(DType::kF32));
     } else {
       for (int64_t i = 0; i < to.rows; i += 8)
@@ -115,7 +115,7 @@ class CudaPacker final : public LinearPacker {
     check(!spec_.bias || biases_written_ == static_cast<int>(spec_.parts.size()), spec_.name, ": ", biases_written_,
           " of ", spec_.parts.size(), " biases were written");
     ring_.drain();
-    return std::make_unique<CudaLinear>(spec_, std::move(weights_), std::move(bias_), gated_);
+    return std::make_unique<CudaLinear>(spec_, std::move(weights_), std::move(bias_));
   }
 
  private:
@@ -133,7 +133,6 @@ class CudaPacker final : public LinearPacker {
   CudaDevice& device_;
   UploadRing& ring_;
   const LinearSpec spec_;
-  const bool gated_;
   Buffer weights_, bias_;
   std::vector<int64_t> rows_written_;
   int biases_written_ = 0;

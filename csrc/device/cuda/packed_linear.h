@@ -12,16 +12,15 @@ namespace rtp_llm::cuda {
 
 class CudaLinear final : public PackedLinear {
  public:
-  CudaLinear(LinearSpec spec, Buffer weights, Buffer bias, bool gated)
-      : PackedLinear(std::move(spec)), weights_(std::move(weights)), bias_(std::move(bias)), gated_(gated) {}
+  CudaLinear(LinearSpec spec, Buffer weights, Buffer bias)
+      : PackedLinear(std::move(spec)), weights_(std::move(weights)), bias_(std::move(bias)) {}
 
   const void* weights() const { return weights_.data(); }
   const float* bias() const { return static_cast<const float*>(bias_.data()); }  // null: none
-  bool gated() const { return gated_; }  // rows of gate and up alternate: only gated_mlp multiplies it
+  bool gated() const { return spec_.gated; }  // rows of gate and up alternate: only gated_mlp multiplies it
 
  private:
   Buffer weights_, bias_;
-  bool gated_;
 };
 
 // Throws InvalidArgument for a weight that is missing or another backend's.
