@@ -65,7 +65,7 @@ check-cuda: setup ## compile the CUDA backend for all GPUs that it supports; nee
 test-gpu: build-cuda ## the tests marked gpu, and the C++ tests of ops and engine on the GPU of this machine
 	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test
 	build/cuda/tests/cuda_test
-	RTP_TEST_BACKEND=cuda build/cuda/tests/engine_test engine_test. exactness_test.
+	RTP_TEST_BACKEND=cuda build/cuda/tests/engine_test engine_test. exactness_test. step_ahead_test.
 	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: references

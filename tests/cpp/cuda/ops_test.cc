@@ -81,7 +81,9 @@ TEST(rows_are_gathered_added_and_activated_as_on_the_cpu) {
       const Placed out(device, shape_of(kB, {rows, features})), expected(cpu(), shape_of(kB, {rows, features}));
       ops.gated_activation({.gate_up = gg, .activation = activation, .out = out});
       cpu().ops().gated_activation({.gate_up = gate_up, .activation = activation, .out = expected});
-      CHECK(out.raw() == expected.raw());  // the same functions, the same bits
+      // Of silu the GPU's own function: its rounding to bf16 may go the other way.
+      CHECK(activation == Activation::kSilu ? relative_error(out.values(), expected.values()) < kTolerance
+                                            : out.raw() == expected.raw());
     }
   }
 }
