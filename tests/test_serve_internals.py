@@ -2,13 +2,16 @@
 
 import inspect
 import signal
+from pathlib import Path
 
 import pytest
 from ray._private import utils, worker
 from ray.serve import context
-from ray.serve._private import client, constants, controller, replica
+from ray.serve._private import client, constants, controller, proxy_state, replica
 
 from rtp_llm import serve_internals
+from rtp_llm.app import serve_environment
+from rtp_llm.config import HttpSettings
 
 
 def test_ray_sets_its_sigterm_handler_where_it_is_kept_from_it() -> None:
@@ -37,6 +40,14 @@ def test_the_controller_tells_address_and_routes_and_shuts_down() -> None:
     assert callable(client.ServeControllerClient.get_serve_details)
     assert "graceful_shutdown" in dir(controller.ServeController)
     assert constants.SERVE_CONTROLLER_NAME and constants.SERVE_NAMESPACE
+
+
+def test_a_proxy_may_take_as_long_to_be_ready_as_serve_waits_for_it(tmp_path: Path) -> None:
+    name = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+    assert f'"{name}"' in inspect.getsource(constants)
+    assert "PROXY_READY_CHECK_TIMEOUT_S" in inspect.getsource(proxy_state)
+    a_check = float(serve_environment(HttpSettings(), tmp_path)[name])
+    assert constants.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD * a_check >= constants.HTTP_PROXY_TIMEOUT
 
 
 def test_nobody_else_opens_rays_private_rooms() -> None:
