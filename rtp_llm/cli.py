@@ -1,4 +1,4 @@
-"""Commands: serve, generate, chat, env. Flags are generated from the config tree."""
+"""Commands: serve, generate, chat, bench, env. Flags are generated from the config tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,17 +113,62 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     chat.set_defaults(command=_chat)
 
+    _add_bench(commands)
+
     env = commands.add_parser("env", help="print what a bug report needs")
     env.set_defaults(command=_env)
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Short flags, then every setting of the config tree by its path, a group a section."""
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="measure this machine").add_subparsers(
+        required=True, metavar="WHAT", parser_class=_Parser
+    )
+    engine = bench.add_parser(
+        "engine",
+        help="one engine, without a server, against the rate that memory is read at",
+        usage="rtp-llm bench engine [MODEL] [options]",
+    )
+    engine.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
+    engine.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
+    engine.add_argument("--decode", type=_numbers, default=(1, 8), metavar="N,…", help="batches (default: 1,8)")
+    engine.add_argument("--prefill", type=_numbers, default=(512,), metavar="N,…", help="tokens (default: 512)")
+    engine.add_argument("--saturated", type=_numbers, default=(), metavar="N,…", help="tokens of each of many prompts")
+    engine.add_argument(
+        "--mixed", type=_numbers, default=(), metavar="N,…", help="batches that decode while prompts arrive at random"
+    )
+    engine.add_argument("--context", type=_positive, default=512, metavar="N", help="of a decode row (default: 512)")
+    engine.add_argument("--steps", type=_positive, default=64, metavar="N", help="decode steps (default: 64)")
+    engine.add_argument("--json", type=Path, metavar="FILE", help="the rows, an object a line")
+    _add_settings(engine, {"model", "engine"})
+    engine.set_defaults(command=_bench_engine)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"  # argparse: "invalid positive number value"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_positive(each) for each in text.split(",") if each)
+
+
+_numbers.__name__ = "list of positive numbers"
+
+
+def _add_settings(parser: argparse.ArgumentParser, sections: Collection[str] | None = None) -> None:
+    """Short flags, then every setting of the config tree by its path, a group a section; of `sections` only, if given."""
     for flag, (path, metavar) in SHORT_FLAGS.items():
-        parser.add_argument(flag, dest=path, metavar=metavar, help=_setting_help(path))
+        if sections is None or path.partition(".")[0] in sections:
+            parser.add_argument(flag, dest=path, metavar=metavar, help=_setting_help(path))
     section, group = "", None
     for path in settings():
+        if sections is not None and path.partition(".")[0] not in sections:
+            continue
         if not path.startswith(f"{section}."):
             section = path.partition(".")[0]
             group = parser.add_argument_group(f"settings: {section}")
@@ -235,6 +280,23 @@ def _chat(options: argparse.Namespace) -> int:
     from rtp_llm.chat import converse
 
     return converse(options.url, options.system, options.temperature, options.max_tokens)
+
+
+def _bench_engine(options: argparse.Namespace) -> int:
+    from rtp_llm.bench import Plan, bench_engine, write_json
+
+    plan = Plan(
+        decode=options.decode,
+        prefill=options.prefill,
+        saturated=options.saturated,
+        mixed=options.mixed,
+        context=options.context,
+        steps=options.steps,
+    )
+    rows = bench_engine(_config(options), plan, lambda line: print(line, flush=True))
+    if options.json is not None:
+        write_json(rows, options.json)
+    return 0
 
 
 def _env(options: argparse.Namespace) -> int:

@@ -49,6 +49,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
             "temperature must be a number from 0 to 3.40282e+38, got -1.0",
         ),
         (["generate", "Hello", "--model", "/nowhere"], 1, "/nowhere/config.json: No such file or directory"),
+        (["bench", "engine", "--decode", "1,0"], 2, "argument --decode: invalid list of positive numbers value: '1,0'"),
+        (["bench", "engine", "/nowhere"], 1, "/nowhere/config.json: No such file or directory"),
+        (["bench"], 2, "the following arguments are required: WHAT"),
         ([], 2, "the following arguments are required: COMMAND"),
     ],
 )
@@ -70,7 +73,7 @@ def test_a_taken_port_is_said_before_ray_starts(capsys: pytest.CaptureFixture[st
 def test_help_names_every_command_and_serves_help_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    assert all(re.search(rf"^\s+{name}\s", out, re.M) for name in ("serve", "generate", "chat", "env"))
+    assert all(re.search(rf"^\s+{name}\s", out, re.M) for name in ("serve", "generate", "chat", "bench", "env"))
     status, out, _ = run(capsys, "serve", "--help")
     assert status == 0
     assert out.startswith("usage: rtp-llm serve [MODEL] [options]\n")

@@ -58,6 +58,7 @@ IMPORTS = {
     "engine": BELOW_ENGINE | NATIVE,
     "vllm_arguments": {"errors"},
     "llm": BELOW_WORKER | {"vllm_arguments"},
+    "bench": BELOW_WORKER | NATIVE,
     "worker": BELOW_WORKER | NATIVE,
     "directory": NOUNS,
     "pool": BELOW_POOLS,
@@ -66,7 +67,7 @@ IMPORTS = {
     "router": NOUNS | {"wire", "model", "directory", "replica"},
     "app": BELOW_POOLS | {"prefill", "decode", "router"},
     "chat": NOUNS,
-    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat"},
+    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat", "bench"},
     "_native": {"_engine"},
     "__init__": {"engine", "llm", "sampling_params"},  # on first use
     "__main__": {"cli"},
