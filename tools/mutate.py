@@ -15,12 +15,13 @@ import json
 import os
 import re
 import resource
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
+import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -68,49 +69,41 @@ class Tree:
         return subprocess.run(ninja, capture_output=True).returncode == 0
 
 
-def killer(command: list[str], tree: Tree, timeout_s: float) -> str:
-    """Runs tests until the first failure. What killed the mutant; empty: nothing did."""
+def killer(command: list[str], tree: Tree, longest_s: float) -> tuple[str, float]:
+    """Runs tests until the first failure, or until one takes longer than `longest_s`.
+
+    Returns what killed the mutant, empty if nothing did, and how long the longest test took.
+    """
     native = {"RTP_LLM_NATIVE_DIR": str(tree.build / "rtp_llm"), "RTP_BUILD_DIR": str(tree.build)}
+    native |= {"RTP_LLM_ISA": "generic", "PYTHONPATH": str(tree.source)}
     process = subprocess.Popen(
         command,
         cwd=tree.source,
-        env=os.environ | native | {"PYTHONPATH": str(tree.source)},
+        env=os.environ | native,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
+        bufsize=0,  # select sees what there is to read
         start_new_session=True,
         preexec_fn=None if "pytest" in command else limit_memory,
     )
-    timed_out = threading.Event()
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-    def time_out() -> None:
-        timed_out.set()
-        end()
-
-    timer = threading.Timer(timeout_s, time_out)
-    timer.start()
-    last, failed = Path(command[0]).name, False
     assert process.stdout is not None
-    for line in process.stdout:
-        if re.match(r"ok  |FAIL", line):  # of tests/cpp/main.cc, of pytest
-            last, failed = line.split()[1], line.startswith("FAIL")
-        if failed:
+    last, took_s, begin, killed = Path(command[0]).name, 0.0, time.monotonic(), ""
+    while not killed:
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, begin + longest_s - time.monotonic()))
+        if not ready:
+            killed = f"timeout after {last}"
+        elif not (line := process.stdout.readline().decode(errors="replace")):
             break
-    timer.cancel()
-    if failed:
-        end()
-    status = process.wait()
-    end()  # children of its own
-    if failed:
-        return last
-    if timed_out.is_set():
-        return f"timeout after {last}"
-    return f"exit {status} after {last}" if status else ""
+        elif re.match(r"ok  |FAIL|tests/", line):  # of tests/cpp/main.cc; of pytest
+            last = line.split()[1]
+            took_s, begin = max(took_s, time.monotonic() - begin), time.monotonic()
+            killed = last if line.startswith("FAIL") else ""
+    if not killed and (status := process.wait()):
+        killed = f"exit {status} after {last}"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # and its children
+    process.wait()
+    return killed, max(took_s, time.monotonic() - begin)
 
 
 def limit_memory() -> None:
@@ -118,20 +111,21 @@ def limit_memory() -> None:
 
 
 def plain_times(tree: Tree, also: str) -> dict[str, float]:
-    """Each test command and how long it runs on the tree as it is. Exits if one fails."""
+    """Each test command, the quickest first, and its longest test on the tree as it is. Exits if one fails."""
     commands = [shlex.quote(str(test)) for test in tree.tests]
     if also:
-        commands.append(f"{shlex.quote(sys.executable)} -m pytest -x -q {also}")
-    seconds = {}
+        commands.append(f"{shlex.quote(sys.executable)} -m pytest -x -v {also}")
+    whole_s, longest_s = {}, {}
     for command in commands:
         begin = time.monotonic()
-        if failed := killer(shlex.split(command), tree, 1800):
-            sys.exit(f"the tree as it is fails: {command}: {failed}")
-        seconds[command] = time.monotonic() - begin
-    return seconds
+        killed, longest_s[command] = killer(shlex.split(command), tree, 600)
+        whole_s[command] = time.monotonic() - begin
+        if killed:
+            sys.exit(f"the tree as it is fails: {command}: {killed}")
+    return {command: longest_s[command] for command in sorted(commands, key=whole_s.__getitem__)}
 
 
-def judge(mutant: Mutant, tree: Tree, plain_s: dict[str, float]) -> None:
+def judge(mutant: Mutant, tree: Tree, longest_s: dict[str, float]) -> None:
     text = (tree.source / mutant.file).read_text()
     places = [m.start() for m in re.finditer(f"^{re.escape(mutant.before)}$", text, re.M)]
     if not places:
@@ -143,8 +137,8 @@ def judge(mutant: Mutant, tree: Tree, plain_s: dict[str, float]) -> None:
     mutant.verdict, mutant.by = "invalid", ""
     if tree.compiles():
         own = Path(mutant.file).parent.name + "_test"
-        for command in sorted(plain_s, key=lambda test: (not test.endswith(own), "pytest" in test, plain_s[test])):
-            mutant.by = killer(shlex.split(command), tree, 5 * plain_s[command] + 20)
+        for command in sorted(longest_s, key=lambda test: not test.endswith(own)):
+            mutant.by, _ = killer(shlex.split(command), tree, 5 * longest_s[command] + 20)
             if mutant.by:
                 break
         mutant.verdict = "killed" if mutant.by else "survived"
@@ -152,7 +146,7 @@ def judge(mutant: Mutant, tree: Tree, plain_s: dict[str, float]) -> None:
 
 
 def described(mutant: Mutant) -> str:
-    before, after = (" ".join(text.split()) for text in (mutant.before, mutant.after))
+    before, after = (textwrap.shorten(text, 200, placeholder=" …") for text in (mutant.before, mutant.after))
     verdict = f"killed by {mutant.by}" if mutant.by else mutant.verdict.upper()
     return f"{mutant.file}:{mutant.line}: {before}  →  {after or '(nothing)'}  [{verdict}]"
 
@@ -193,9 +187,9 @@ def main() -> None:
         print(*map(described, asked), sep="\n")
         return
     tree = Tree(ROOT / "build" / "mutate", chosen.jobs, bindings=bool(chosen.also))
-    plain_s = plain_times(tree, chosen.also)
+    longest_s = plain_times(tree, chosen.also)
     for mutant in asked:
-        judge(mutant, tree, plain_s)
+        judge(mutant, tree, longest_s)
         print(described(mutant), flush=True)
         if chosen.report:
             chosen.report.write_text(json.dumps([asdict(each) for each in mutants], indent=1, ensure_ascii=False))
