@@ -17,6 +17,9 @@ double monotonic_now();  // seconds
 struct Link {
   Link(Direction direction, WorkerKey peer) : direction(direction), peer(std::move(peer)), opened_at(monotonic_now()) {}
 
+  // The fence: UCX may end the close before the callbacks of what it ended, and until then bytes may still land.
+  bool gone() const { return closing && sends == 0 && receives == 0 && (!endpoint || endpoint->closed()); }
+
   Direction direction;
   WorkerKey peer;      // inbound: empty id until the nonce came
   bool named = false;  // outbound: always

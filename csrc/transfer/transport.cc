@@ -319,7 +319,7 @@ struct Transport::State {
   bool reap() {
     bool any = false;
     for (auto link = links.begin(); link != links.end();) {
-      if (!link->closing || link->sends > 0 || link->receives > 0 || (link->endpoint && !link->endpoint->closed())) {
+      if (!link->gone()) {
         ++link;
         continue;
       }
