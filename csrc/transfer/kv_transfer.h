@@ -172,7 +172,7 @@ class KvTransfer : private EngineListener {
   DataPlane data_;
   Wakeup wakeup_;
   Seconds last_now_ = 0;
-  std::vector<Posted> taken_;        // from the inbox, being done
+  std::vector<Posted> taken_;  // from the inbox, being done
   size_t next_taken_ = 0;
   std::deque<StoredLayers> stored_;  // layers that the device is not known to have stored yet, in order
   bool handling_ = false;

@@ -58,6 +58,8 @@ TEST(a_span_longer_than_its_blocks_is_an_error_with_both_numbers) {
   const std::vector<int32_t> blocks = {0};
   CHECK_THROWS_WITH(runs_of({.first_layer = 0, .num_layers = 1, .first_token = 0, .tokens = 9, .blocks = blocks}),
                     InvalidArgument, "9 tokens has blocks for 4 only");
+  CHECK_THROWS_WITH(runs_of({.first_layer = 0, .num_layers = 1, .first_token = 0, .tokens = 5, .blocks = blocks}),
+                    InvalidArgument, "5 tokens has blocks for 4 only");
 }
 
 TEST(the_checksum_is_of_each_vector_at_its_layer_and_its_position_in_the_sequence) {

@@ -54,10 +54,11 @@ class PoolOnly : public EnginePort {
   void join(SequenceSpec spec, std::vector<int32_t>) override { note(concat("join ", spec.key.request)); }
   void cancel(const RequestKey& key) override { note(concat("cancel ", key.request)); }
   void release(const RequestKey& key) override { note(concat("release ", key.request)); }
-  int64_t queued_tokens() const override { return 0; }
+  int64_t queued_tokens() const override { return num_queued; }
 
   // A call that begins so throws InvalidArgument; set before other threads call.
   std::optional<std::string> refuses;
+  int64_t num_queued = 0;
   // Called first in each call, on its thread; set before other threads call.
   std::function<void()> at_call;
   std::vector<std::string> calls() const {
