@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "kv/sha256.h"
+#include "tensor/check.h"
 
 namespace rtp_llm {
 namespace {
@@ -92,6 +93,19 @@ TEST(a_text_of_differences_is_short_however_much_differs) {
   CHECK(value.size() < 200);
 }
 
+TEST(twenty_differences_and_a_value_of_a_hundred_bytes_are_told_whole) {
+  const auto object = [](int count) {
+    std::string text = "{";
+    for (int i = 0; i < count; ++i) text += concat(i == 0 ? "" : ",", "\"k", i, "\":1");
+    return text + "}";
+  };
+  CHECK(describe_difference("{}", object(20)).find("more") == std::string::npos);
+  CHECK(describe_difference("{}", object(21)).ends_with(" there; and 1 more"));
+  const auto value = [](int bytes) { return "{\"a\":\"" + std::string(bytes, 'v') + "\"}"; };
+  CHECK_EQ(describe_difference("{}", value(100)), "a: absent here, " + std::string(100, 'v') + " there");
+  CHECK_EQ(describe_difference("{}", value(101)), "a: absent here, " + std::string(100, 'v') + "… there");
+}
+
 TEST(a_layout_that_is_not_json_is_refused_with_the_offset) {
   const std::string good = KvLayout::transformer(1, 1, 2, DType::kF32, 4).canonical_json("m");
   for (size_t cut = 0; cut < good.size(); ++cut)
@@ -108,9 +122,29 @@ TEST(impossible_shapes_are_refused_by_name) {
   CHECK_THROWS_WITH(KvLayout::transformer(0, 1, 1, DType::kF32, 1), InvalidArgument, "num_layers");
   CHECK_THROWS_WITH(KvLayout::transformer(1, 0, 1, DType::kF32, 1), InvalidArgument, "num_kv_heads");
   CHECK_THROWS_WITH(KvLayout::transformer(1, 1, -1, DType::kF32, 1), InvalidArgument, "head_dim");
+  CHECK_THROWS_WITH(KvLayout::transformer(1, 1, 0, DType::kF32, 1), InvalidArgument, "head_dim");
   CHECK_THROWS_WITH(KvLayout::transformer(1, 1, 1, DType::kF32, 0), InvalidArgument, "block_tokens");
   const KvLayout layout = KvLayout::transformer(2, 1, 1, DType::kF32, 1);
-  CHECK_THROWS_WITH(view_of_layer(layout.groups[0], nullptr, 1, 2), InvalidArgument, "layer index 2");
+  const KvGroup& group = layout.groups[0];
+  CHECK_THROWS_WITH(view_of_layer(group, nullptr, 1, 2), InvalidArgument, "layer index 2");
+  CHECK_THROWS_WITH(view_of_layer(group, nullptr, 1, -1), InvalidArgument, "layer index -1");
+  CHECK_EQ(group.layer_offset(2), group.block_bytes());  // where the block ends
+  CHECK_THROWS_WITH(group.layer_offset(3), InvalidArgument, "layer index 3 out of range, group has 2 layers");
+  CHECK_EQ(group.plane_offset(2), group.layer_bytes());
+  for (int plane : {-1, 3}) CHECK_THROWS_WITH(group.plane_offset(plane), InvalidArgument, concat("plane ", plane));
+}
+
+TEST(a_view_is_of_planes_k_and_v_of_one_shape) {
+  const auto refused = [](auto change, const char* why) {
+    KvGroup group = KvLayout::transformer(1, 2, 4, DType::kF32, 4).groups[0];
+    change(group.planes);
+    CHECK_THROWS_WITH(view_of_layer(group, nullptr, 1, 0), InvalidArgument, why);
+  };
+  refused([](auto& planes) { planes.pop_back(); }, "planes K and V, group has 1");
+  refused([](auto& planes) { planes.push_back(planes[0]); }, "planes K and V, group has 3");
+  refused([](auto& planes) { planes[1].num_heads = 3; }, "equal shape, got 2x4 and 3x4");
+  refused([](auto& planes) { planes[1].head_dim = 8; }, "equal shape, got 2x4 and 2x8");
+  refused([](auto& planes) { planes[1].dtype = DType::kBF16; }, "equal shape");
 }
 
 }  // namespace
