@@ -222,23 +222,26 @@ TEST(a_question_that_stands_behind_a_fault_is_answered) {
     std::atomic<bool> held = false, go_on = false;
     w.engine.at_call = [&] {  // on the transfer thread: what is posted meanwhile is taken at once
       held = true;
-      while (!go_on) std::this_thread::yield();
+      held.notify_all();
+      go_on.wait(false);
     };
     w.start();
     w.reserve(spec_of(1, 10));
-    while (!held) std::this_thread::yield();
+    held.wait(false);
     w.engine.listener->on_failed("a broken invariant");
     std::atomic<int> asking = 0, answered = 0;
     std::vector<std::thread> asks;
     for (int i = 0; i < 4; ++i)
       asks.emplace_back([&] {
         ++asking;
+        asking.notify_all();
         (void)w.transfer.counts();
         ++answered;
       });
-    while (asking < 4) std::this_thread::yield();
-    for (int i = 0; i < 1000; ++i) std::this_thread::yield();  // until they have asked
+    for (int count = 0; count < 4; count = asking) asking.wait(count);
+    poll(nullptr, 0, 1);  // most have asked by then
     go_on = true;
+    go_on.notify_all();
     for (std::thread& each : asks) each.join();
     CHECK_EQ(answered.load(), 4);
   }
