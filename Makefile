@@ -10,6 +10,8 @@ JOBS ?= $(shell nproc)
 TORCH_SPEC ?= torch==2.13.0
 # Arguments for pytest, e.g. make test ARGS="-k prefix -x".
 ARGS ?=
+# Processes that `make test` runs its tests in: most wait for others half of their time.
+TEST_JOBS ?= 2
 # Arguments for `rtp-llm serve`, e.g. make serve SERVE_ARGS="--port 9000 --decode 2".
 SERVE_ARGS ?= --prefill 1 --decode 1
 
@@ -40,7 +42,7 @@ serve: setup ## serve the demo model: one prefill and one decode worker
 
 .PHONY: test
 test: setup ## the fast tests, C++ ones too; no torch
-	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m "not slow and not gpu and not multihost" --ignore=tests/parity $(ARGS)
+	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -n $(TEST_JOBS) -m "not slow and not gpu and not multihost" --ignore=tests/parity $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## the tests marked slow

@@ -1,17 +1,25 @@
-"""What all tests share: marks, their time limits, and what this machine cannot run."""
+"""What all tests share: marks, their time limits, what this machine cannot run, and what may run at the same time."""
 
+from __future__ import annotations
+
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 MARKS = {
+    "alone": "measures time: nothing else runs meanwhile",
     "slow": "takes more than some seconds; `make test` leaves it out, `make test-slow` runs it",
     "gpu": "needs an NVIDIA GPU",
     "parity": "compares live with transformers; `make test-parity` runs it",
     "multihost": "needs several hosts (RTP_LLM_TEST_HOSTS names them)",
 }
 SLOW_TIMEOUT_S = 900
+HERE = Path(__file__).parent
+ON_RAY = ("tests/serve/", "tests/test_directory.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,3 +35,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
         if item.get_closest_marker("multihost") and not os.environ.get("RTP_LLM_TEST_HOSTS"):
             item.add_marker(pytest.mark.skip(reason="RTP_LLM_TEST_HOSTS names no hosts"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(ON_RAY))  # the longest share first
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: all tests on Ray go to one process, those of another file to one, C++ tests wherever there is time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(ON_RAY):
+                return "Ray"
+            return nodeid if nodeid.startswith("tests/test_cpp.py") else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
+
+
+class Turns:
+    """Lets the tests of several processes run at the same time, but for those that run alone.
+
+    Whoever wants the room waits at the entrance, so a test that waits to be alone has to wait for running ones only.
+    """
+
+    def __init__(self) -> None:
+        self._entrance, self._room = (os.open(path, os.O_RDONLY) for path in (__file__, HERE))
+        self._alone = False
+
+    def begin(self, *, alone: bool) -> None:
+        if self._alone:
+            return
+        fcntl.flock(self._entrance, fcntl.LOCK_EX)
+        fcntl.flock(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(self._entrance, fcntl.LOCK_UN)
+        self._alone = alone
+
+    def end(self, *, next_alone: bool) -> None:
+        """Tests that run alone follow each other without a pause."""
+        if not (self._alone and next_alone):
+            fcntl.flock(self._room, fcntl.LOCK_UN)
+            self._alone = False
+
+
+TURNS = Turns()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Outside of the test's time limit."""
+    TURNS.begin(alone=item.get_closest_marker("alone") is not None)
+    try:
+        return (yield)
+    finally:
+        TURNS.end(next_alone=nextitem is not None and nextitem.get_closest_marker("alone") is not None)

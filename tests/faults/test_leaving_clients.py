@@ -16,6 +16,7 @@ FREE_WITHIN_S = 2.0
 CONCURRENCY = 16
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("phase", ["computing", "decoding"])
 async def test_blocks_of_clients_that_left_are_free_within_two_seconds(
     phase: str, undisturbed: list[Answer], tmp_path: Path

@@ -19,7 +19,7 @@ from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.service import LARGE_BODY_BYTES, Service
 from tests.router.large_bodies import LargeBody, large_bodies
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240), pytest.mark.alone]
 
 MIB = 1 << 20
 LOOP_S = 0.05

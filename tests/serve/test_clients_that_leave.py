@@ -85,6 +85,7 @@ def test_the_running_haproxy_has_read_a_file_without_faults(deployment: Deployme
     assert f"bind {httpx.URL(deployment.url).host}:{httpx.URL(deployment.url).port}" in text
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_answers_of_clients_that_left_end(deployment: Deployment, stream: bool, segments: Segments) -> None:
@@ -109,6 +110,7 @@ def openai_client(deployment: Deployment, **options: Any) -> openai.OpenAI:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_nothing_runs_a_second_after_200_openai_chats_have_timed_out(
     deployment: Deployment, stream: bool
