@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.turns import Turns
 
 MARKS = {
     "alone": "measures time: nothing else runs meanwhile",
@@ -54,32 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
-class Turns:
-    """Lets the tests of several processes run at the same time, but for those that run alone.
-
-    Whoever wants the room waits at the entrance, so a test that waits to be alone has to wait for running ones only.
-    """
-
-    def __init__(self) -> None:
-        self._entrance, self._room = (os.open(path, os.O_RDONLY) for path in (__file__, HERE))
-        self._alone = False
-
-    def begin(self, *, alone: bool) -> None:
-        if self._alone:
-            return
-        fcntl.flock(self._entrance, fcntl.LOCK_EX)
-        fcntl.flock(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(self._entrance, fcntl.LOCK_UN)
-        self._alone = alone
-
-    def end(self, *, next_alone: bool) -> None:
-        """Tests that run alone follow each other without a pause."""
-        if not (self._alone and next_alone):
-            fcntl.flock(self._room, fcntl.LOCK_UN)
-            self._alone = False
-
-
-TURNS = Turns()
+TURNS = Turns(entrance=Path(__file__), room=HERE)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
