@@ -94,6 +94,8 @@ class Device {
   virtual Ops& ops() = 0;
   // Whether launched work runs behind the host, so that a step may be launched before the one before it has ended.
   virtual bool runs_behind() const = 0;
+  // Whether the host reads and writes this device's memory by its addresses, so that UCX does too.
+  virtual bool host_reaches_memory() const = 0;
 
   // Throws Unavailable with the bytes, the tag and what is allocated already.
   virtual Buffer allocate(int64_t bytes, const std::string& tag) = 0;

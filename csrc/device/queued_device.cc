@@ -196,6 +196,7 @@ class QueuedDevice final : public Device {
   std::string isa() const override { return device_->isa(); }
   Ops& ops() override { return ops_; }
   bool runs_behind() const override { return true; }
+  bool host_reaches_memory() const override { return false; }  // it could; an accelerator's is not reached
 
   Buffer allocate(int64_t bytes, const std::string& tag) override { return device_->allocate(bytes, tag); }
   Buffer allocate_shareable(int64_t bytes, const std::string& tag) override {

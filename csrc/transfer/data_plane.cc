@@ -12,6 +12,8 @@ Seconds monotonic_seconds() {
 
 namespace {
 
+constexpr int kStagingSlots = 8;  // both directions together
+
 const KvGroup& only_group(const KvLayout& layout) {
   check(layout.groups.size() == 1, "KV transfer handles one group, the layout has ", layout.groups.size());
   return layout.groups[0];
@@ -19,13 +21,17 @@ const KvGroup& only_group(const KvLayout& layout) {
 
 }  // namespace
 
-DataPlane::DataPlane(Device& device, EnginePort& engine, const TransportConfig& config, Trace& trace, Hooks hooks)
+DataPlane::DataPlane(Device& device, EnginePort& engine, const TransportConfig& config, int usual_tokens, Trace& trace,
+                     Hooks hooks)
     : device_(device),
       engine_(engine),
       trace_(trace),
       hooks_(std::move(hooks)),
       group_(only_group(engine.kv_layout())),
-      transport_(config, *this) {}
+      transport_(config, *this) {
+  if (device.host_reaches_memory()) return;
+  staging_.emplace(device, kv_token_layer_bytes(group_) * engine.layers_per_group() * usual_tokens, kStagingSlots);
+}
 
 KvSpan DataPlane::span_of(const action::PushLayers& push) const {
   return {.first_layer = push.header.first_layer,
@@ -41,6 +47,10 @@ KvSpan DataPlane::span_of(const Destination& destination) const {
           .first_token = destination.first_token,
           .tokens = destination.tokens,
           .blocks = destination.blocks};
+}
+
+std::vector<Piece> DataPlane::pieces_of(const KvSpan& span) const {
+  return kv_pieces(group_, engine_.kv_pool_base(), span);
 }
 
 uint64_t DataPlane::checksum(const KvSpan& span) const {
@@ -73,8 +83,14 @@ bool DataPlane::post(uint64_t tag, Push& push) {
                          .first_token = span.first_token,
                          .tokens = span.tokens,
                          .bytes = push.bytes};
-  if (!transport_.send(push.action.receiver, header, kv_pieces(group_, engine_.kv_pool_base(), span), tag))
-    return false;
+  std::vector<Piece> pieces = pieces_of(span);
+  if (staging_) {
+    if (!transport_.connected(push.action.receiver)) return false;
+    push.staged = staging_->take(push.bytes);
+    push.staged.load(pieces);
+    pieces = {push.staged.piece()};
+  }
+  if (!transport_.send(push.action.receiver, header, std::move(pieces), tag)) return false;
   trace_.add(entry);
   push.checksum = checksum(span);
   return true;
@@ -128,7 +144,9 @@ std::optional<Acceptance> DataPlane::accept(const WorkerKey& from, const KvMessa
               .first_token = span.first_token,
               .tokens = span.tokens,
               .bytes = bytes});
-  return Acceptance{kv_pieces(group_, engine_.kv_pool_base(), span), tag};
+  if (!staging_) return Acceptance{pieces_of(span), tag};
+  receive.staged = staging_->take(bytes);
+  return Acceptance{{receive.staged.piece()}, tag};
 }
 
 void DataPlane::on_received(uint64_t tag, bool landed) {
@@ -137,6 +155,7 @@ void DataPlane::on_received(uint64_t tag, bool landed) {
   const Receive receive = std::move(found->second);
   receives_.erase(found);
   const KvSpan span = span_of(receive.destination);
+  if (landed && staging_) receive.staged.store(pieces_of(span));
   const uint64_t sum = landed ? checksum(span) : 0;
   engine_.block_pool().unpin(receive.destination.blocks);
   if (landed) {

@@ -2,7 +2,8 @@
 // blocks, both are summed, and what came of them is told as handover events.
 //
 // Every block that a message reads or writes is pinned in the block pool meanwhile. A push waits here while its
-// endpoint is being made; closing the endpoint ends it.
+// endpoint is being made; closing the endpoint ends it. UCX reads and writes the pool itself, or, where the host does
+// not reach the device's memory, a copy of the message in host memory (KvStaging).
 //
 // Thread rule: the transfer thread, but expect().
 #pragma once
@@ -21,6 +22,7 @@
 #include "handover/receiver.h"
 #include "transfer/engine_port.h"
 #include "transfer/kv_pieces.h"
+#include "transfer/kv_staging.h"
 #include "transfer/trace.h"
 #include "transfer/transport.h"
 
@@ -49,8 +51,10 @@ class DataPlane : private TransportListener {
     std::function<void(const std::string&)> warn;
   };
 
-  // REQUIRES: device, engine and trace outlive it. Throws what Transport throws.
-  DataPlane(Device& device, EnginePort& engine, const TransportConfig& config, Trace& trace, Hooks hooks);
+  // `usual_tokens`: of the longest usual message, one layer group of them. REQUIRES: device, engine and trace outlive
+  // it. Throws what Transport throws.
+  DataPlane(Device& device, EnginePort& engine, const TransportConfig& config, int usual_tokens, Trace& trace,
+            Hooks hooks);
 
   Transport& transport() { return transport_; }
   const Transport& transport() const { return transport_; }
@@ -70,10 +74,12 @@ class DataPlane : private TransportListener {
     action::PushLayers action;
     uint64_t bytes = 0;
     uint64_t checksum = 0;
+    KvStaging::Slot staged;
   };
   struct Receive {
     Destination destination;
     uint64_t bytes = 0;
+    KvStaging::Slot staged;
   };
 
   std::optional<Acceptance> accept(const WorkerKey& from, const KvMessageHeader& header, uint64_t bytes) override;
@@ -85,6 +91,7 @@ class DataPlane : private TransportListener {
   bool post(uint64_t tag, Push& push);
   KvSpan span_of(const action::PushLayers& push) const;
   KvSpan span_of(const Destination& destination) const;
+  std::vector<Piece> pieces_of(const KvSpan& span) const;
   uint64_t checksum(const KvSpan& span) const;
 
   Device& device_;
@@ -93,6 +100,7 @@ class DataPlane : private TransportListener {
   Hooks hooks_;
   const KvGroup group_;
   uint64_t last_tag_ = 0;
+  std::optional<KvStaging> staging_;  // before the slots
   std::unordered_map<uint64_t, Push> pushes_;
   std::unordered_map<uint64_t, Receive> receives_;
   std::map<WorkerKey, std::deque<uint64_t>> waiting_;  // pushes without an endpoint, by receiver

@@ -33,7 +33,7 @@ KvTransfer::KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTra
       grants_(device, engine),
       handover_(self_, handover_config_, grants_),
       trace_(config_.trace_entries),
-      data_(device, engine, config_.transport, trace_,
+      data_(device, engine, config_.transport, handover_config_.max_push_tokens, trace_,
             {.accept =
                  [this](const WorkerKey& from, const KvMessageHeader& header, uint64_t bytes) {
                    auto answer = handover_.accept(from, header, bytes, now(), actions_);

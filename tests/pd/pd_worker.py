@@ -61,7 +61,9 @@ class Worker:
         self.pipe = pipe
         self.key = _engine.WorkerKey(settings["id"], int.from_bytes(os.urandom(7), "little"))
         model = _engine.ModelConfig(**{**MODEL, **settings.get("model", {})})
-        device = _engine.open_device("cpu", num_threads=settings.get("num_threads", 1))
+        # RTP_TEST_BACKEND=cuda: on a GPU, which all workers share.
+        backend = os.environ.get("RTP_TEST_BACKEND") or "cpu"
+        device = _engine.open_device(backend, num_threads=settings.get("num_threads", 1))
         weights = _engine.Weights(device, model)
         weights.write_random(7)
         weights.finish()

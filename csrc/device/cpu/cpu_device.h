@@ -19,6 +19,7 @@ class CpuDevice final : public Device {
   std::string isa() const override { return RTP_CPU_ISA; }
   Ops& ops() override { return *ops_; }
   bool runs_behind() const override { return false; }
+  bool host_reaches_memory() const override { return true; }
 
   Buffer allocate(int64_t bytes, const std::string& tag) override;
   Buffer allocate_shareable(int64_t bytes, const std::string& tag) override;

@@ -40,6 +40,7 @@ class CudaDevice final : public Device {
   std::string isa() const override;  // "sm90"
   Ops& ops() override;
   bool runs_behind() const override { return true; }
+  bool host_reaches_memory() const override { return false; }
 
   Buffer allocate(int64_t bytes, const std::string& tag) override;
   Buffer allocate_shareable(int64_t bytes, const std::string& tag) override;

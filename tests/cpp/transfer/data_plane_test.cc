@@ -30,11 +30,11 @@ std::string text_of(const Event& event) {
 }
 
 struct Side {
-  Side(WorkerKey self, const std::string& mode)
+  Side(WorkerKey self, const std::string& mode, Device& device)
       : self(std::move(self)),
         engine(16, KvLayout::transformer(kLayers, 2, 64, DType::kF32, kBlockTokens)),
         trace(64),
-        data(cpu(), engine, config_of(mode), trace,
+        data(device, engine, config_of(mode), 8 * kBlockTokens, trace,
              {.accept =
                   [this](const WorkerKey& from, const KvMessageHeader&, uint64_t bytes) {
                     accepted_from = from;
@@ -90,7 +90,8 @@ struct Push {
 };
 
 struct Couple {
-  explicit Couple(const std::string& mode = "shm") : s({"s", 1}, mode), r({"r", 2}, mode) {}
+  explicit Couple(const std::string& mode = "shm", Device& device = cpu())
+      : s({"s", 1}, mode, device), r({"r", 2}, mode, device) {}
 
   void connect() { s.data.connect(r.self, r.data.transport().address(), r.data.transport().expect(s.self)); }
   // Moves both until `holds`, or only one of them.
@@ -128,8 +129,8 @@ struct Couple {
   Side s, r;
 };
 
-void pushed_tokens_land(const std::string& mode, int tokens) {
-  Couple two(mode);
+void pushed_tokens_land(const std::string& mode, int tokens, Device& device = cpu()) {
+  Couple two(mode, device);
   const Push push(two.s, two.r.self, tokens);
   const auto blocks = two.let_in(push);
   two.connect();
@@ -178,6 +179,13 @@ TEST(pushed_tokens_land_in_the_granted_blocks_and_both_sides_sum_them) {
   pushed_tokens_land("tcp", 3 * kBlockTokens);
   pushed_tokens_land("shm", 2 * kBlockTokens + 5);  // the last block isn't full
   pushed_tokens_land("shm", 3);                     // eager
+}
+
+TEST(kv_that_ucx_does_not_reach_passes_through_host_memory) {
+  pushed_tokens_land("shm", 3 * kBlockTokens, staged_cpu());  // longer than a slot
+  pushed_tokens_land("tcp", 2 * kBlockTokens, staged_cpu());
+  pushed_tokens_land("shm", kBlockTokens + 5, staged_cpu());
+  pushed_tokens_land("shm", 3, staged_cpu());
 }
 
 TEST(a_push_waits_for_its_endpoint_which_is_wanted_once) {
@@ -300,5 +308,5 @@ TEST(a_layout_of_two_groups_is_refused) {
   layout.groups.push_back(layout.groups[0]);
   PoolOnly engine(4, layout);
   Trace trace(1);
-  CHECK_THROWS_WITH(DataPlane(cpu(), engine, {}, trace, {}), InvalidArgument, "one group, the layout has 2");
+  CHECK_THROWS_WITH(DataPlane(cpu(), engine, {}, 16, trace, {}), InvalidArgument, "one group, the layout has 2");
 }

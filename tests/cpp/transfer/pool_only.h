@@ -20,12 +20,18 @@
 
 namespace rtp_llm::testing {
 
+inline std::unique_ptr<Device> open_cpu(const DeviceOptions& options) {
+  Dl_info info{};
+  dladdr(reinterpret_cast<void*>(&supported_isas), &info);
+  return open_device("cpu", options, std::filesystem::absolute(info.dli_fname).parent_path().string());
+}
 inline Device& cpu() {
-  static const std::unique_ptr<Device> device = [] {
-    Dl_info info{};
-    dladdr(reinterpret_cast<void*>(&supported_isas), &info);
-    return open_device("cpu", {}, std::filesystem::absolute(info.dli_fname).parent_path().string());
-  }();
+  static const std::unique_ptr<Device> device = open_cpu({});
+  return *device;
+}
+// Its memory counts as out of the host's reach.
+inline Device& staged_cpu() {
+  static const std::unique_ptr<Device> device = open_cpu({.queued = true});
   return *device;
 }
 

@@ -1,0 +1,56 @@
+#include "transfer/kv_staging.h"
+
+#include <numeric>
+
+#include "tensor/check.h"
+
+namespace rtp_llm {
+
+KvStaging::KvStaging(Device& device, int64_t slot_bytes, int num_slots)
+    : device_(device),
+      slot_bytes_(slot_bytes),
+      memory_(device.allocate_pinned(slot_bytes * num_slots, "transfer.staging")),
+      free_(static_cast<size_t>(num_slots)) {
+  std::iota(free_.rbegin(), free_.rend(), 0);
+}
+
+KvStaging::Slot KvStaging::take(uint64_t bytes) {
+  if (free_.empty() || bytes > static_cast<uint64_t>(slot_bytes_)) return {this, kNone, new uint8_t[bytes], bytes};
+  const int index = free_.back();
+  free_.pop_back();
+  return {this, index, static_cast<uint8_t*>(memory_.data()) + index * slot_bytes_, bytes};
+}
+
+KvStaging::Slot::~Slot() {
+  if (staging_ == nullptr) return;
+  if (index_ == kNone)
+    delete[] data_;
+  else
+    staging_->free_.push_back(index_);
+}
+
+void KvStaging::Slot::check_bytes(std::span<const Piece> pool) const {
+  uint64_t bytes = 0;
+  for (const Piece& piece : pool) bytes += piece.bytes;
+  check(bytes == bytes_, "a message of ", bytes_, " bytes is staged, its pieces have ", bytes);
+}
+
+void KvStaging::Slot::load(std::span<const Piece> pool) {
+  check_bytes(pool);
+  uint8_t* to = data_;
+  for (const Piece& piece : pool) {
+    staging_->device_.copy(to, piece.data, static_cast<int64_t>(piece.bytes));
+    to += piece.bytes;
+  }
+}
+
+void KvStaging::Slot::store(std::span<const Piece> pool) const {
+  check_bytes(pool);
+  const uint8_t* from = data_;
+  for (const Piece& piece : pool) {
+    staging_->device_.copy(piece.data, from, static_cast<int64_t>(piece.bytes));
+    from += piece.bytes;
+  }
+}
+
+}  // namespace rtp_llm

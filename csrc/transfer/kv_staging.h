@@ -1,0 +1,70 @@
+// KvStaging: host memory for KV between UCX and a device whose memory UCX can't reach. A message's pieces of the pool
+// lie there one after the other, in wire order.
+//
+// Slots of pinned memory of the longest usual message; when all are taken, or for a longer message, ordinary memory.
+//
+// Thread rule: one thread (the transfer thread). Slots must die before their KvStaging.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "device/device.h"
+#include "transfer/transport.h"
+
+namespace rtp_llm {
+
+class KvStaging {
+ public:
+  // Throws Unavailable: no pinned memory.
+  KvStaging(Device& device, int64_t slot_bytes, int num_slots);
+
+  // One message's bytes; given back when it dies.
+  class Slot {
+   public:
+    Slot() = default;
+    Slot(KvStaging* staging, int index, uint8_t* data, uint64_t bytes)
+        : staging_(staging), index_(index), data_(data), bytes_(bytes) {}
+    Slot(Slot&& other) noexcept { swap(other); }
+    Slot& operator=(Slot&& other) noexcept {
+      Slot taken(std::move(other));
+      swap(taken);
+      return *this;
+    }
+    ~Slot();
+
+    Piece piece() const { return {data_, bytes_}; }
+    // Each returns when all is copied. REQUIRES: the pieces are of the pool and make up `bytes`.
+    void load(std::span<const Piece> pool);
+    void store(std::span<const Piece> pool) const;
+
+   private:
+    void check_bytes(std::span<const Piece> pool) const;
+    void swap(Slot& other) noexcept {
+      std::swap(staging_, other.staging_);
+      std::swap(index_, other.index_);
+      std::swap(data_, other.data_);
+      std::swap(bytes_, other.bytes_);
+    }
+
+    KvStaging* staging_ = nullptr;
+    int index_ = 0;  // kNone: ordinary memory
+    uint8_t* data_ = nullptr;
+    uint64_t bytes_ = 0;
+  };
+
+  Slot take(uint64_t bytes);
+  int num_free() const { return static_cast<int>(free_.size()); }
+
+ private:
+  static constexpr int kNone = -1;
+
+  Device& device_;
+  const int64_t slot_bytes_;
+  Buffer memory_;
+  std::vector<int> free_;
+};
+
+}  // namespace rtp_llm
