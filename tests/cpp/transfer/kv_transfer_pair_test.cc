@@ -25,6 +25,7 @@ class LateDevice : public Device {
   std::string isa() const override { return cpu().isa(); }
   Ops& ops() override { return cpu().ops(); }
   bool runs_behind() const override { return true; }
+  bool host_reaches_memory() const override { return true; }
   Buffer allocate(int64_t bytes, const std::string& tag) override { return cpu().allocate(bytes, tag); }
   Buffer allocate_shareable(int64_t bytes, const std::string& tag) override {
     return cpu().allocate_shareable(bytes, tag);

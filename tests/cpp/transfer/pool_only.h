@@ -31,7 +31,7 @@ inline Device& cpu() {
 }
 // Its memory counts as out of the host's reach.
 inline Device& staged_cpu() {
-  static const std::unique_ptr<Device> device = open_cpu({.queued = true});
+  static const std::unique_ptr<Device> device = open_cpu({.isa = "", .queued = true});
   return *device;
 }
 
