@@ -33,6 +33,9 @@ MIXED_PROMPTS = (1024, 4096)
 MIXED_SHARE = 0.5
 MIXED_SECONDS = 20.0
 
+# To see all steps of a batch that is measured.
+ATTEMPTS = 3
+
 Row = dict[str, Any]
 
 
@@ -109,17 +112,19 @@ class EngineRun:
         self.native.stop()
         os.close(self._fd)
 
-    def add(self, prompt_tokens: int, max_tokens: int) -> int:
-        """Queue a prompt of random tokens; the number that its outputs carry."""
+    def spec(self, prompt_tokens: int, max_tokens: int) -> Any:
+        """A request of random tokens."""
         self._last_request += 1
-        self.native.native.add(
-            _engine.SequenceSpec(
-                key=self._key(self._last_request),
-                prompt=[self._random.randrange(self._vocab_size) for _ in range(prompt_tokens)],
-                sampling=_engine.SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0, ignore_eos=True),
-            )
+        return _engine.SequenceSpec(
+            key=self._key(self._last_request),
+            prompt=self._random.choices(range(self._vocab_size), k=prompt_tokens),
+            sampling=_engine.SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0, ignore_eos=True),
         )
-        return self._last_request
+
+    def add(self, spec: Any) -> int:
+        """Queue it; the number that its outputs carry."""
+        self.native.native.add(spec)
+        return int(spec.key.request)
 
     def next(self, timeout_s: float | None = None) -> Outputs | None:
         """The next publication; None: none came in `timeout_s`.
@@ -145,10 +150,10 @@ class EngineRun:
                 yield seen
 
     def cancel(self, requests: Iterable[int]) -> None:
-        """Until nothing runs."""
+        """Until nothing runs, and no step that was launched holds blocks."""
         for request in requests:
             self.native.native.cancel(self._key(request))
-        while self.native.load().running or self.native.load().waiting:
+        while (load := self.native.load()).running or load.waiting or load.blocks.gated:
             self.next(0.001)
         while self.next(0) is not None:
             pass
@@ -169,14 +174,22 @@ class Bench:
 
     def decode(self, batch: int, context: int, steps: int) -> Row:
         """`batch` sequences of `context` tokens, over `steps` steps in which all of them decode."""
-        requests, begin, length = self._all_decode(batch, context, self.answer_tokens(batch, context, steps))
-        tokens = 0
-        for seen in self._run.publications():
-            tokens += seen.tokens.total()
+        for _ in range(ATTEMPTS):
+            requests, begin, length = self._all_decode(batch, context)
+            tokens, over = 0, False
+            while tokens < batch * steps and not over:
+                if seen := self._run.next():
+                    tokens, over = tokens + seen.tokens.total(), bool(seen.finished)
+                    end = seen.at
+            self._run.cancel(requests)
             if tokens >= batch * steps:
                 break
-        step = (seen.at - begin) * batch / tokens
-        self._run.cancel(requests)
+        else:
+            raise EngineError(
+                f"of {batch} sequences only {tokens} tokens were seen one step after the other, {batch * steps} are to be: "
+                "this process gets too little CPU time beside the engine"
+            )
+        step = (end - begin) * batch / tokens
         context_mean = length + tokens / batch / 2
         limit = self._cost.decode_bytes(batch, context_mean) / self._read_rate
         return {
@@ -189,8 +202,8 @@ class Bench:
         }
 
     def answer_tokens(self, batch: int, context: int, steps: int) -> int:
-        """So many that no sequence ends before the last one has decoded for `steps` steps: the first ones decode beside
-        the others' prefill."""
+        """The fewest with which no sequence ends before the last one has decoded for `steps` steps: the first ones decode
+        beside the others' prefill."""
         return steps + math.ceil(batch * context / self._chunk) + batch + 8
 
     def prefill(self, tokens: int, rounds: int = 4) -> Row:
@@ -207,9 +220,10 @@ class Bench:
     def saturated(self, tokens: int) -> Row:
         """Many prompts of one length at once."""
         prompts = max(4, 16 * self._chunk // tokens)
+        specs = [self._run.spec(tokens, 1) for _ in range(prompts)]
         begin = time.perf_counter()
-        for _ in range(prompts):
-            self._run.add(tokens, 1)
+        for spec in specs:
+            self._run.add(spec)
         finished = 0
         for seen in self._run.publications():
             finished += len(seen.finished)
@@ -229,13 +243,13 @@ class Bench:
         step = self.decode(batch, context, 32)["step_ms"]
         chunk = self.prefill(min(self._chunk, longest))["median_ms"]
         rate = MIXED_SHARE / (self.prefill((shortest + longest) // 2)["median_ms"] / 1e3)
-        requests, begin, _ = self._all_decode(batch, context, self._run.native.max_model_len - context)
+        requests, begin, _ = self._all_decode(batch, context)
         last = dict.fromkeys(requests, begin)
         gaps: list[float] = []
         arrival, arrived = begin + arrivals.expovariate(rate), list[int]()
         while (now := time.perf_counter()) < begin + seconds:
             if now >= arrival:
-                arrived.append(self._run.add(arrivals.randint(shortest, longest), 1))
+                arrived.append(self._run.add(self._run.spec(arrivals.randint(shortest, longest), 1)))
                 arrival += arrivals.expovariate(rate)
             elif seen := self._run.next(arrival - now):
                 for request in last.keys() & seen.tokens.keys():
@@ -256,9 +270,13 @@ class Bench:
             "limit_ms": step + chunk,
         }
 
-    def _all_decode(self, batch: int, context: int, max_tokens: int) -> tuple[list[int], float, float]:
-        """Until each of a new batch has its first token: their numbers, that time, their mean length then."""
-        requests = [self._run.add(context, max_tokens) for _ in range(batch)]
+    def _all_decode(self, batch: int, context: int) -> tuple[list[int], float, float]:
+        """Until each of a new batch has its first token: their numbers, that time, their mean length then. Their answers
+        are as long as there is room for."""
+        native = self._run.native
+        held = int(native.load().blocks.total) // batch * native.block_tokens
+        max_tokens = min(native.max_model_len, held) - context
+        requests = [self._run.add(self._run.spec(context, max_tokens)) for _ in range(batch)]
         had: Counter[int] = Counter()
         for seen in self._run.publications():
             had.update(seen.tokens)
@@ -267,8 +285,9 @@ class Bench:
         raise AssertionError("publications() doesn't end")
 
     def _first_token(self, tokens: int) -> float:
+        spec = self._run.spec(tokens, 1)
         begin = time.perf_counter()
-        self._run.add(tokens, 1)
+        self._run.add(spec)
         seen = self._run.next()
         assert seen is not None
         return seen.at - begin

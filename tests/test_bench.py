@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from rtp_llm import cli
+from rtp_llm import bench, cli
 from rtp_llm.bench import Bench, Cost, EngineRun, Plan, bench_engine
 from rtp_llm.config import DEMO_MODEL, load_config
 from rtp_llm.engine import build
 from rtp_llm.errors import ConfigError
 from rtp_llm.model.config import read_model_config
+
+
+@pytest.fixture(autouse=True)
+def _a_short_look_at_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.READ_BYTES, "cpu", 16 << 20)
 
 
 def test_each_table_has_its_rows_and_the_file_has_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
