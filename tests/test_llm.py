@@ -313,8 +313,9 @@ def test_each_bad_sampling_value_is_refused_by_name(field: str, value: object) -
 def test_bad_prompts_are_refused_by_name_and_nothing_is_left_running(llm: LLM) -> None:
     with pytest.raises(PromptTooLongError, match="prompt of 512 tokens is too long"):
         llm.generate(["Hello", [1] * 512], GREEDY)
-    with pytest.raises(InvalidRequestError, match=r"prompt\[0\] = 2560 is out of range"):
+    with pytest.raises(InvalidRequestError, match=r"prompt\[0\] = 2560 is out of range") as refused:
         llm.generate([[1, 2], [2560]], GREEDY)
+    assert refused.value.param == "prompt"
     with pytest.raises(InvalidRequestError, match="at least one token"):
         llm.generate([{"prompt_token_ids": []}], GREEDY)
     with pytest.raises(InvalidRequestError, match=r"prompt_token_ids\[1\] must be a token id, got 'x'"):
@@ -323,8 +324,9 @@ def test_bad_prompts_are_refused_by_name_and_nothing_is_left_running(llm: LLM) -
         llm.generate([{}], GREEDY)
     with pytest.raises(InvalidRequestError, match="2 entries for 1 prompts"):
         llm.generate(["Hello"], [GREEDY, GREEDY])
-    with pytest.raises(InvalidRequestError, match=r"stop_token_ids\[0\] = 9999"):
+    with pytest.raises(InvalidRequestError, match=r"stop_token_ids\[0\] = 9999") as refused:
         llm.generate("Hello", replace(GREEDY, stop_token_ids=[9999]))
+    assert refused.value.param == "stop_token_ids"
     with pytest.raises(ChatTemplateError):
         llm.chat([{"role": "user", "content": 5}], GREEDY)
     with pytest.raises(InvalidRequestError, match="prompts must be a prompt or a list, got None"):

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device/ops.h"
+#include "transfer/invalid_request.h"
 
 namespace rtp_llm {
 
@@ -19,54 +20,69 @@ std::vector<int32_t> ending_tokens(const SamplingParams& sampling, std::span<con
   return ids;
 }
 
+// As check(): of the field `param`.
+template <class... Parts>
+void check_field(bool holds, const char* param, const Parts&... parts) {
+  if (!holds) throw InvalidRequest("InvalidRequestError", param, concat(parts...));
+}
+
+template <class... Parts>
+void check_length(bool holds, const char* param, const Parts&... parts) {
+  if (!holds) throw InvalidRequest("PromptTooLongError", param, concat(parts...));
+}
+
 void check_tokens(const char* field, std::span<const int32_t> tokens, int64_t vocab_size) {
   for (size_t i = 0; i < tokens.size(); ++i)
-    check(tokens[i] >= 0 && tokens[i] < vocab_size, field, "[", i, "] = ", tokens[i],
-          " is out of range, the vocabulary has ", vocab_size, " tokens");
+    check_field(tokens[i] >= 0 && tokens[i] < vocab_size, field, field, "[", i, "] = ", tokens[i],
+                " is out of range, the vocabulary has ", vocab_size, " tokens");
 }
 
 void check_sampling(const SamplingParams& sampling, std::span<const int32_t> eos_token_ids) {
-  check(std::isfinite(sampling.temperature) && sampling.temperature >= 0, "temperature must be at least 0, got ",
-        sampling.temperature);
-  check(sampling.top_p > 0 && sampling.top_p <= 1, "top_p must be greater than 0 and at most 1, got ", sampling.top_p);
-  check(sampling.min_p >= 0 && sampling.min_p <= 1, "min_p must be at least 0 and at most 1, got ", sampling.min_p);
-  check(sampling.top_k >= 0, "top_k must be at least 0, got ", sampling.top_k);
-  check(sampling.max_tokens >= 1, "max_tokens must be at least 1, got ", sampling.max_tokens);
-  check(sampling.min_tokens >= 0 && sampling.min_tokens <= sampling.max_tokens,
-        "min_tokens must be from 0 to max_tokens ", sampling.max_tokens, ", got ", sampling.min_tokens);
-  check(sampling.logprobs >= -1 && sampling.logprobs <= kMaxLogprobs, "logprobs must be at most ", kMaxLogprobs,
-        ", got ", sampling.logprobs);
+  check_field(std::isfinite(sampling.temperature) && sampling.temperature >= 0, "temperature",
+              "temperature must be at least 0, got ", sampling.temperature);
+  check_field(sampling.top_p > 0 && sampling.top_p <= 1, "top_p", "top_p must be greater than 0 and at most 1, got ",
+              sampling.top_p);
+  check_field(sampling.min_p >= 0 && sampling.min_p <= 1, "min_p", "min_p must be at least 0 and at most 1, got ",
+              sampling.min_p);
+  check_field(sampling.top_k >= 0, "top_k", "top_k must be at least 0, got ", sampling.top_k);
+  check_field(sampling.max_tokens >= 1, "max_tokens", "max_tokens must be at least 1, got ", sampling.max_tokens);
+  check_field(sampling.min_tokens >= 0 && sampling.min_tokens <= sampling.max_tokens, "min_tokens",
+              "min_tokens must be from 0 to max_tokens ", sampling.max_tokens, ", got ", sampling.min_tokens);
+  check_field(sampling.logprobs >= -1 && sampling.logprobs <= kMaxLogprobs, "logprobs", "logprobs must be at most ",
+              kMaxLogprobs, ", got ", sampling.logprobs);
   if (sampling.min_tokens == 0) return;
   const size_t suppressed = ending_tokens(sampling, eos_token_ids).size();
-  check(suppressed <= SamplingState::kMaxSuppressed, "min_tokens suppresses all EOS and stop_token_ids, at most ",
-        SamplingState::kMaxSuppressed, ", got ", suppressed);
+  check_field(suppressed <= SamplingState::kMaxSuppressed, "min_tokens",
+              "min_tokens suppresses all EOS and stop_token_ids, at most ", SamplingState::kMaxSuppressed, ", got ",
+              suppressed);
 }
 
 }  // namespace
 
 void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config, int64_t vocab_size, int num_blocks) {
   const SamplingParams& sampling = spec.sampling;
-  check(!spec.prompt.empty(), "prompt must have at least one token");
+  check_field(!spec.prompt.empty(), "prompt", "prompt must have at least one token");
   const int64_t len = static_cast<int64_t>(spec.prompt.size() + spec.output.size());
-  check(len < config.max_model_len, "prompt of ", spec.prompt.size(), " tokens",
-        spec.output.empty() ? "" : concat(" and ", spec.output.size(), " output tokens"),
-        " is too long, max_model_len is ", config.max_model_len, ", the answer's tokens included");
+  check_length(len < config.max_model_len, "prompt", "prompt of ", spec.prompt.size(), " tokens",
+               spec.output.empty() ? "" : concat(" and ", spec.output.size(), " output tokens"),
+               " is too long, max_model_len is ", config.max_model_len, ", the answer's tokens included");
   // Counts first: specs come from other processes and are checked on the transfer thread.
-  check(sampling.stop_token_ids.size() <= kMaxStopTokenIds, "stop_token_ids must have at most ", kMaxStopTokenIds,
-        " ids, got ", sampling.stop_token_ids.size());
+  check_field(sampling.stop_token_ids.size() <= kMaxStopTokenIds, "stop_token_ids", "stop_token_ids must have at most ",
+              kMaxStopTokenIds, " ids, got ", sampling.stop_token_ids.size());
   check_tokens("prompt", spec.prompt, vocab_size);
   check_tokens("output", spec.output, vocab_size);
   check_tokens("stop_token_ids", sampling.stop_token_ids, vocab_size);
   check_sampling(sampling, config.eos_token_ids);
-  check(static_cast<int64_t>(spec.output.size()) < sampling.max_tokens, "output has ", spec.output.size(),
-        " tokens already, max_tokens is ", sampling.max_tokens);
+  check_field(static_cast<int64_t>(spec.output.size()) < sampling.max_tokens, "max_tokens", "output has ",
+              spec.output.size(), " tokens already, max_tokens is ", sampling.max_tokens);
   // The last token's KV is never stored.
   const int64_t longest = role == Role::kSender
                               ? len
                               : std::min<int64_t>(config.max_model_len, spec.prompt.size() + sampling.max_tokens) - 1;
   const int64_t needed = (longest + config.block_tokens - 1) / config.block_tokens;
-  check(needed <= num_blocks, "prompt of ", spec.prompt.size(), " tokens and max_tokens ", sampling.max_tokens,
-        " need ", needed, " KV blocks of ", config.block_tokens, " tokens, the pool has ", num_blocks);
+  check_length(needed <= num_blocks, role == Role::kSender ? "prompt" : "max_tokens", "prompt of ", spec.prompt.size(),
+               " tokens and max_tokens ", sampling.max_tokens, " need ", needed, " KV blocks of ", config.block_tokens,
+               " tokens, the pool has ", num_blocks);
 }
 
 SamplingState sampling_state(const SequenceSpec& spec, std::span<const int32_t> eos_token_ids) {

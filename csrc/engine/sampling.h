@@ -16,7 +16,7 @@ constexpr size_t kMaxStopTokenIds = 128;
 // Below it sampling is greedy: differences of logprobs divided by it would be infinite.
 constexpr float kLeastTemperature = 1e-5f;
 
-// Throws InvalidArgument naming field and value for a spec that can never run: token ids, lengths,
+// Throws InvalidRequest naming field and value for a spec that can never run: token ids, lengths,
 // sampling values, or more KV blocks than the pool has.
 void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config, int64_t vocab_size, int num_blocks);
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <future>
 
+#include "transfer/invalid_request.h"
+
 namespace rtp_llm {
 namespace {
 
@@ -20,6 +22,15 @@ HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferCo
           .token_layer_bytes = kv_token_layer_bytes(group),
           .max_push_tokens = config.max_push_tokens / group.block_tokens * group.block_tokens,
           .vocab_size = engine.vocab_size()};
+}
+
+// What a router is told of it.
+message::Failed failed(const RequestKey& key, const InvalidArgument& error) {
+  const auto* invalid = dynamic_cast<const InvalidRequest*>(&error);
+  return {.key = key,
+          .type = invalid ? invalid->type() : "InvalidRequestError",
+          .message = error.what(),
+          .param = invalid ? invalid->param() : ""};
 }
 
 }  // namespace
@@ -345,7 +356,7 @@ void KvTransfer::complete(Event& event) const {
     if (!reserve) return;
     SequenceSpec joining = *reserve->spec;
     joining.output.push_back(0);
-    from->invalid = objection(joining, Role::kAlone);
+    if (auto failed = objection(joining, Role::kAlone)) from->invalid = std::move(failed->message);
     return;
   }
   auto* from = std::get_if<event::FromRouter>(&event);
@@ -355,18 +366,15 @@ void KvTransfer::complete(Event& event) const {
   from->max_queued_tokens = std::min(from->max_queued_tokens, config_.max_queued_tokens);
   if (from->invalid) return;
   const Role role = runs_alone(*submit, self_) ? Role::kAlone : Role::kSender;
-  if (const auto reason = objection(*submit->spec, role)) {
-    from->invalid =
-        message::Failed{.key = submit->spec->key, .type = "InvalidRequestError", .message = *reason, .param = ""};
-  }
+  from->invalid = objection(*submit->spec, role);
 }
 
-std::optional<std::string> KvTransfer::objection(const SequenceSpec& spec, Role role) const {
+std::optional<message::Failed> KvTransfer::objection(const SequenceSpec& spec, Role role) const {
   try {
     engine_.validate(spec, role);
     return std::nullopt;
   } catch (const InvalidArgument& error) {
-    return error.what();
+    return failed(spec.key, error);
   }
 }
 
@@ -424,8 +432,7 @@ void KvTransfer::perform(const action::EnqueueSequence& action) {
 
 // The machines' requests were made elsewhere: one that this engine can't run ends alone.
 void KvTransfer::reject(const RequestKey& key, const InvalidArgument& error) {
-  handle(event::Rejected{
-      message::Failed{.key = key, .type = "InvalidRequestError", .message = error.what(), .param = ""}});
+  handle(event::Rejected{failed(key, error)});
 }
 
 void KvTransfer::perform(const action::JoinSequence& action) {

@@ -132,7 +132,7 @@ class KvTransfer : private EngineListener {
   Seconds now();
   void handle(Event event);
   void complete(Event& event) const;
-  std::optional<std::string> objection(const SequenceSpec& spec, Role role) const;
+  std::optional<message::Failed> objection(const SequenceSpec& spec, Role role) const;
   void note(const Event& event);
   void reject(const RequestKey& key, const InvalidArgument& error);
   void perform(const Task& task);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,6 @@ from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.errors import InvalidRequestError, OverloadedError, PromptTooLongError, RtpLlmError
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
-from rtp_llm.model.tool_calls import ToolCallParser
 from rtp_llm.request import Request
 from rtp_llm.router.answers import Question
 from rtp_llm.router.arrival import arrived
@@ -24,7 +23,7 @@ from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.policies import policy_named
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
-from rtp_llm.sampling_params import SamplingParams
+from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
 
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
@@ -40,8 +39,7 @@ class TokenizedPrompt:
     sampling: SamplingParams
     number: int
     service: Service
-    cache_salt: str = ""
-    tool_calls: Callable[[], ToolCallParser] | None = None  # makes the reader of one answer's calls
+    asked: Asked
 
     @property
     def num_tokens(self) -> int:
@@ -59,10 +57,14 @@ class TokenizedPrompt:
         """One choice's text as it grows. Ends early, and cancels, at a stop string."""
         outcome = "cancelled"
         request = Request(
-            request_id=request_id, prompt=self.tokens, sampling=self.sampling, choice=choice, cache_salt=self.cache_salt
+            request_id=request_id,
+            prompt=self.tokens,
+            sampling=self.sampling,
+            choice=choice,
+            cache_salt=self.asked.cache_salt,
         )
         text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
-        calls = self.tool_calls() if self.tool_calls is not None else None
+        calls = self.asked.tool_calls() if self.asked.tool_calls is not None else None
         try:
             async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
                 async for batch in batches:
@@ -72,11 +74,24 @@ class TokenizedPrompt:
                     yield delta if calls is None else calls.take(delta)
                     if delta.finish_reason is not None:
                         return
+        except InvalidRequestError as error:
+            outcome = "failed"
+            raise self._in_terms_of_the_body(error) from error
         except RtpLlmError:
             outcome = "failed"
             raise
         finally:
             self.service.count_answer(outcome)
+
+    def _in_terms_of_the_body(self, error: InvalidRequestError) -> InvalidRequestError:
+        """A worker names fields of the Request that it got: the prompt is one of messages, a limit may be nobody's."""
+        param = self.asked.field
+        if error.param == "max_tokens":
+            param = self.asked.limit_field or param
+        elif error.param in FIELDS:
+            param = error.param
+        message = error.message if param in error.message else f"{param}: {error.message}"
+        return type(error)(message, param=param)
 
 
 class Service:
@@ -250,4 +265,4 @@ class Service:
             )
         complete = replace(sampling, max_tokens=wanted, min_tokens=min(sampling.min_tokens, wanted)).with_seed()
         number = self.dispatcher.next_request()
-        return TokenizedPrompt(tokens, complete, number, self, asked.cache_salt, asked.tool_calls)
+        return TokenizedPrompt(tokens, complete, number, self, asked)

@@ -18,6 +18,8 @@ from rtp_llm.request import FinishReason, TokenOutput
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 from rtp_llm.router.service import Service, TokenizedPrompt
+from rtp_llm.wire.convert import error_of
+from rtp_llm.wire.v1 import router_pb2
 
 MAX_MODEL_LEN = 64
 
@@ -187,6 +189,39 @@ async def test_an_answer_is_limited_to_what_context_and_pools_leave(
         await complete(service, completion(prompt=[5] * 45))
     monkeypatch.setattr(service.fleet, "longest_request", lambda: 1000)
     assert service.max_model_len == MAX_MODEL_LEN
+
+
+@pytest.mark.parametrize(
+    ("named", "fields", "param"),
+    [
+        ("prompt", {}, "messages"),
+        ("output", {}, "messages"),
+        ("", {}, "messages"),
+        ("max_tokens", {}, "messages"),
+        ("max_tokens", {"max_tokens": 5}, "max_tokens"),
+        ("max_tokens", {"max_completion_tokens": 5}, "max_completion_tokens"),
+        ("stop_token_ids", {"stop_token_ids": [5]}, "stop_token_ids"),
+    ],
+)
+async def test_what_a_worker_refuses_is_named_as_the_body_has_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch, named: str, fields: dict[str, Any], param: str
+) -> None:
+    """Its prompt is one of messages, and a limit that nobody gave is none of the body's."""
+
+    async def generate(*_: object) -> AsyncIterator[list[TokenOutput]]:
+        raise error_of(router_pb2.Failed(type="PromptTooLongError", message="of 9 tokens", param=named))
+        yield []
+
+    monkeypatch.setattr(service.dispatcher, "generate", generate)
+    prompt = await ask_chat(service, chat(**fields))
+    with pytest.raises(PromptTooLongError) as refused:
+        await anext(prompt.answer("r", 0))
+    assert (refused.value.param, refused.value.code) == (param, "context_length_exceeded")
+    assert refused.value.message == f"{param}: of 9 tokens"
+    [prompt] = await complete(service, completion())
+    with pytest.raises(PromptTooLongError) as refused:
+        await anext(prompt.answer("r", 0))
+    assert refused.value.param == (named if named == "stop_token_ids" else "prompt")
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])

@@ -50,22 +50,25 @@ async def test_a_request_gives_the_same_tokens_in_company() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "error", "text"),
+    ("prompt", "max_tokens", "error", "param", "text"),
     [
-        ([], "InvalidRequestError", "prompt"),
-        ([5, VOCAB], "InvalidRequestError", str(VOCAB)),
-        ([1] * 600, "InvalidRequestError", "600"),
+        ([], 12, "InvalidRequestError", "prompt", "prompt"),
+        ([5, VOCAB], 12, "InvalidRequestError", "prompt", str(VOCAB)),
+        ([1] * 600, 12, "PromptTooLongError", "prompt", "600"),
+        ([1] * 100, 500, "PromptTooLongError", "max_tokens", "500 need 64 KV blocks"),
     ],
 )
-async def test_a_bad_request_fails_by_name_and_disturbs_nobody(prompt: list[int], error: str, text: str) -> None:
-    async with tiny_worker("prefill") as worker:
+async def test_a_bad_request_fails_by_name_and_disturbs_nobody(
+    prompt: list[int], max_tokens: int, error: str, param: str, text: str
+) -> None:
+    async with tiny_worker("prefill", engine=tiny_engine(tiny_config(), num_kv_blocks=40)) as worker:
         router = ScriptedRouter()
         end = await router.connect(worker.key, worker.address)
         end.submit(router.key(1), PROMPT, 30)
-        end.submit(router.key(2), prompt)
+        end.submit(router.key(2), prompt, max_tokens)
         await router.until(lambda: router.kinds("failed"))
         (failed,) = router.kinds("failed")
-        assert failed.type == error
+        assert (failed.type, failed.param) == (error, param)
         assert text in failed.message
         assert len(await router.finished(router.key(1))) == 30
         await router.close()

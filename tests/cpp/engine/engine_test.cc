@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "rig.h"
+#include "transfer/invalid_request.h"
 
 namespace rtp_llm {
 namespace {
@@ -88,26 +89,40 @@ TEST(a_bad_request_is_refused_by_field_and_value_and_disturbs_nobody) {
   Rig rig(options);
   const SequenceSpec good = spec_of(1, random_tokens(20, 1));
   rig.engine->add(good, Role::kAlone);
-  const auto refused = [&](auto change, const char* text) {
+  const auto refused = [&](auto change, const char* param, const char* text, const char* type = "InvalidRequestError") {
     SequenceSpec bad = spec_of(2, random_tokens(20, 2));
     change(bad);
+    try {
+      rig.engine->add(bad, Role::kAlone);
+    } catch (const InvalidRequest& error) {
+      CHECK_EQ(error.param(), param);
+      CHECK_EQ(error.type(), type);
+    } catch (const InvalidArgument&) {
+      CHECK_EQ(param, std::string());
+    }
     CHECK_THROWS_WITH(rig.engine->add(bad, Role::kAlone), InvalidArgument, text);
   };
-  refused([](SequenceSpec& s) { s.prompt = {}; }, "prompt must have at least one token");
-  refused([](SequenceSpec& s) { s.prompt[3] = 101; }, "prompt[3] = 101 is out of range, the vocabulary has 101 tokens");
-  refused([](SequenceSpec& s) { s.prompt[0] = -1; }, "prompt[0] = -1");
-  refused([](SequenceSpec& s) { s.prompt.resize(256); }, "prompt of 256 tokens is too long, max_model_len is 256");
-  refused([](SequenceSpec& s) { s.sampling.stop_token_ids = {500}; }, "stop_token_ids[0] = 500");
-  refused([](SequenceSpec& s) { s.sampling.temperature = -0.5f; }, "temperature must be at least 0, got -0.5");
-  refused([](SequenceSpec& s) { s.sampling.top_p = 0; }, "top_p must be greater than 0 and at most 1, got 0");
-  refused([](SequenceSpec& s) { s.sampling.min_p = 2; }, "min_p must be at least 0 and at most 1, got 2");
-  refused([](SequenceSpec& s) { s.sampling.top_k = -1; }, "top_k must be at least 0, got -1");
-  refused([](SequenceSpec& s) { s.sampling.max_tokens = 0; }, "max_tokens must be at least 1, got 0");
-  refused([](SequenceSpec& s) { s.sampling.min_tokens = 21; }, "min_tokens must be from 0 to max_tokens 20, got 21");
-  refused([](SequenceSpec& s) { s.sampling.logprobs = 21; }, "logprobs must be at most 20, got 21");
-  refused([](SequenceSpec& s) { s.output.resize(20); }, "output has 20 tokens already, max_tokens is 20");
-  refused([](SequenceSpec& s) { s.sampling.max_tokens = 200; }, "need 14 KV blocks of 16 tokens, the pool has 10");
-  refused([](SequenceSpec& s) { s.key = key_of(1); }, "is here already");
+  const char* too_long = "PromptTooLongError";
+  refused([](SequenceSpec& s) { s.prompt = {}; }, "prompt", "prompt must have at least one token");
+  refused([](SequenceSpec& s) { s.prompt[3] = 101; }, "prompt",
+          "prompt[3] = 101 is out of range, the vocabulary has 101 tokens");
+  refused([](SequenceSpec& s) { s.prompt[0] = -1; }, "prompt", "prompt[0] = -1");
+  refused([](SequenceSpec& s) { s.prompt.resize(256); }, "prompt",
+          "prompt of 256 tokens is too long, max_model_len is 256", too_long);
+  refused([](SequenceSpec& s) { s.sampling.stop_token_ids = {500}; }, "stop_token_ids", "stop_token_ids[0] = 500");
+  refused([](SequenceSpec& s) { s.sampling.temperature = -0.5f; }, "temperature",
+          "temperature must be at least 0, got -0.5");
+  refused([](SequenceSpec& s) { s.sampling.top_p = 0; }, "top_p", "top_p must be greater than 0 and at most 1, got 0");
+  refused([](SequenceSpec& s) { s.sampling.min_p = 2; }, "min_p", "min_p must be at least 0 and at most 1, got 2");
+  refused([](SequenceSpec& s) { s.sampling.top_k = -1; }, "top_k", "top_k must be at least 0, got -1");
+  refused([](SequenceSpec& s) { s.sampling.max_tokens = 0; }, "max_tokens", "max_tokens must be at least 1, got 0");
+  refused([](SequenceSpec& s) { s.sampling.min_tokens = 21; }, "min_tokens",
+          "min_tokens must be from 0 to max_tokens 20, got 21");
+  refused([](SequenceSpec& s) { s.sampling.logprobs = 21; }, "logprobs", "logprobs must be at most 20, got 21");
+  refused([](SequenceSpec& s) { s.output.resize(20); }, "max_tokens", "output has 20 tokens already, max_tokens is 20");
+  refused([](SequenceSpec& s) { s.sampling.max_tokens = 200; }, "max_tokens",
+          "need 14 KV blocks of 16 tokens, the pool has 10", too_long);
+  refused([](SequenceSpec& s) { s.key = key_of(1); }, "", "is here already");
   rig.start();
   CHECK_EQ(rig.wait_for(good.key).tokens.size(), 20);
   rig.check_idle();

@@ -142,7 +142,8 @@ TEST(a_join_that_the_engine_refuses_gives_the_blocks_back_and_fails_the_request)
   r.commit(granted);
   const auto failed = r.hear<message::Failed>();
   CHECK(failed.key == spec->key);
-  CHECK_EQ(failed.type, "InvalidRequestError");
+  CHECK_EQ(failed.type, "PromptTooLongError");
+  CHECK_EQ(failed.param, "max_tokens");
   CHECK(failed.message.find("no join 1") != std::string::npos);
   r.transfer.check_idle();
   CHECK_EQ(r.blocks().referenced, 0);
@@ -163,7 +164,8 @@ TEST(a_submit_that_the_engine_refuses_fails_by_name) {
     from.body = submit;
     w.transfer.post(from);
     const auto failed = w.hear<message::Failed>();
-    CHECK_EQ(failed.type, "InvalidRequestError");
+    CHECK_EQ(failed.type, "PromptTooLongError");
+    CHECK_EQ(failed.param, "max_tokens");
     CHECK(failed.message.find(concat("no ", refused)) != std::string::npos);
     w.transfer.check_idle();
   }

@@ -17,6 +17,7 @@
 #include "device/device.h"
 #include "device/ops.h"
 #include "transfer/engine_port.h"
+#include "transfer/invalid_request.h"
 
 namespace rtp_llm::testing {
 
@@ -62,7 +63,7 @@ class PoolOnly : public EnginePort {
   void release(const RequestKey& key) override { note(concat("release ", key.request)); }
   int64_t queued_tokens() const override { return num_queued; }
 
-  // A call that begins so throws InvalidArgument; set before other threads call.
+  // A call that begins so throws InvalidRequest; set before other threads call.
   std::optional<std::string> refuses;
   int64_t num_queued = 0;
   // Called first in each call, on its thread; set before other threads call.
@@ -96,7 +97,7 @@ class PoolOnly : public EnginePort {
     if (at_call) at_call();
     std::lock_guard lock(mutex_);
     calls_.push_back(call);
-    if (refuses && call.starts_with(*refuses)) throw InvalidArgument("no " + call);
+    if (refuses && call.starts_with(*refuses)) throw InvalidRequest("PromptTooLongError", "max_tokens", "no " + call);
   }
 
   const KvLayout layout_;
