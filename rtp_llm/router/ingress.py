@@ -20,6 +20,7 @@ from starlette.requests import Request as HttpRequest
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError, shortened
 from rtp_llm.model.answer_text import Delta
+from rtp_llm.router import http10
 from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.arrival import note_arrival
 from rtp_llm.router.cors import Cors
@@ -86,6 +87,7 @@ class ContentTypeError(InvalidRequestError):
 def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     """The FastAPI app. `backend` is asked at each request: a Serve replica makes it after the app."""
     app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
+    http10.install()
     app.add_middleware(Cors, origins=lambda: backend().cors_origins)
     _answer_frameworks_errors(app)
 
