@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
+from starlette.types import ASGIApp
 
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient
@@ -44,7 +44,7 @@ class Router:
         gc.collect()
         gc.freeze()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_ingress(lambda: self._service)
 
     def check_health(self) -> None:

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
+from starlette.types import ASGIApp
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError, shortened
 from rtp_llm.model.answer_text import Delta
@@ -84,11 +85,11 @@ class ContentTypeError(InvalidRequestError):
     http_status = 415
 
 
-def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
-    """The FastAPI app. `backend` is asked at each request: a Serve replica makes it after the app."""
+def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
+    """The app. `backend` is asked at each request: a Serve replica makes it after the app. Cors stands before all else, so that
+    a page can read what went wrong, too."""
     app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
     http10.install()
-    app.add_middleware(Cors, origins=lambda: backend().cors_origins)
     _answer_frameworks_errors(app)
 
     @app.post("/v1/completions")
@@ -125,7 +126,7 @@ def build_ingress(backend: Callable[[], Backend]) -> FastAPI:
     async def metrics() -> Response:
         return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return app
+    return Cors(app, origins=lambda: backend().cors_origins)
 
 
 def _answer_frameworks_errors(app: FastAPI) -> None:
