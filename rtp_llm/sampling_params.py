@@ -101,6 +101,10 @@ class Texts:
                 raise InvalidRequestError(
                     f"{name} must hold non-empty strings, got {shortened(text)}", param=name, value=text
                 )
+            if any("\ud800" <= char <= "\udfff" for char in text[: self.longest]):
+                raise InvalidRequestError(
+                    f"{name} must hold valid Unicode, got {shortened(text)}", param=name, value=text
+                )
             if len(text) > self.longest:
                 raise InvalidRequestError(
                     f"{name} has a string of {len(text)} characters, at most {self.longest} are allowed",

@@ -137,7 +137,7 @@ def test_the_engine_names_a_field_that_it_does_not_have_or_whose_type_is_another
 @pytest.mark.parametrize("name", sorted(COMPUTED - {"logprobs"}))
 def test_both_endpoints_take_each_field(body: Any, name: str) -> None:
     asked = {"max_tokens": MAX_TOKENS, name: other_value(name)}
-    taken = parse_body(body, {"prompt": "x", "messages": [], **asked}).sampling({})
+    taken = parse_body(body, {"prompt" if body is CompletionBody else "messages": [], **asked}).sampling({})
     assert getattr(taken, name) == getattr(SamplingParams(**asked), name)
 
 

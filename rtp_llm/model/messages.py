@@ -11,6 +11,9 @@ from typing import Any
 from rtp_llm.errors import ChatTemplateError, shortened
 
 TEXT_PARTS = {"text": "text", "refusal": "refusal"}  # type of a part → the field that holds its text
+# Fields of a message that no template shows, or that ask for what isn't computed: the functions of before `tools`, an answer
+# that was spoken, an answer's beginning.
+REFUSED = ("function_call", "audio", "prefix")
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,16 @@ def checked_message(where: str, message: object, form_of: Callable[[str], Conten
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise _malformed(f"{where}.role", "a text", role)
-    if message.get("content") is None and role != "assistant":
+    for name in REFUSED:
+        if message.get(name):
+            text = f"{where}.{name} is not supported, got {shortened(message[name])}"
+            raise ChatTemplateError(text, param=f"{where}.{name}", value=message[name])
+    field = "content" if message.get("content") is not None or not message.get("refusal") else "refusal"
+    if message.get(field) is None and role != "assistant":
         raise ChatTemplateError(f"{where}.content of role {shortened(role)} is required", param=f"{where}.content")
-    plain = {**message, "content": form_of(role).of(_content(f"{where}.content", message.get("content")))}
-    if calls := message.get("tool_calls"):
+    plain = {**message, "content": form_of(role).of(_content(f"{where}.{field}", message.get(field)))}
+    calls = message.get("tool_calls")
+    if calls is not None and calls != []:
         where = f"{where}.tool_calls"
         if not isinstance(calls, list | tuple):
             raise _malformed(where, "a list", calls)

@@ -169,11 +169,11 @@ class CompletionBody(Body):
 class ChatBody(Body):
     refused = CHAT
 
-    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+    messages: list[Any]  # the template says what each must be
     max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
     top_logprobs: Whole | None = None
-    tools: Annotated[list[Any], Field(fail_fast=True)] | None = None
+    tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
@@ -245,10 +245,18 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
         first = min(error.errors(include_url=False, include_input=False), key=lambda each: len(each["loc"]))
         if isinstance(ours := first.get("ctx", {}).get("error"), InvalidRequestError):
             raise ours from None
-        param = str(first["loc"][0]) if first["loc"] else None
-        value = content.get(param) if param else content
+        param, value = _place(content, first["loc"])
         if first["type"] == "missing":
             raise InvalidRequestError(f"{param} is required", param=param) from error
         raise InvalidRequestError(
             f"{param}: {first['msg']}, got {shortened(value)}", param=param, value=value
         ) from error
+
+
+def _place(content: Mapping[str, Any], loc: Sequence[int | str]) -> tuple[str, Any]:
+    """The field of `content` at `loc`, as far as objects go, and its value."""
+    param, value = str(loc[0]), content.get(str(loc[0]))
+    for name in loc[1:]:
+        if isinstance(value, Mapping) and name in value:
+            param, value = f"{param}.{name}", value[name]
+    return param, value

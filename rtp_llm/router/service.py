@@ -88,7 +88,7 @@ class TokenizedPrompt:
         param = self.asked.field
         if error.param == "max_tokens":
             param = self.asked.limit_field or param
-        elif error.param in FIELDS:
+        elif error.param is not None and error.param in FIELDS:
             param = error.param
         message = error.message if param in error.message else f"{param}: {error.message}"
         return type(error)(message, param=param)

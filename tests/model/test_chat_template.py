@@ -102,6 +102,10 @@ def test_content_parts_are_flattened(content: Any, text: str) -> None:
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "must be a text part, got 'x'"),
         (["hi"], "messages[0]", "must be an object, got 'hi'"),
         ([{"role": "assistant", "tool_calls": 5}], "messages[0].tool_calls", "must be a list, got 5"),
+        ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls", "must be a list, got {}"),
+        ([{"role": "assistant", "refusal": 5}], "messages[0].refusal", "must be a text or a list of parts, got 5"),
+        ([*HELLO, {"role": "assistant", "content": "x", "prefix": True}], "messages[1].prefix", "is not supported"),
+        ([{"role": "assistant", "function_call": {"name": "f"}}], "messages[0].function_call", "is not supported"),
     ],
 )
 def test_a_malformed_message_is_named(messages: list[Any], param: str, message: str) -> None:
@@ -154,6 +158,13 @@ def test_a_malformed_tool_call_is_named(call: Any, param: str) -> None:
         template(CHATML).render(messages)
     assert caught.value.param == f"messages[1].tool_calls[1]{param}"
     assert caught.value.param in caught.value.message
+
+
+def test_a_refusal_in_place_of_content_is_the_content() -> None:
+    for content in ({}, {"content": None}):
+        messages = [{"role": "assistant", "refusal": "No.", **content}]
+        assert template("{{ messages[0].content }}").render(messages) == "No."
+    assert template("{{ messages[0].content }}").render([{"role": "assistant", "refusal": None}]) == ""
 
 
 def test_a_refusal_in_the_history_is_text() -> None:
