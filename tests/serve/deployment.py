@@ -7,14 +7,19 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import yaml
+
+from rtp_llm.app import serve_environment
+from rtp_llm.config import HttpSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(__file__).parent / "bin" / "rtp-llm"  # as pip installs it: the working directory isn't on its path
@@ -27,20 +32,25 @@ class Deployment:
     """Starts `rtp-llm serve --port 0` in a process group of its own; ready when the constructor returns."""
 
     def __init__(self, *flags: str, prefix: Sequence[str] = (), cwd: Path | None = None) -> None:
+        command = [*prefix, sys.executable, str(COMMAND), "serve", "--port", "0", *flags]
+        self._start(command, environment(), cwd, ready="curl ")
+
+    def _start(self, command: Sequence[str], env: Mapping[str, str], cwd: Path | None, ready: str) -> None:
+        """Until a line has `ready`."""
         self.lines: list[str] = []  # all that was printed so far
         self.start_lines: list[str] = []  # until it was ready
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, str(COMMAND), "serve", "--port", "0", *flags],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=environment(),
+            env=env,
             cwd=cwd,
             preexec_fn=_stop_with_parent,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(ready,), daemon=True)
         self._reader.start()
         if not self._ready.wait(START_TIMEOUT_S) or not self.url:
             self.process.kill()
@@ -48,21 +58,21 @@ class Deployment:
 
     @property
     def url(self) -> str:
-        return self._said(r"ready at (http://\S+)")
+        return self._said(r"ready at (http://\S+?)/?\.?$")
 
     @property
     def ray_address(self) -> str:
         return self._said(r"Ray is at (\S+),")
 
     def _said(self, pattern: str) -> str:
-        found = re.search(pattern, "\n".join(self.lines))
+        found = re.search(pattern, "\n".join(self.lines), re.M)
         return found.group(1) if found else ""
 
-    def _read(self) -> None:
+    def _read(self, ready: str) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
-            if line.startswith("curl "):
+            if ready in line:
                 self.start_lines = list(self.lines)
                 self._ready.set()
         self._ready.set()
@@ -109,6 +119,32 @@ class Deployment:
     def wait_workers(self, count: int) -> None:
         response = httpx.get(f"{self.url}/health", params={"wait_s": 60, "workers": count}, timeout=70)
         assert response.status_code == 200, response.text
+
+
+class FileDeployment(Deployment):
+    """deploy/ray's file for Serve on a Ray of its own, started as docs/deployment.md says: the variables of environment.sh
+    first. Only the ports and the place of HAProxy's files are others, so that two may stand on one host."""
+
+    def __init__(self, file: str, state: Path) -> None:
+        declared = yaml.safe_load((ROOT / "deploy" / "ray" / file).read_text())
+        declared["http_options"]["port"] = _free_port()
+        path = state / file
+        path.write_text(yaml.safe_dump(declared))
+        places = {
+            name: value
+            for name, value in serve_environment(HttpSettings(), state).items()
+            if re.fullmatch(r"RAY_SERVE_HAPROXY_(\w+_(LOC|PATH|BASE|FILE|PORT))", name) and "BINARY" not in name
+        }
+        script = f"source deploy/ray/environment.sh && exec serve run --address local {path}"
+        binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        env = environment() | places | {"PATH": binaries}
+        self._start(["bash", "-euc", script], env, ROOT, ready=" is ready at http")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _stop_with_parent() -> None:

@@ -83,12 +83,16 @@ def nothing_runs_within(deployment: Deployment, seconds: float) -> None:
     assert took < seconds, f"ran on for {took:.1f} s"
 
 
-def test_the_running_haproxy_has_read_a_file_without_faults(deployment: Deployment) -> None:
+def the_running_haproxys_file_has_no_faults(deployment: Deployment) -> None:
     [pid] = [pid for pid, text in deployment.processes().items() if "/haproxy -db " in text]
     path = Path(title(pid).partition(" -f ")[2].split()[0])
     text = path.read_text()
     assert haproxy.faults(text) == []
     assert f"bind {httpx.URL(deployment.url).host}:{httpx.URL(deployment.url).port}" in text
+
+
+def test_the_running_haproxy_has_read_a_file_without_faults(deployment: Deployment) -> None:
+    the_running_haproxys_file_has_no_faults(deployment)
 
 
 @pytest.mark.alone
