@@ -118,6 +118,12 @@ class AnswerText:
             stop_reason=stop_reason,
         )
 
+    def cut(self) -> Delta:
+        """What was held back of an answer that ends here for want of time."""
+        rest = self._detokenizer.finish() if self._detokenizer is not None else ""
+        text = self._stops.push(rest, may_end=False) + self._stops.finish()
+        return Delta(text=text, finish_reason=FINISH_REASONS[FinishReason.LENGTH])
+
     def _stop_reason(self, last: TokenOutput) -> int | str | None:
         if self._stops.matched is not None:
             return self._stops.matched

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
-from rtp_llm.errors import InvalidRequestError, OverloadedError, PromptTooLongError, RtpLlmError
+from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, PromptTooLongError, RtpLlmError
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.request import Request
@@ -54,8 +54,10 @@ class TokenizedPrompt:
         return self.sampling.logprobs is not None
 
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
-        """One choice's text as it grows. Ends early, and cancels, at a stop string."""
-        outcome = "cancelled"
+        """One choice's text as it grows. Ends early, and cancels, at a stop string. Where nobody said how long it may be, time
+        is a limit as the context is: what is there at the deadline is the answer.
+        """
+        outcome, num_tokens = "cancelled", 0
         request = Request(
             request_id=request_id,
             prompt=self.tokens,
@@ -69,11 +71,18 @@ class TokenizedPrompt:
             async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
                 async for batch in batches:
                     delta = text.take(batch)
+                    num_tokens += delta.num_tokens
                     if delta.finish_reason is not None:
                         outcome = "finished"
                     yield delta if calls is None else calls.take(delta)
                     if delta.finish_reason is not None:
                         return
+        except DeadlineError:
+            if self.asked.limit_field is not None or not num_tokens:
+                outcome = "failed"
+                raise
+            outcome = "finished"
+            yield text.cut() if calls is None else calls.take(text.cut())
         except InvalidRequestError as error:
             outcome = "failed"
             raise self._in_terms_of_the_body(error) from error

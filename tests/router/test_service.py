@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from rtp_llm.config import load_config
 from rtp_llm.directory import Member, StaticMembership
-from rtp_llm.errors import InvalidRequestError, OverloadedError, PromptTooLongError, UnavailableError
+from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, PromptTooLongError, UnavailableError
 from rtp_llm.metrics import readings
 from rtp_llm.model import tokenizer
 from rtp_llm.request import FinishReason, TokenOutput
@@ -301,3 +301,28 @@ async def test_an_answer_is_timed_by_how_it_ends(
         assert [delta.finish_reason async for delta in answer][-1] == "stop"
     text = service.own_metrics().decode()
     assert readings(text, "rtp_llm_request_duration_seconds_count", "outcome") == {outcome: 1}
+
+
+async def test_an_answer_that_nobody_limited_ends_at_the_deadline(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stop string might have begun with is part of it. An answer of a given length that isn't whole is none."""
+    spoken = service.reader.tokenizer.encode("It goes on", add_special_tokens=False)
+
+    async def generate(*_: object) -> AsyncIterator[list[TokenOutput]]:
+        for position, token in enumerate(spoken):
+            yield [TokenOutput(position, token, None, [], FinishReason.NONE, 0)]
+        raise DeadlineError("the answer is not whole after 600 s")
+
+    monkeypatch.setattr(service.dispatcher, "generate", generate)
+    asked = await ask_chat(service, chat(stop=["on and on"]))
+    deltas = [delta async for delta in asked.answer("r", 0)]
+    assert "".join(delta.text for delta in deltas) == "It goes on"
+    assert [delta.finish_reason for delta in deltas] == [None] * len(spoken) + ["length"]
+    with pytest.raises(DeadlineError):
+        [delta async for delta in (await ask_chat(service, chat(max_tokens=30))).answer("r", 0)]
+    spoken.clear()
+    with pytest.raises(DeadlineError):
+        [delta async for delta in (await ask_chat(service, chat())).answer("r", 0)]
+    counted = readings(service.own_metrics().decode(), "rtp_llm_request_duration_seconds_count", "outcome")
+    assert counted == {"finished": 1, "failed": 2}
