@@ -136,9 +136,13 @@ def judge(mutant: Mutant, tree: Tree, longest_s: dict[str, float]) -> None:
     tree.write(mutant.file, (text[:place] + mutant.after + text[place + len(mutant.before) :]).encode())
     mutant.verdict, mutant.by = "invalid", ""
     if tree.compiles():
-        own = Path(mutant.file).parent.name + "_test"
-        for command in sorted(longest_s, key=lambda test: not test.endswith(own)):
-            mutant.by, _ = killer(shlex.split(command), tree, 5 * longest_s[command] + 20)
+        room, stem = Path(mutant.file).parent.name, Path(mutant.file).stem
+        own = shlex.quote(str(tree.build / "tests" / f"{room}_test"))
+        tests = [(command, longest_s[command]) for command in sorted(longest_s, key=lambda test: test != own)]
+        if (tree.source / f"tests/cpp/{room}/{stem}_test.cc").exists():
+            tests.insert(0, (f"{own} {stem}_test.", longest_s[own]))
+        for command, plain_s in tests:
+            mutant.by, _ = killer(shlex.split(command), tree, 5 * plain_s + 20)
             if mutant.by:
                 break
         mutant.verdict = "killed" if mutant.by else "survived"

@@ -400,6 +400,42 @@ TEST(load_counts_what_is_queued_at_once) {
   CHECK_EQ(load.running, 0);
 }
 
+TEST(load_counts_what_came_during_a_step_from_its_end_on) {
+  struct AtPrefilled : testing::Ear {
+    void on_prefilled(const RequestKey& key, int32_t token, float logprob,
+                      std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) override {
+      load = engine->load();
+      Ear::on_prefilled(key, token, logprob, std::move(top_logprobs), finish);
+    }
+    Engine* engine = nullptr;
+    EngineLoad load;
+  };
+  AtPrefilled ear;
+  Rig rig;
+  ear.engine = rig.engine.get();
+  rig.engine->set_listener(&ear);
+  int posted = 0;
+  ear.at_layers = [&] {
+    if (posted++ > 0) return;
+    rig.engine->add(spec_of(2, random_tokens(30, 1), 1), Role::kAlone);
+    rig.engine->cancel(key_of(9));  // adds nobody
+    rig.engine->release(key_of(9));
+  };
+  rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kSender);
+  rig.start();
+  ear.wait([&] { return ear.prefilled.contains(key_of(1)); });
+  CHECK_EQ(ear.load.queued_tokens, 30);
+  CHECK_EQ(ear.load.waiting, 1);
+  CHECK_EQ(ear.load.running, 0);  // a sender that has sampled
+  CHECK_EQ(ear.load.prompt_tokens_computed, 20);
+  rig.wait_for(key_of(2));
+  rig.engine->release(key_of(1));
+  rig.run_one(spec_of(3, {1}, 1));  // behind the release
+  CHECK_EQ(rig.engine->load().queued_tokens, 0);
+  CHECK_EQ(rig.engine->load().waiting, 0);
+  rig.check_idle();
+}
+
 TEST(a_step_that_stands_still_is_seen_in_the_load) {
   Rig rig;
   std::atomic<bool> entered{false}, go{false};
