@@ -1,13 +1,16 @@
 """`rtp-llm bench engine` on the demo model: rows of each table, nothing left running, a plan without room refused."""
 
 import json
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from rtp_llm import bench, cli
-from rtp_llm.bench import Bench, Cost, EngineRun, Plan, bench_engine
+from rtp_llm.bench import Bench, Cost, EngineRun, Outputs, Plan, bench_engine
 from rtp_llm.config import DEMO_MODEL, load_config
 from rtp_llm.engine import build
 from rtp_llm.errors import ConfigError
@@ -49,6 +52,36 @@ def test_the_bytes_of_a_step_are_those_of_the_checkpoints_matrices() -> None:
     parameters = cost.weight_bytes / 2 - model.vocab_size * model.hidden_size
     scores = 3 * (1 + 2 + 3) * q * 2 * 2 * model.num_hidden_layers / 3  # q·k and p·v of positions 0, 1, 2
     assert cost.prefill_flops(3) == 6 * parameters + 2 * model.vocab_size * model.hidden_size + scores
+
+
+class WokenEarly(EngineRun):
+    """The first wakeup after each request brings nothing."""
+
+    tokens, _early = 0, False
+
+    def add(self, spec: Any) -> int:
+        self._early = True
+        return super().add(spec)
+
+    def next(self, timeout_s: float | None = None) -> Outputs | None:
+        if self._early:
+            self._early = False
+            return Outputs(time.perf_counter(), Counter(), frozenset())
+        seen = super().next(timeout_s)
+        self.tokens += seen.tokens.total() if seen else 0
+        return seen
+
+
+def test_a_wakeup_that_brings_no_token_ends_no_prefill() -> None:
+    config = load_config(environ={})
+    native = build(config.model, config.engine)
+    model = read_model_config(DEMO_MODEL)
+    run = WokenEarly(native, model.vocab_size)
+    try:
+        Bench(run, Cost.of(model, "bfloat16", native), 1e10, 64).prefill(16, rounds=4)
+    finally:
+        run.close()
+    assert run.tokens == 4
 
 
 def test_prompts_arrive_while_a_batch_decodes() -> None:
