@@ -883,6 +883,35 @@ TEST(freed_quarantine_is_room_for_a_waiting_reserve) {
   CHECK(r.did<message::Granted>());
 }
 
+TEST(a_sequence_and_its_grant_are_counted_in_the_state_that_they_are_in_and_no_other) {
+  const auto counted = [](auto lead_to) {
+    Receiving r;
+    lead_to(r);
+    CHECK(!r.handover.idle());
+    const ReceiverCounts c = r.handover.counts().receiver;
+    return std::vector{c.queued,
+                       c.granted,
+                       c.verifying,
+                       c.running,
+                       c.live_grants,
+                       c.granted_blocks,
+                       c.quarantined_grants,
+                       c.quarantined_blocks,
+                       c.receives_in_flight};
+  };
+  using Counts = std::vector<int64_t>;
+  CHECK_EQ(counted([](Receiving& r) { r.pool.free_slots = 0, r.reserve(); }), (Counts{1, 0, 0, 0, 0, 0, 0, 0, 0}));
+  CHECK_EQ(counted([](Receiving& r) { r.reserve(); }), (Counts{0, 1, 0, 0, 1, 2, 0, 0, 0}));
+  CHECK_EQ(counted([](Receiving& r) { r.to_verify(); }), (Counts{0, 0, 1, 0, 1, 2, 0, 0, 0}));
+  CHECK_EQ(counted([](Receiving& r) { r.to_running(); }), (Counts{0, 0, 0, 1, 0, 0, 0, 0, 0}));
+  CHECK_EQ(counted([](Receiving& r) {
+             r.reserve();
+             CHECK(r.accepts(r.header(1)));
+             r.from_router(message::Cancel{k});
+           }),
+           (Counts{0, 0, 0, 0, 0, 0, 1, 2, 1}));
+}
+
 TEST(a_receive_done_that_nobody_accepted_breaks_the_contract) {
   Receiving r;
   r.reserve();

@@ -714,6 +714,8 @@ TEST(a_sender_sequence_that_the_engine_gives_up_is_fenced_and_aborted) {
   CHECK(s.did<message::Fenced>());
   CHECK(s.did<message::Abort>());
   s.check_state(SenderState::kFlush);
+  s.advance(1);
+  CHECK(s.did<action::CloseEndpoint>());  // its pushes don't end
 
   Sending prefilled;
   prefilled.to_commit();
@@ -1001,6 +1003,25 @@ TEST(a_push_done_that_nobody_posted_breaks_the_contract) {
   Sending s;
   s.to_compute();
   CHECK_THROWS(s.done(1), ContractBroken);
+}
+
+TEST(a_sequence_is_counted_in_the_state_that_it_is_in_and_no_other) {
+  const auto counted = [](auto lead_to) {
+    Sending s;
+    lead_to(s);
+    CHECK(!s.handover.idle());
+    const SenderCounts c = s.handover.counts().sender;
+    return std::vector{c.queued, c.computing, c.pushing, c.awaiting, c.committing, c.local, c.flushing};
+  };
+  using Counts = std::vector<int64_t>;
+  CHECK_EQ(counted([](Sending& s) { s.submit(); }), (Counts{1, 0, 0, 0, 0, 0, 0}));
+  CHECK_EQ(counted([](Sending& s) { s.to_compute(); }), (Counts{0, 1, 0, 0, 0, 0, 0}));
+  CHECK_EQ(counted([](Sending& s) { s.to_push(); }), (Counts{0, 0, 1, 0, 0, 0, 0}));
+  CHECK_EQ(counted([](Sending& s) { s.to_push(), s.receive(message::Expired{k, 1}); }), (Counts{0, 0, 0, 1, 0, 0, 0}));
+  CHECK_EQ(counted([](Sending& s) { s.to_commit(); }), (Counts{0, 0, 0, 0, 1, 0, 0}));
+  CHECK_EQ(counted([](Sending& s) { s.from_router(message::Submit{spec_of(k), std::nullopt, ""}); }),
+           (Counts{0, 0, 0, 0, 0, 1, 0}));
+  CHECK_EQ(counted([](Sending& s) { s.to_push(), s.from_router(message::Cancel{k}); }), (Counts{0, 0, 0, 0, 0, 0, 1}));
 }
 
 TEST(counts_read_zero_at_rest) {
