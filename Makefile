@@ -64,8 +64,10 @@ check-cuda: setup ## compile the CUDA backend for all GPUs that it supports; nee
 	$(BIN)/ninja -C build/check-cuda -j $(JOBS) rtp_cuda
 
 .PHONY: test-gpu
-test-gpu: build-cuda ## the tests marked gpu, and the C++ tests of ops and engine on the GPU of this machine
-	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test
+test-gpu: build-cuda ## the tests marked gpu, and the C++ tests of kernels, ops and engine on the GPU of this machine
+	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test attention_test linear_check
+	build/cuda/tests/linear_check
+	build/cuda/tests/attention_test check
 	build/cuda/tests/cuda_test
 	RTP_TEST_BACKEND=cuda build/cuda/tests/engine_test engine_test. exactness_test. step_ahead_test.
 	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m gpu $(ARGS)

@@ -2,6 +2,9 @@
 # file named *_main.cc there is a program of its own (a second process of a test), without check.h's
 # main: <build dir>/tests/<room>_<name>.
 #
+# With RTP_CUDA, tests/cuda/*_test.cu and *_check.cu, which call kernels without an engine, become programs of their names
+# there; they need a GPU, so `make test-gpu` runs them.
+#
 # RTP_TEST_DATA_DIR points at tests/data in the source tree; backends are found beside rtp_core.
 
 get_property(RTP_CPU_TARGETS GLOBAL PROPERTY RTP_CPU_TARGETS)
@@ -39,3 +42,11 @@ foreach(directory IN LISTS test_directories)
     add_test(NAME ${room} COMMAND ${room}_test)
   endif()
 endforeach()
+
+if(RTP_CUDA)
+  file(GLOB cuda_programs CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/cuda/*_test.cu"
+       "${CMAKE_SOURCE_DIR}/tests/cuda/*_check.cu")
+  foreach(source IN LISTS cuda_programs)
+    rtp_cuda_program("${source}" tests)
+  endforeach()
+endif()
