@@ -104,6 +104,8 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # Three such checks fill the 60 s that serve.start() waits; a proxy that fails them is killed, and the start with it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
+        # Ray's 15 is for batch jobs: any other busy process would keep a replica from its heartbeats, and it would be lost.
+        "RAY_worker_niceness": "0",
         # Else Serve puts what we send into a queue without end, and a client that doesn't read is never noticed.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "router" / "haproxy.sh"),

@@ -1,6 +1,7 @@
 """The main job as a user sees it: a chat message in, prefilled in one pool, its KV over UCX, decoded in another, tokens out."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,12 @@ def test_every_kv_byte_goes_over_ucx_once_and_decode_computes_no_prompt_token(de
     assert grown("rtp_llm_prompt_tokens_computed_total", pool="decode") == 0
     assert grown("rtp_llm_decode_tokens_computed_total", pool="prefill") == 0
     assert deployment.replica("prefill") != deployment.replica("decode")
+
+
+def test_replicas_have_the_priority_of_who_started_them(deployment: Deployment) -> None:
+    replicas = [pid for name in ("router", "prefill", "decode") for pid in deployment.replicas(name)]
+    [own] = {os.getpriority(os.PRIO_PROCESS, pid) for pid in replicas}
+    assert own == os.getpriority(os.PRIO_PROCESS, deployment.process.pid)
 
 
 def test_models_and_health(deployment: Deployment) -> None:
