@@ -11,7 +11,7 @@ namespace rtp_llm::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kPieces = 4;  // of 8 elements a thread: rows of up to 16,384 elements stay in registers
+constexpr int kMostPieces = 4;  // of 8 elements a thread: rows of up to 16,384 elements stay in registers
 
 struct NormRow {
   void* x;            // [rows, heads, features]: strides in elements
@@ -24,8 +24,9 @@ struct NormRow {
   float epsilon;
 };
 
-// One piece of 8 a thread and turn. kCentered: layer_norm.
-template <class In, class Out, bool kCentered>
+// One piece of 8 a thread and turn. kCentered: layer_norm. With one piece a CTA is small enough to find room beside a
+// linear's.
+template <class In, class Out, bool kCentered, int kPieces>
 __global__ void __launch_bounds__(kThreads) norm_rows(const NormRow p) {
   let_successor_start();
   const int pieces = p.features / 8;
@@ -96,8 +97,8 @@ void norm(cudaStream_t stream, const char* op, const NormArgs& args, const Tenso
   check(args.out.ndim == args.x.ndim && args.out.shape == args.x.shape, op, ": out must have the shape of x");
   check(args.weight.dtype == DType::kF32 && args.weight.numel() == features, op, ": weight must be float32 [", features,
         "]");
-  check(features % 8 == 0 && features <= 8 * kPieces * kThreads, op, ": rows of ", features,
-        " elements, a multiple of 8 up to ", 8 * kPieces * kThreads, " is supported");
+  check(features % 8 == 0 && features <= 8 * kMostPieces * kThreads, op, ": rows of ", features,
+        " elements, a multiple of 8 up to ", 8 * kMostPieces * kThreads, " is supported");
   if (rows == 0) return;
   const NormRow row{.x = args.x.data,
                     .delta = delta.data,
@@ -114,7 +115,10 @@ void norm(cudaStream_t stream, const char* op, const NormArgs& args, const Tenso
   const int64_t threads = std::min<int64_t>(kThreads, (features / 8 + 31) / 32 * 32);
   const LaunchShape shape{.grid = dim3(rows, num_heads), .block = dim3(threads)};
   with_types(op, args.x.dtype, args.out.dtype, [&](auto in, auto out) {
-    launch(stream, shape, op, norm_rows<decltype(in), decltype(out), kCentered>, row);
+    launch(stream, shape, op,
+           features <= 8 * kThreads ? norm_rows<decltype(in), decltype(out), kCentered, 1>
+                                    : norm_rows<decltype(in), decltype(out), kCentered, kMostPieces>,
+           row);
   });
 }
 

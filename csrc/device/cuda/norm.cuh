@@ -43,17 +43,25 @@ __device__ __forceinline__ T from_f32(float x) {
     return x;
 }
 
-// The sum of `value` over the CTA's threads, in every thread: a butterfly in each warp, then the warps in order.
-// REQUIRES: blockDim.x a multiple of 32, at most 1,024. Contains two CTA barriers.
+// The sum of `value` over the CTA's threads, in every thread: a butterfly in each warp, then the warps in order (absent
+// ones add zeros, which change no bit). REQUIRES: blockDim.x a multiple of 32, at most 512. Contains two CTA barriers.
 __device__ __forceinline__ float sum_over_cta(float value) {
-  __shared__ float of_warp[32];
+  constexpr int kWarps = 16;
+  __shared__ float4 of_warp[kWarps / 4];
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, lane));
   __syncthreads();  // an earlier sum may still be read
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+  if (threadIdx.x % 32 == 0) reinterpret_cast<float*>(of_warp)[threadIdx.x / 32] = value;
+  const int absent = threadIdx.x + blockDim.x / 32;
+  if (absent < kWarps) reinterpret_cast<float*>(of_warp)[absent] = 0.0f;
   __syncthreads();
-  float total = of_warp[0];
-  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) total = __fadd_rn(total, of_warp[warp]);
+  float total = of_warp[0].x;
+#pragma unroll
+  for (int i = 0; i < kWarps / 4; ++i) {
+    const float4 four = of_warp[i];
+    if (i > 0) total = __fadd_rn(total, four.x);
+    total = __fadd_rn(__fadd_rn(__fadd_rn(total, four.y), four.z), four.w);
+  }
   return total;
 }
 
