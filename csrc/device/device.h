@@ -100,7 +100,7 @@ class Device {
   // Throws Unavailable with the bytes, the tag and what is allocated already.
   virtual Buffer allocate(int64_t bytes, const std::string& tag) = 0;
   virtual Buffer allocate_shareable(int64_t bytes, const std::string& tag) = 0;
-  // Host memory that copy_async reaches; on the CPU ordinary memory.
+  // Host memory that copy_async reaches and that ops may write to; on the CPU ordinary memory.
   virtual Buffer allocate_pinned(int64_t bytes, const std::string& tag) = 0;
   virtual std::vector<Allocation> allocations() const = 0;
   // What this device has for itself; nothing where it shares the host's memory.
@@ -114,6 +114,9 @@ class Device {
   // On the main stream. One side is device memory, the other was allocated by allocate_pinned (or is device memory);
   // the source stays unchanged until the copy is done.
   virtual void copy_async(void* to, const void* from, int64_t bytes) = 0;
+  // The same beside what is launched already, which it need not wait for; what is launched from now on comes after it.
+  // REQUIRES: no launched work that isn't done touches `to`.
+  virtual void copy_ahead(void* to, const void* from, int64_t bytes) { copy_async(to, from, bytes); }
   // After everything launched so far. Allocates nothing.
   virtual StreamEvent record() = 0;
   // Whether all before the event is done, and visible to this thread. That one event is done says that all recorded

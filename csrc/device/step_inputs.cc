@@ -148,7 +148,7 @@ void StepInputs::upload() {
   const auto* const begin = static_cast<const uint8_t*>(pinned_.data());
   const auto* end = reinterpret_cast<const uint8_t*>(updates_.host + num_updates_);
   if (num_ids_ > 0) end = reinterpret_cast<const uint8_t*>(ids_.host + num_ids_);
-  device_.copy_async(buffer_.data(), begin, end - begin);
+  device_.copy_ahead(buffer_.data(), begin, end - begin);
   rows_.row_slot = row_slot_.device_rows(num_rows());
   rows_.row_offset = row_offset_.device_rows(num_rows());
 }

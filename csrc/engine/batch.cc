@@ -4,33 +4,27 @@ namespace rtp_llm {
 
 namespace {
 
-// Bytes of a sample without, and with, the most probable tokens.
+// Bytes of a sample without the most probable tokens, and of those.
 constexpr int64_t kSampleBytes = 2 * 4, kTopBytes = 2 * kMaxLogprobs * 4;
 
-SampledColumns carve(void* base, int64_t rows) {
-  auto* at = static_cast<int32_t*>(base);
-  const auto take = [&](DType dtype, std::initializer_list<int64_t> shape) {
-    const Tensor tensor = make_tensor(at, dtype, shape);
-    at += tensor.numel();
-    return tensor;
-  };
-  SampledColumns columns;  // the columns that every step downloads first
-  columns.tokens = take(DType::kI32, {rows});
-  columns.logprobs = take(DType::kF32, {rows});
-  columns.top_tokens = take(DType::kI32, {rows, kMaxLogprobs});
-  columns.top_logprobs = take(DType::kF32, {rows, kMaxLogprobs});
-  return columns;
+// [rows, columns...] twice from `base` on: i32, f32.
+void carve(void* base, std::initializer_list<int64_t> shape, Tensor& ids, Tensor& values) {
+  ids = make_tensor(base, DType::kI32, shape);
+  values = make_tensor(ids.as<int32_t>() + ids.numel(), DType::kF32, shape);
 }
 
 }  // namespace
 
 Batch::Batch(Device& device, int64_t max_rows, int64_t max_seqs, int64_t max_block_ids, const Slots& slots)
     : inputs(device, {.rows = max_rows, .segments = max_seqs, .block_ids = max_block_ids}, slots),
-      buffer_(device.allocate(max_seqs * (kSampleBytes + kTopBytes), "batch.sampled")),
+      top_(device.allocate(max_seqs * kTopBytes, "batch.sampled")),
       pinned_(device.allocate_pinned(max_seqs * (kSampleBytes + kTopBytes), "batch.sampled.pinned")) {
   chunks.reserve(max_seqs);
-  sampled = carve(buffer_.data(), max_seqs);
-  host = carve(pinned_.data(), max_seqs);
+  carve(pinned_.data(), {max_seqs}, host.tokens, host.logprobs);
+  carve(static_cast<uint8_t*>(pinned_.data()) + max_seqs * kSampleBytes, {max_seqs, kMaxLogprobs}, host.top_tokens,
+        host.top_logprobs);
+  sampled = {.tokens = host.tokens, .logprobs = host.logprobs, .top_tokens = {}, .top_logprobs = {}};
+  carve(top_.data(), {max_seqs, kMaxLogprobs}, sampled.top_tokens, sampled.top_logprobs);
 }
 
 void Batch::clear() {
@@ -51,9 +45,7 @@ void Batch::add(const Chunk& chunk) {
 }
 
 void Batch::download(Device& device) {
-  if (num_samples() == 0) return;
-  const int64_t bytes = sampled.tokens.shape[0] * (reports_top_ ? kSampleBytes + kTopBytes : kSampleBytes);
-  device.copy_async(host.tokens.data, sampled.tokens.data, bytes);
+  if (reports_top_) device.copy_async(host.top_tokens.data, sampled.top_tokens.data, top_.bytes());
 }
 
 }  // namespace rtp_llm

@@ -13,9 +13,9 @@
 
 namespace rtp_llm {
 
-// What was sampled, [R] in the order of the chunks that sample. Views of device or of pinned memory.
+// What was sampled, [R] in the order of the chunks that sample.
 struct SampledColumns {
-  Tensor tokens, logprobs;          // [R] i32, f32
+  Tensor tokens, logprobs;          // [R] i32, f32; pinned memory
   Tensor top_tokens, top_logprobs;  // [R, kMaxLogprobs] i32, f32
 };
 
@@ -25,21 +25,22 @@ struct Batch {
 
   void clear();
   void add(const Chunk& chunk);
-  // Launches the copy of what was sampled to the host. REQUIRES: sample() has been launched.
+  // Launches the copy of the most probable tokens to the host, if a sequence wants them. REQUIRES: sample() has been
+  // launched.
   void download(Device& device);
 
   int64_t num_rows() const { return inputs.num_rows(); }
   int64_t num_samples() const { return inputs.num_samples(); }
-  // What was sampled for the sample-th chunk that samples. REQUIRES: the download is done.
+  // What was sampled for the sample-th chunk that samples. REQUIRES: the step has ended.
   int32_t token(int64_t sample) const { return host.tokens.as<const int32_t>()[sample]; }
 
   std::vector<Chunk> chunks;
   StepInputs inputs;
-  SampledColumns sampled;  // device memory
-  SampledColumns host;     // pinned memory, once the download is done
+  SampledColumns sampled;  // tokens and logprobs are the host's: a few bytes, which a copy would be slow for
+  SampledColumns host;     // once the step has ended
 
  private:
-  Buffer buffer_, pinned_;
+  Buffer top_, pinned_;
   bool reports_top_ = false;  // a sequence wants more than its sampled tokens' logprobs
 };
 

@@ -31,6 +31,8 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : properties_(properties_of
   bind_thread();
   cuda_check(cudaStreamCreateWithFlags(&compute_, cudaStreamNonBlocking), "cudaStreamCreate");
   cuda_check(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "cudaStreamCreate");
+  cuda_check(cudaStreamCreateWithFlags(&ahead_, cudaStreamNonBlocking), "cudaStreamCreate");
+  cuda_check(cudaEventCreateWithFlags(&copied_ahead_, cudaEventDisableTiming), "cudaEventCreate");
   events_.resize(kTimedEvents);
   for (cudaEvent_t& event : events_) cuda_check(cudaEventCreate(&event), "cudaEventCreate");
   ops_ = std::make_unique<CudaOps>(*this);
@@ -40,6 +42,8 @@ CudaDevice::~CudaDevice() {
   ops_.reset();
   for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
   for (cudaEvent_t event : events_) cudaEventDestroy(event);
+  cudaEventDestroy(copied_ahead_);
+  cudaStreamDestroy(ahead_);
   cudaStreamDestroy(copies_);
   cudaStreamDestroy(compute_);
 }
@@ -143,6 +147,13 @@ void CudaDevice::zero(void* at, int64_t bytes) {
 void CudaDevice::copy_async(void* to, const void* from, int64_t bytes) {
   bind_thread();
   cuda_check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, compute_), "copy_async");
+}
+
+void CudaDevice::copy_ahead(void* to, const void* from, int64_t bytes) {
+  bind_thread();
+  cuda_check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, ahead_), "copy_ahead");
+  cuda_check(cudaEventRecord(copied_ahead_, ahead_), "copy_ahead");
+  cuda_check(cudaStreamWaitEvent(compute_, copied_ahead_, 0), "copy_ahead");
 }
 
 StreamEvent CudaDevice::record() {

@@ -1,7 +1,7 @@
 // CudaDevice: memory, the stream and the ops of one NVIDIA GPU.
 //
-// The main stream has the engine thread's work; copy() and zero() run on a stream of their own, beside it. Each buffer
-// is one cudaMalloc, so that a peer that maps one sees nothing else.
+// The main stream has the engine thread's work; copy() and zero() run on a stream of their own, beside it, copy_ahead()
+// on another. Each buffer is one cudaMalloc, so that a peer that maps one sees nothing else.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -52,6 +52,7 @@ class CudaDevice final : public Device {
   void zero(void* at, int64_t bytes) override;
 
   void copy_async(void* to, const void* from, int64_t bytes) override;
+  void copy_ahead(void* to, const void* from, int64_t bytes) override;
   StreamEvent record() override;
   bool done(StreamEvent event) override;
   void wait(StreamEvent event) override;
@@ -74,6 +75,8 @@ class CudaDevice final : public Device {
   GpuProperties properties_;
   cudaStream_t compute_ = nullptr;
   cudaStream_t copies_ = nullptr;
+  cudaStream_t ahead_ = nullptr;
+  cudaEvent_t copied_ahead_ = nullptr;
   std::vector<cudaEvent_t> events_;         // [kTimedEvents], used in turn
   std::atomic<uint64_t> last_recorded_{0};  // number of an StreamEvent
   std::atomic<uint64_t> last_done_{0};      // no number up to this one is pending
