@@ -20,6 +20,15 @@ Layout layout_of(const StreamShape& shape, int tokens) {
   return {weights, x, weights + (x + 1023) / 1024 * 1024};
 }
 
+// Stages of a group of tiles: as many as its longest leaf has.
+int steps_of(const LinearProblem& problem, const StreamShape& shape) {
+  int most = 0;
+  for (int leaf = 0; leaf < problem.leaves; ++leaf)
+    most = std::max(most, first_block(leaf + 1, problem.leaves, problem.blocks()) -
+                              first_block(leaf, problem.leaves, problem.blocks()));
+  return (most + shape.blocks_in_stage - 1) / shape.blocks_in_stage;
+}
+
 int padded_tokens(int rows) { return rows == 1 ? 1 : rows <= 8 ? 8 : rows <= 16 ? 16 : 32; }
 
 void check_shape(const LinearProblem& problem, const StreamShape& shape, int slot_bytes) {
@@ -62,7 +71,10 @@ StreamShape stream_with(const LinearProblem& problem, int num_sms, int cluster, 
   if (shape.tiles * shape.leaves_in_cta + 2 > max_warps(4) || layout_of(shape, tokens).slot_bytes * 5 > kRingBytes)
     shape.blocks_in_stage = 1;
   const Layout layout = layout_of(shape, tokens);
-  shape.stages = std::min(kMaxStages, kRingBytes / layout.slot_bytes);
+  // No more than are used, and one that is never filled: all of a small problem is requested at once, and its ring
+  // leaves room for other kernels' CTAs.
+  const int rounds = problem.leaves == 1 ? (groups + shape.grid - 1) / shape.grid : 1;
+  shape.stages = std::min({kMaxStages, kRingBytes / layout.slot_bytes, rounds * steps_of(problem, shape) + 1});
   shape.in_flight = std::clamp(80 * 1024 / layout.weights_bytes, 1, std::min(8, shape.stages - 1));
   return shape;
 }
@@ -86,16 +98,12 @@ void linear_stream(cudaStream_t stream, const LinearProblem& problem, const Stre
                      .total_tiles = problem.tiles(),
                      .groups = (problem.tiles() + shape.tiles - 1) / shape.tiles,
                      .leaves = problem.leaves,
-                     .steps = 0,
+                     .steps = steps_of(problem, shape),
                      .slot_bytes = layout.slot_bytes,
                      .x_at = layout.weights_bytes,
                      .zero = 0};
-  for (int leaf = 0; leaf <= problem.leaves; ++leaf) {
+  for (int leaf = 0; leaf <= problem.leaves; ++leaf)
     p.first_block[leaf] = first_block(leaf, problem.leaves, problem.blocks());
-    if (leaf > 0)
-      p.steps = std::max(
-          p.steps, (p.first_block[leaf] - p.first_block[leaf - 1] + shape.blocks_in_stage - 1) / shape.blocks_in_stage);
-  }
   switch (problem.output) {
     case LinearOutput::kBf16: return start_stream<LinearOutput::kBf16>(stream, tokens, p);
     case LinearOutput::kF32: return start_stream<LinearOutput::kF32>(stream, tokens, p);

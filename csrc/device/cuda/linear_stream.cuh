@@ -123,6 +123,7 @@ struct Stream {
     const int first = requests ? (begin(leaf) + lane % kBoxes) * kBlockFeatures : 0;
     const uint32_t offset = p.x_at + lane * (kBlocks / kBoxes) * kBlockBytes;
     const uint32_t bytes = p.shape.leaves_in_cta * kBlocks * p.epilogue.rows * 128;
+    if (lane == 0) prefetch_map(&p.x);
     wait_for_predecessor();
     Place place;
     int issued = 0;

@@ -51,6 +51,10 @@ struct TileConfig {
   static constexpr int kSharedBytes = kHeaderBytes + kStages * kSlotBytes + kExchangeBytes;
   static constexpr int kSums = kRows / 2;       // a thread
   static_assert(kLeaves == 1 || kRows <= 128);  // registers for the sums that wait
+  // Threads that a CTA's registers are counted for: more than it has, where its sums need few, so that the CTA of a
+  // norm or of attention finds room beside it.
+  static constexpr bool kIsSmall = kRows <= 64 && kLeaves == 1;
+  static constexpr int kBoundThreads = kIsSmall ? 2 * kThreads : kThreads;
   static_assert(kShare == 1 || kSplit == 1);
 };
 
@@ -144,6 +148,7 @@ struct Pipeline {
   }
 
   __device__ void produce_x() {
+    prefetch_map(&p.x);
     wait_for_predecessor();
     produce([&](const Tile& at, int block) {
       barrier_expect(full + stage, p.box_bytes);
@@ -381,7 +386,7 @@ __device__ __forceinline__ void store_sums(const Epilogue& p, float (&sum)[kColu
 #endif
 
 template <class Config, LinearOutput kOutput>
-__global__ void __launch_bounds__(Config::kThreads, 1) wgmma_kernel(const __grid_constant__ WgmmaParameters p) {
+__global__ void __launch_bounds__(Config::kBoundThreads, 1) wgmma_kernel(const __grid_constant__ WgmmaParameters p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t shared[];
   Pipeline<Config> pipeline(p, shared);
@@ -392,12 +397,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1) wgmma_kernel(const __grid
     __syncthreads();
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    if constexpr (Config::kConsumers == 2) give_registers<40>();
+    if constexpr (Config::kConsumers == 2 && !Config::kIsSmall) give_registers<40>();
     let_successor_start();
     if (threadIdx.x == 0) pipeline.produce_weights();
     if (threadIdx.x == 32) pipeline.produce_x();
   } else {
-    if constexpr (Config::kConsumers == 2) take_registers<232>();
+    if constexpr (Config::kConsumers == 2 && !Config::kIsSmall) take_registers<232>();
     wait_for_predecessor();
     const int group = warpgroup - 1, warp = threadIdx.x / 32 % 4;
     const bool speaks = threadIdx.x % 128 == 0;

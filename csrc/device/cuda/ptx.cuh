@@ -90,6 +90,12 @@ __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
+// By a thread that has stored to shared memory where a bulk copy will write next, before it says so.
+__device__ __forceinline__ void barrier_reuse_fence() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("{\n\t.reg .b64 state;\n\tmbarrier.arrive.shared.b64 state, [%0];\n\t}" ::"r"(barrier) : "memory");
 }
@@ -137,6 +143,10 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
+}
+// Brings a tensor map, a kernel's parameter, near the copy engine before the first box is asked for.
+__device__ __forceinline__ void prefetch_map(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 // A box of the tensor map's size, from element (x, y).
 __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, int y, uint64_t* barrier) {
