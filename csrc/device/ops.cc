@@ -40,6 +40,11 @@ void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
   store_kv({.k = k, .v = v, .kv = args.kv, .step = args.step});
 }
 
+void Ops::rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) {
+  qkv_rope_store(rope);
+  paged_attention_decode(attention);
+}
+
 void Ops::gated_mlp(const GatedMlpArgs& args) {
   linear({.x = args.x, .weight = args.gate_up, .out = args.gate_up_out});
   gated_activation({.gate_up = args.gate_up_out, .activation = args.activation, .out = args.activated});

@@ -281,6 +281,9 @@ class Ops {
   // Level 1: defaults in device/ops.cc.
   virtual void add_rms_norm(const AddRmsNormArgs& args);
   virtual void qkv_rope_store(const QkvRopeStoreArgs& args);
+  // qkv_rope_store, then paged_attention_decode of the same rows. REQUIRES: attention.q is the first columns of
+  // rope.qkv; all rows of the step are decode rows. q, k and v in rope.qkv hold nothing afterwards.
+  virtual void rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention);
   virtual void gated_mlp(const GatedMlpArgs& args);
 };
 

@@ -175,6 +175,9 @@ class QueuedOps final : public Ops {
   void zero_blocks(const ZeroBlocksArgs& args) override { launch<&Ops::zero_blocks>(args); }
   void add_rms_norm(const AddRmsNormArgs& args) override { launch<&Ops::add_rms_norm>(args); }
   void qkv_rope_store(const QkvRopeStoreArgs& args) override { launch<&Ops::qkv_rope_store>(args); }
+  void rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) override {
+    queue_.push([&ops = ops_, rope, attention] { ops.rope_store_decode(rope, attention); });
+  }
   void gated_mlp(const GatedMlpArgs& args) override { launch<&Ops::gated_mlp>(args); }
 
  private:

@@ -90,22 +90,29 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
 
     ops.add_rms_norm({.x = stream, .weight = weights.input_norm, .epsilon = model.rms_norm_eps, .out = normed});
     ops.linear({.x = normed, .weight = weights.qkv.get(), .out = qkv});
-    ops.qkv_rope_store({.qkv = qkv,
-                        .num_heads = model.num_attention_heads,
-                        .num_kv_heads = model.num_key_value_heads,
-                        .head_dim = model.head_dim,
-                        .q_norm = weights.q_norm,
-                        .k_norm = weights.k_norm,
-                        .norm_epsilon = model.rms_norm_eps,
-                        .inv_freq = weights_.inv_freq(),
-                        .kv = kv,
-                        .step = input.rows});
-    const int stored = layer + 1 - first_of_group;
-    if (on_layers && (stored == layers_per_group || layer + 1 == model.num_hidden_layers)) {
-      on_layers(first_of_group, stored);
-      first_of_group = layer + 1;
+    const QkvRopeStoreArgs rope{.qkv = qkv,
+                                .num_heads = model.num_attention_heads,
+                                .num_kv_heads = model.num_key_value_heads,
+                                .head_dim = model.head_dim,
+                                .q_norm = weights.q_norm,
+                                .k_norm = weights.k_norm,
+                                .norm_epsilon = model.rms_norm_eps,
+                                .inv_freq = weights_.inv_freq(),
+                                .kv = kv,
+                                .step = input.rows};
+    const AttentionArgs attention = attention_of(qkv, kv, *input.rows, attended);
+    if (!on_layers && input.rows->prefills.empty()) {
+      ops.rope_store_decode(rope, attention);
+    } else {
+      ops.qkv_rope_store(rope);
+      const int stored = layer + 1 - first_of_group;
+      if (on_layers && (stored == layers_per_group || layer + 1 == model.num_hidden_layers)) {
+        on_layers(first_of_group, stored);
+        first_of_group = layer + 1;
+      }
+      if (!input.rows->prefills.empty()) ops.paged_attention_prefill(attention);
+      if (!input.rows->decodes.empty()) ops.paged_attention_decode(attention);
     }
-    attend(qkv, kv, *input.rows, attended);
     ops.linear({.x = attended, .weight = weights.o.get(), .out = stream, .residual = stream});
 
     ops.add_rms_norm(
@@ -125,20 +132,18 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
   return logits;
 }
 
-void Decoder::attend(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out) {
+AttentionArgs Decoder::attention_of(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out) {
   const int64_t heads = config().num_attention_heads, head_dim = config().head_dim;
   Tensor q = qkv.columns(0, heads * head_dim);  // [rows, heads, head_dim]
   q.ndim = 3;
   q.shape = {qkv.shape[0], heads, head_dim};
   q.stride = {qkv.stride[0], head_dim, 1};
-  const AttentionArgs args{.q = q,
-                           .kv = kv,
-                           .step = &rows,
-                           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),
-                           .out = out,
-                           .workspace = activations_->attention_workspace};
-  if (!rows.prefills.empty()) device_.ops().paged_attention_prefill(args);
-  if (!rows.decodes.empty()) device_.ops().paged_attention_decode(args);
+  return {.q = q,
+          .kv = kv,
+          .step = &rows,
+          .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),
+          .out = out,
+          .workspace = activations_->attention_workspace};
 }
 
 Tensor Decoder::compute_logits(const Tensor& logit_rows, const Tensor& stream) {

@@ -44,7 +44,7 @@ class Decoder {
 
  private:
   struct Activations;
-  void attend(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out);
+  AttentionArgs attention_of(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out);
   Tensor compute_logits(const Tensor& logit_rows, const Tensor& stream);
   void check_step(const StepInput& input, int layers_per_group) const;
 

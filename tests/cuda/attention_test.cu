@@ -548,8 +548,82 @@ void check_ropes() {
   check_rope_store({4, 1, 128}, 32, false);
 }
 
+// Decode that norms, rotates and stores itself against qkv_rope_store and decode one after the other: outputs and all
+// of the pool, bit by bit. The row's own position is NaN before, as is all behind it.
+void check_decode_with_rope(Heads heads, bool normed, int block_tokens, const std::vector<int>& lengths) {
+  const int rows = static_cast<int>(lengths.size()), width = (heads.query + 2 * heads.kv) * heads.dim;
+  Sequences sequences(heads, lengths, block_tokens, 9);
+  Step step;
+  for (int s = 0; s < rows; ++s) step.seq_len.push_back(lengths[static_cast<size_t>(s)] - 1);
+  for (int s = 0; s < rows; ++s) step.add((s * 5 + 3) % rows, 1);  // REQUIRES: 5 doesn't divide rows
+  sequences.seq_len() = step.seq_len;
+  Array<int32_t> row_slot(step.row_slot), row_offset(step.row_offset);
+  std::vector<float> weights, inv_freq;
+  for (int d = 0; d < 2 * heads.dim; ++d) weights.push_back(0.5f + static_cast<float>(d % 7) * 0.1f);
+  for (int i = 0; i < heads.dim / 2; ++i) inv_freq.push_back(static_cast<float>(std::pow(1e4, -2.0 * i / heads.dim)));
+  Array<float> norms(weights), frequencies(inv_freq);
+  const float *q_norm = normed ? norms.data() : nullptr, *k_norm = normed ? norms.data() + heads.dim : nullptr;
+  Array<bf16> qkv(int64_t{rows} * width), out(int64_t{rows} * sequences.width());
+  const int max_positions = sequences.longest();
+  const int most_shares = 1000, sms = device().multiProcessorCount;
+  const int64_t bytes = attention().workspace_bytes(heads.query, heads.kv, heads.dim, max_positions) / (2 * sms) *
+                        std::max(most_shares, 2 * sms);
+  Array<uint8_t> workspace(bytes);
+  AttentionProblem problem = sequences.problem(1, qkv.data(), out.data(), rows, width);
+  const DecodeRows all{0, rows, row_slot.data(), row_offset.data()};
+  const auto prepare = [&] {
+    sequences.store(step.seq_len);
+    out.fill(0xff);
+    workspace.fill(0xff);
+    fill_rows<<<rows, 256>>>(qkv.data(), width, width, row_slot.data(), row_offset.data(), sequences.seq_len().data(),
+                             99);
+  };
+  const auto bits = [&] {
+    cuda_check(cudaDeviceSynchronize(), "attention");
+    const std::vector<bf16> values = out.host();
+    std::vector<uint8_t> raw = sequences.pool().host();
+    raw.insert(raw.end(), reinterpret_cast<const uint8_t*>(values.data()),
+               reinterpret_cast<const uint8_t*>(values.data() + values.size()));
+    return raw;
+  };
+  prepare();
+  qkv_rope_store(nullptr, {.qkv = qkv.data(),
+                           .stride = width,
+                           .num_rows = rows,
+                           .num_heads = heads.query,
+                           .q_norm = q_norm,
+                           .k_norm = k_norm,
+                           .norm_epsilon = 1e-6f,
+                           .inv_freq = frequencies.data(),
+                           .rotary_half = heads.dim / 2,
+                           .kv = problem.kv,
+                           .row_slot = row_slot.data(),
+                           .row_offset = row_offset.data(),
+                           .seq_len = sequences.seq_len().data(),
+                           .block_tables = sequences.tables().data(),
+                           .block_table_stride = sequences.table_stride()});
+  attention().decode(nullptr, problem, all, workspace.data(), bytes, max_positions);
+  const std::vector<uint8_t> expected = bits();
+  problem.rope = {.inv_freq = frequencies.data(), .q_norm = q_norm, .k_norm = k_norm, .norm_epsilon = 1e-6f};
+  int64_t wrong = 0, schedules = 0;
+  for (int shares : {0, 1, 7, 72, 133, most_shares})
+    for (bool plain_copies : {false, true}) {
+      prepare();
+      attention().decode(nullptr, problem, all, workspace.data(), bytes, max_positions,
+                         {.shares = shares, .plain_copies = plain_copies});
+      const std::vector<uint8_t> got = bits();
+      for (size_t i = 0; i < got.size(); ++i) wrong += got[i] != expected[i];
+      ++schedules;
+    }
+  report(wrong == 0, "decode with rope " + shape(heads) + (normed ? " normed" : "") + ", blocks of " +
+                         std::to_string(block_tokens) + ", " + std::to_string(schedules) +
+                         " schedules: " + std::to_string(wrong) + " bytes differ");
+}
+
 void small() {
   check_ropes();
+  check_decode_with_rope({8, 2, 128}, true, 16, {1, 65, 200, 129});
+  check_decode_with_rope({3, 3, 64}, false, 64, {1, 65, 200, 129});
   for (Heads heads : {Heads{4, 1, 128}, Heads{3, 3, 64}, Heads{2, 1, 32}})
     check_shape(heads, {1, 65, 200, 129}, 3, false);
   Sequences sequences({4, 1, 128}, {700, 260, 65}, 16, 3);
@@ -569,6 +643,12 @@ void small() {
 void check_all() {
   const std::vector<int> lengths = {1, 63, 64, 65, 127, 128, 129, 191, 300, 385, 517, 1152};
   check_ropes();
+  const std::vector<int> ends = {1, 64, 65, 127, 128, 129, 192, 193, 300, 511, 1000, 1153};  // 12 rows
+  for (int block_tokens : {16, 48, 64, 256}) {
+    check_decode_with_rope({32, 8, 128}, true, block_tokens, ends);
+    check_decode_with_rope({14, 2, 64}, false, block_tokens, ends);
+  }
+  check_decode_with_rope({20, 1, 128}, true, 64, ends);  // three head groups
   check_shape({32, 8, 128}, {1, 130, 257, 600}, 11, false);
   check_shape({8, 2, 128}, lengths, 12, true);
   check_shape({14, 2, 64}, lengths, 13, true);

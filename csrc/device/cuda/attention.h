@@ -22,6 +22,15 @@
 
 namespace rtp_llm::cuda {
 
+// What decode does to q, k and v of its rows first, if they come as their product gave them: as qkv_rope_store does,
+// with the same bits. q is then the first of num_heads + 2 kv.num_heads vectors of a row, k and v behind it.
+struct QkvRope {
+  const float* inv_freq = nullptr;  // [head_dim / 2]; null: nothing is to be done, the step's k and v are in the pool
+  const float* q_norm = nullptr;    // [head_dim] or null; both or neither
+  const float* k_norm = nullptr;
+  float norm_epsilon = 1e-6f;
+};
+
 // What both forms read. Row i of the step stands in q and out at row i.
 struct AttentionProblem {
   const __nv_bfloat16* q = nullptr;  // [num_rows, num_heads, head_dim], rows q_stride elements apart
@@ -35,6 +44,7 @@ struct AttentionProblem {
   const int32_t* seq_len = nullptr;       // [slots]
   const int32_t* block_tables = nullptr;  // [slots, block_table_stride]
   int64_t block_table_stride = 0;
+  QkvRope rope;  // decode of one row a sequence, where tiles(head_dim)
 };
 
 // Rows [first_row, first_row + rows) of the step, each a query of its own at position seq_len[slot] + offset.
@@ -74,6 +84,10 @@ class PagedAttention {
   void decode(cudaStream_t stream, const AttentionProblem& problem, const DecodeRows& rows, void* workspace,
               int64_t workspace_bytes, int64_t max_positions, const DecodeSchedule& schedule = {}) const;
   void prefill(cudaStream_t stream, const AttentionProblem& problem, const PrefillSegments& segments) const;
+
+  // Whether decode of so many rows does QkvRope's work faster than qkv_rope_store before it: it is done once a pair of
+  // row and head group, while the pair's KV waits in the ring, so only where a CTA has no more than one.
+  bool decode_ropes(int rows, int num_heads, int num_kv_heads) const;
 
   // What prefill and decode use elsewhere, or for other head dims: for tests.
   void prefill_plain(cudaStream_t stream, const AttentionProblem& problem, const PrefillSegments& segments) const;

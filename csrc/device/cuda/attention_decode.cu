@@ -12,7 +12,7 @@ int64_t ring_bytes(int head_dim, int slots) { return int64_t{slots} * kSlotPosit
 
 // Ring, work list, and room to align.
 int64_t decode_shared_bytes(int head_dim, int slots, int rows) {
-  return ring_bytes(head_dim, slots) + (2 * rows + 1) * 4 + 1024;
+  return ring_bytes(head_dim, slots) + WorkList::bytes(rows) + 1024;
 }
 
 // Shares that divide the pairs evenly, or each pair evenly, if there are as many pairs as usual: equal contexts then
@@ -23,15 +23,25 @@ int even_shares(int most, int pairs) {
   return most;
 }
 
-// One CTA an SM with a long ring while there is little work; two with short rings as soon as that pays.
+// One CTA an SM with a long ring while there is little work; two with short rings as soon as that pays. A whole pair a
+// share where that leaves no more than a third of the CTAs without one.
 DecodeSchedule choose_schedule(int major, int num_sms, int pairs, const DecodeSchedule& wanted) {
   DecodeSchedule schedule = wanted;
-  const bool two = pairs >= 48;
+  const auto fills = [&](int most) { return pairs <= most && 3 * pairs >= 2 * most; };
+  const bool two = pairs >= 48 && !fills(num_sms);
+  const int most = two ? 2 * num_sms : num_sms;
   const int most_slots = major >= 9 ? 12 : 5;  // sm_86 and sm_89 have 99 KiB
-  if (schedule.shares == 0) schedule.shares = even_shares(two ? 2 * num_sms : num_sms, pairs);
-  if (schedule.slots == 0) schedule.slots = schedule.shares <= num_sms ? most_slots : std::min(most_slots, 6);
+  if (schedule.shares == 0) schedule.shares = fills(most) ? pairs : even_shares(most, pairs);
+  if (schedule.slots == 0) schedule.slots = std::min(most_slots, schedule.shares <= num_sms ? 8 : 5);
   if (schedule.snap < 0) schedule.snap = 0;
   return schedule;
+}
+
+// Calls run(kernel) of what the template's flags say.
+template <int kHeadDim, class Run>
+void with_kernel(bool bulk, bool ropes, Run&& run) {
+  if (bulk) return run(ropes ? decode_kernel<kHeadDim, true, true> : decode_kernel<kHeadDim, true, false>);
+  run(ropes ? decode_kernel<kHeadDim, false, true> : decode_kernel<kHeadDim, false, false>);
 }
 
 template <int kHeadDim>
@@ -39,28 +49,35 @@ void launch_decode(cudaStream_t stream, bool bulk, const DecodeParameters& p, in
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(shares)),
                           .block = dim3(kDecodeThreads),
                           .shared_bytes = static_cast<size_t>(decode_shared_bytes(kHeadDim, p.slots, p.rows))};
-  launch(stream, shape, "decode attention", bulk ? decode_kernel<kHeadDim, true> : decode_kernel<kHeadDim, false>, p);
+  with_kernel<kHeadDim>(bulk, p.inv_freq != nullptr,
+                        [&](auto kernel) { launch(stream, shape, "decode attention", kernel, p); });
 }
 
 }  // namespace
 
 void prepare_decode(int major) {
   const int slots = major >= 9 ? 12 : 5;
-  const auto prepare = [&](auto kernel, int head_dim) {
-    prepare_kernel(kernel, static_cast<size_t>(decode_shared_bytes(head_dim, slots, kMaxDecodeRows)),
-                   "decode attention");
+  const auto prepare = [&](int head_dim) {
+    return [=](auto kernel) {
+      prepare_kernel(kernel, static_cast<size_t>(decode_shared_bytes(head_dim, slots, kMaxDecodeRows)),
+                     "decode attention");
+    };
   };
-  if (major >= 9) {
-    prepare(decode_kernel<64, true>, 64);
-    prepare(decode_kernel<128, true>, 128);
-  }
-  prepare(decode_kernel<64, false>, 64);
-  prepare(decode_kernel<128, false>, 128);
+  for (const bool bulk : {false, true})
+    for (const bool ropes : {false, true}) {
+      if (bulk && major < 9) continue;
+      with_kernel<64>(bulk, ropes, prepare(64));
+      with_kernel<128>(bulk, ropes, prepare(128));
+    }
 }
 
 int64_t PagedAttention::workspace_bytes(int num_heads, int num_kv_heads, int head_dim, int64_t max_positions) const {
   return int64_t{2} * num_sms_ * blocks_of(max_positions) * HeadGroups(num_heads, num_kv_heads).heads * (head_dim + 2) *
          4;
+}
+
+bool PagedAttention::decode_ropes(int rows, int num_heads, int num_kv_heads) const {
+  return rows * num_kv_heads * HeadGroups(num_heads, num_kv_heads).per_kv <= 2 * num_sms_;
 }
 
 void PagedAttention::decode(cudaStream_t stream, const AttentionProblem& problem, const DecodeRows& rows,
@@ -70,7 +87,11 @@ void PagedAttention::decode(cudaStream_t stream, const AttentionProblem& problem
   check(rows.first_row >= 0 && rows.rows >= 0 && rows.first_row + rows.rows <= problem.num_rows, "attention: rows [",
         rows.first_row, ", ", rows.first_row + rows.rows, ") of ", problem.num_rows);
   const KvView& kv = problem.kv;
-  if (!has_tiles(kv.head_dim)) return any_dim(stream, problem, rows);
+  if (!has_tiles(kv.head_dim)) {
+    check(problem.rope.inv_freq == nullptr, "attention: decode with rope takes head_dims 64 and 128, got ",
+          kv.head_dim);
+    return any_dim(stream, problem, rows);
+  }
 
   const HeadGroups groups(problem.num_heads, kv.num_heads);
   const bool bulk = major_ >= 9 && !wanted.plain_copies;
@@ -95,11 +116,16 @@ void PagedAttention::decode(cudaStream_t stream, const AttentionProblem& problem
         .seq_len = problem.seq_len,
         .block_tables = problem.block_tables,
         .block_table_stride = problem.block_table_stride,
+        .q_norm = problem.rope.q_norm,
+        .k_norm = problem.rope.k_norm,
+        .inv_freq = problem.rope.inv_freq,
+        .norm_epsilon = problem.rope.norm_epsilon,
         .partial_out = static_cast<float*>(workspace),
         .partial_state = reinterpret_cast<float2*>(static_cast<float*>(workspace) + states * kv.head_dim),
         .arrivals = counters_,
         .log2_scale = problem.scale * kLog2E,
         .rows = count,
+        .num_heads = problem.num_heads,
         .heads_per_kv = problem.num_heads / kv.num_heads,
         .groups_per_kv = groups.per_kv,
         .group_heads = groups.heads,

@@ -5,6 +5,10 @@
 // running state; a pair that a cut divides leaves its states in the workspace: the first CTA one of all its blocks, the
 // others one a block; the CTA that comes last merges them in order. So the result doesn't depend on the cuts.
 //
+// With kRopes the product of q, k, v comes as it is: the CTA that folds a pair's part norms and rotates its queries
+// itself; the one that has the pair's last block makes k and v of the row's own position, too: it stores them, and lays
+// them over what the pool held there, in the ring.
+//
 // A CTA is 4 consumer warps and a copying warp. Ring slot = 64 positions of one plane of one head, in halves of 64
 // dims, 128 bytes a position, swizzled; a block takes up to four: K0 K1 V0 V1 (K0 V0 if it has 64 positions or fewer).
 // Consumer warp w computes the scores of positions 32w .. 32w + 31 and the output of a quarter of the dims.
@@ -13,6 +17,7 @@
 #include <cuda.h>
 
 #include "device/cuda/attention_fold.cuh"
+#include "device/cuda/rope_vector.cuh"
 #include "device/kv_view.h"
 
 namespace rtp_llm::cuda {
@@ -20,9 +25,9 @@ namespace rtp_llm::cuda {
 inline constexpr int kDecodeWarps = 4;
 inline constexpr int kDecodeThreads = 32 * (kDecodeWarps + 1);
 inline constexpr int kSlotPositions = 64;
-inline constexpr int kMaxGroupHeads = 8;     // columns of one multiply_add
-inline constexpr int kMaxDecodeSlots = 16;   // of a ring
-inline constexpr int kMaxDecodeRows = 1024;  // of a launch
+inline constexpr int kMaxGroupHeads = 8;    // columns of one multiply_add
+inline constexpr int kMaxDecodeSlots = 16;  // of a ring
+inline constexpr int kMaxDecodeRows = 512;  // of a launch
 
 struct DecodeParameters {
   CUtensorMap map;  // kv_map, boxes of `box` positions
@@ -36,11 +41,17 @@ struct DecodeParameters {
   const int32_t* seq_len;
   const int32_t* block_tables;
   int64_t block_table_stride;
+  // kRopes: k and v of a row lie behind its query heads.
+  const float* q_norm;  // [head_dim] or null; both or neither
+  const float* k_norm;
+  const float* inv_freq;  // [head_dim / 2]
+  float norm_epsilon;
   float* partial_out;     // [shares][max_blocks][group_heads][head_dim]
   float2* partial_state;  // [shares][max_blocks][group_heads]: maximum, sum
   uint32_t* arrivals;     // [shares], zero between launches
   float log2_scale;
   int rows;
+  int num_heads;
   int heads_per_kv;   // query heads of a KV head
   int groups_per_kv;  // head groups of a KV head
   int group_heads;    // query heads of a head group, the last of a KV head may have fewer
@@ -78,9 +89,20 @@ struct Cuts {
   }
 };
 
+// Of all rows, in shared memory.
 struct WorkList {
-  const int* first;  // [rows + 1] shared: blocks of all head groups before row r
+  int* first;     // [rows + 1]: blocks of all head groups before row r
+  int* contexts;  // [rows]
+  int* slots;     // [rows]
   int rows, groups;
+
+  static __host__ __device__ int bytes(int rows) { return (3 * rows + 1) * 4; }
+  __device__ WorkList(uint8_t* at, int rows, int groups)
+      : first(reinterpret_cast<int*>(at)),
+        contexts(first + rows + 1),
+        slots(contexts + rows),
+        rows(rows),
+        groups(groups) {}
 
   __device__ int row_of(int block) const {
     int low = 0, high = rows;
@@ -130,15 +152,14 @@ struct PageBox {
   int block = -1;  // -1: nothing to copy
   int token = 0;
   int head = 0;
-  bool fresh = false;  // holds positions that this step stores
+  bool fresh = false;  // holds positions that the predecessor stores
 };
 
-template <int kHeadDim, bool kBulk>
+template <int kHeadDim, bool kBulk, bool kRopes>
 struct DecodeProducer {
   static constexpr int kSlotBytes = kSlotPositions * kHeadDim * 2;
   const DecodeParameters& p;
   const WorkList& work;
-  const int* contexts;
   uint32_t ring;
   uint64_t *full, *empty;
 
@@ -146,12 +167,12 @@ struct DecodeProducer {
     PageBox box;
     const int row = work.row_of(block), blocks = work.row_blocks(row), in_row = block - work.first[row];
     const int position = in_row % blocks * kBlockPositions + box_of_block * p.box;
-    if (position >= contexts[row]) return box;
-    const int slot = p.row_slot[row];
+    if (position >= work.contexts[row]) return box;
+    const int slot = work.slots[row];
     box.block = p.block_tables[slot * p.block_table_stride + position / p.kv.block_tokens];
     box.token = position % p.kv.block_tokens;
     box.head = in_row / blocks / p.groups_per_kv;
-    box.fresh = position + p.box > p.seq_len[slot];
+    box.fresh = !kRopes && position + p.box > p.seq_len[slot];
     return box;
   }
 
@@ -268,20 +289,27 @@ __device__ __noinline__ void merge_pair(const float* partial_out, const float2* 
 
 // ---- Consumer warps ------------------------------------------------------------------------------------------------
 
-// What the consumer warps exchange within a block.
+// What the consumer warps exchange: within a block, and with kRopes before a pair's first.
+template <int kHeadDim>
 struct DecodeExchange {
   float maximum[kDecodeWarps][8];                       // of a warp's positions, by query head
   uint2 weights[kBlockPositions / kUnitPositions][32];  // p of a unit as multiply_add's b, by lane
   int last;                                             // of a divided pair: this CTA merges
+  Rotation angles[kHeadDim / 2];                        // of the row whose pair is folded
+  // Its query heads, k, v; 16 bytes more a row, for the banks.
+  __align__(16) bf16 vectors[kMaxGroupHeads + 2][kHeadDim + 8];
 };
 
-template <int kHeadDim>
+template <int kHeadDim, bool kRopes>
 struct DecodeConsumer {
   static constexpr int kSlotBytes = kSlotPositions * kHeadDim * 2;
   static constexpr int kSteps = kHeadDim / 16;  // of a score's chain
   static constexpr int kTiles = kHeadDim / 64;  // of 16 dims that a warp owns
+  static constexpr int kChunks = kHeadDim / 8;  // of 16 bytes, of a vector
+  static constexpr int kLanes = RopeVector<kHeadDim>::kLanes;
   const DecodeParameters& p;
-  DecodeExchange& exchange;
+  const WorkList& work;
+  DecodeExchange<kHeadDim>& exchange;
   uint32_t ring;
   uint64_t *full, *empty;
   int warp, lane;
@@ -290,18 +318,29 @@ struct DecodeConsumer {
   // Running state of one pair: heads 2t and 2t + 1, dims 16 tile + g and + 8 of the warp's.
   float maximum[2], sum[2], total[kTiles][4];
   uint32_t query[kSteps][2];       // as multiply_add's a: head g, rows 8 to 15 are zeros
-  uint32_t next_query[kSteps][2];  // of the pair after this one
+  uint32_t next_query[kSteps][2];  // of the pair after this one; with kRopes the next three instead
+  uint4 next_low, next_high;       // this thread's part of one vector of it
+  int angles_row = -1;             // of exchange.angles
+  // Of k (lanes below kChunks) or v (lanes from 16) at the row's position: what this lane lays over the ring.
+  uint4 own;
 
   // A pair of the work list.
   struct Pair {
     int row, start, blocks;  // start: its first block in the list
-    int head, heads;         // query heads [head, head + heads)
+    int kv_head;
+    int head, heads;  // query heads [head, head + heads)
+    bool stores;      // the group of its KV head that stores k and v
   };
-  __device__ Pair pair_of(const WorkList& work, int block) const {
+  __device__ Pair pair_of(int block) const {
     const int row = work.row_of(block), blocks = work.row_blocks(row), group = (block - work.first[row]) / blocks;
-    const int in_kv_head = group % p.groups_per_kv * p.group_heads;
-    return {row, work.first[row] + group * blocks, blocks, group / p.groups_per_kv * p.heads_per_kv + in_kv_head,
-            min(p.group_heads, p.heads_per_kv - in_kv_head)};
+    const int kv_head = group / p.groups_per_kv, in_kv_head = group % p.groups_per_kv * p.group_heads;
+    return {row,
+            work.first[row] + group * blocks,
+            blocks,
+            kv_head,
+            kv_head * p.heads_per_kv + in_kv_head,
+            min(p.group_heads, p.heads_per_kv - in_kv_head),
+            in_kv_head == 0};
   }
 
   __device__ void reset() {
@@ -314,7 +353,24 @@ struct DecodeConsumer {
     for (int i = 0; i < kTiles; ++i) total[i][0] = total[i][1] = total[i][2] = total[i][3] = 0.0f;
   }
 
+  // The vector of a pair that this thread has a part of: a query head, k or v; -1: none.
+  __device__ int vector_of(const Pair& pair) const {
+    const int vector = threadIdx.x / kLanes;
+    return vector < pair.heads || vector == kMaxGroupHeads || vector == kMaxGroupHeads + 1 ? vector : -1;
+  }
+
   __device__ void request_query(const Pair& pair) {
+    if constexpr (kRopes) {
+      const int vector = vector_of(pair), lane = threadIdx.x % kLanes;
+      if (vector < 0) return;
+      const int head = vector < kMaxGroupHeads
+                           ? pair.head + vector
+                           : p.num_heads + (vector - kMaxGroupHeads) * p.kv.num_heads + pair.kv_head;
+      const bf16* from = p.q + pair.row * p.q_stride + head * kHeadDim + lane * 8;
+      next_low = load_16(from);
+      next_high = load_16(from + kHeadDim / 2);
+      return;
+    }
     const bf16* from = p.q + pair.row * p.q_stride + (pair.head + row_in_tile) * kHeadDim + 2 * pair_in_tile;
     const int heads = pair.heads;
 #pragma unroll
@@ -322,6 +378,67 @@ struct DecodeConsumer {
 #pragma unroll
       for (int k = 0; k < 2; ++k)
         next_query[j][k] = row_in_tile < heads ? *reinterpret_cast<const uint32_t*>(from + j * 16 + k * 8) : 0u;
+  }
+
+  // The angles of a row's position. REQUIRES: a barrier of the consumers before they are read.
+  __device__ void find_angles(int row, int context) {
+    angles_row = row;
+    for (int i = threadIdx.x; i < kHeadDim / 2; i += kDecodeWarps * 32)
+      exchange.angles[i] = rotation_of(context - 1, p.inv_freq[i]);
+  }
+
+  // Makes what request_query has brought into queries, and into k and v of the row's position, which go into the pool
+  // if `stores`.
+  __device__ void make_query(const Pair& pair, int context, bool stores) {
+    if (angles_row != pair.row) {
+      find_angles(pair.row, context);
+      sync_consumers();
+    }
+    const int vector = vector_of(pair), part = threadIdx.x % kLanes;
+    RopeVector<kHeadDim> x(next_low, next_high);
+    if (p.q_norm != nullptr) {
+      const float squares = x.squares();
+      if (vector >= 0 && vector <= kMaxGroupHeads)
+        x.norm(squares, vector == kMaxGroupHeads ? p.k_norm : p.q_norm, p.norm_epsilon, part);
+    }
+    if (vector >= 0 && vector <= kMaxGroupHeads) x.turn(exchange.angles, part);
+    if (vector >= 0)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<uint4*>(&exchange.vectors[vector][half * kHeadDim / 2 + part * 8]) = x.rounded(half);
+    sync_consumers();
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j)
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        query[j][k] =
+            row_in_tile < pair.heads
+                ? *reinterpret_cast<const uint32_t*>(&exchange.vectors[row_in_tile][j * 16 + k * 8 + 2 * pair_in_tile])
+                : 0u;
+    const int plane = lane < 16 ? 0 : 1, chunk = plane == 0 ? lane % kChunks : own_chunk();
+    own = *reinterpret_cast<const uint4*>(&exchange.vectors[kMaxGroupHeads + plane][chunk * 8]);
+    if (stores && vector >= kMaxGroupHeads) {
+      const int slot = work.slots[pair.row], position = context - 1;
+      const int64_t block = p.block_tables[slot * p.block_table_stride + position / p.kv.block_tokens];
+      uint8_t* to = p.kv.base + block * p.kv.block_stride + p.kv.plane_offset[vector - kMaxGroupHeads] +
+                    pair.kv_head * p.kv.head_stride + position % p.kv.block_tokens * p.kv.token_stride + part * 16;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) *reinterpret_cast<uint4*>(to + half * kHeadDim) = x.rounded(half);
+    }
+  }
+
+  // The chunk of v that this lane lays over the ring: of the dims that the warp owns.
+  __device__ int own_chunk() const { return 2 * warp * kTiles + lane % (2 * kTiles); }
+
+  // Lays k or v of the row's own position over what the slot holds there. REQUIRES: the slot is full; whole warps.
+  __device__ void lay_over(uint32_t slot, int position, int chunk, bool mine) const {
+    if (mine) {
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(slot + chunk_offset(position, chunk)), "r"(own.x),
+                   "r"(own.y), "r"(own.z), "r"(own.w)
+                   : "memory");
+      barrier_reuse_fence();
+    }
+    __syncwarp();
   }
 
   // Raw scores of this warp's 32 positions for head g: [tile of 8 positions][positions 2t, 2t + 1].
@@ -371,8 +488,10 @@ struct DecodeConsumer {
     }
   }
 
-  // Folds one block into the running state. `visible`: its positions that count, 1 to 128.
-  __device__ void fold_block(RingCursor& at, int visible) {
+  // Folds one block into the running state. `visible`: its positions that count, 1 to 128. `made`: its last position is
+  // the row's own, of which the ring holds nothing yet.
+  __device__ void fold_block(RingCursor& at, int visible, bool made) {
+    const int own_position = kRopes && made ? visible - 1 : -1;
     const bool second = visible > kSlotPositions;
     const RingCursor k0 = at;
     at.advance(p.slots);
@@ -389,6 +508,8 @@ struct DecodeConsumer {
     if (warp < 2 || second) {
       const RingCursor k = warp < 2 ? k0 : k1;
       barrier_wait(&full[k.slot], k.parity);
+      if (kRopes && own_position >= 0 && own_position / 32 == warp)
+        lay_over(ring + k.slot * kSlotBytes, own_position % kSlotPositions, lane % kChunks, lane < kChunks);
       scores_of(ring + k.slot * kSlotBytes, (warp & 1) * 32, scores);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -428,10 +549,15 @@ struct DecodeConsumer {
     float block_out[kTiles][4], block_sum[4] = {};
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) block_out[i][0] = block_out[i][1] = block_out[i][2] = block_out[i][3] = 0.0f;
+    const bool owns_value = lane >= 16 && lane < 16 + 2 * kTiles;
     barrier_wait(&full[v0.slot], v0.parity);
+    if (kRopes && own_position >= 0 && !second)
+      lay_over(ring + v0.slot * kSlotBytes, own_position, own_chunk(), owns_value);
     add_values(ring + v0.slot * kSlotBytes, 0, visible, block_out, block_sum);
     if (second) {
       barrier_wait(&full[v1.slot], v1.parity);
+      if (kRopes && own_position >= 0)
+        lay_over(ring + v1.slot * kSlotBytes, own_position - kSlotPositions, own_chunk(), owns_value);
       add_values(ring + v1.slot * kSlotBytes, 4, visible - kSlotPositions, block_out, block_sum);
     }
     // An arrival can overtake loads that were only issued: its address depends on all that was loaded.
@@ -487,28 +613,38 @@ struct DecodeConsumer {
     }
   }
 
-  __device__ void run(const WorkList& work, const Cuts& cuts, const int* contexts, int begin, int end) {
+  __device__ void run(const Cuts& cuts, int begin, int end) {
     RingCursor at;
-    if (begin < end) request_query(pair_of(work, begin));
+    if (kRopes && begin < end) {
+      const Pair pair = pair_of(begin);
+      find_angles(pair.row, work.contexts[pair.row]);
+    }
+    wait_for_predecessor();
+    if (begin < end) request_query(pair_of(begin));
+    if constexpr (kRopes) sync_consumers();
     for (int block = begin; block < end;) {
-      const Pair pair = pair_of(work, block);
+      const Pair pair = pair_of(block);
       const int first = block - pair.start, last = min(pair.blocks, end - pair.start);
       const bool whole = first == 0 && last == pair.blocks;
       // The pair's states are named by the share behind its first cut.
       const int first_cut = whole ? 1 : cuts.first_share_from(pair.start + cuts.tolerance + 1);
       const int64_t states = int64_t{first_cut - 1} * p.max_blocks;
-      const int context = contexts[pair.row];
+      const int context = work.contexts[pair.row];
 
+      if constexpr (kRopes) {
+        make_query(pair, context, pair.stores && last == pair.blocks);
+      } else {
 #pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-        query[j][0] = next_query[j][0];
-        query[j][1] = next_query[j][1];
+        for (int j = 0; j < kSteps; ++j) {
+          query[j][0] = next_query[j][0];
+          query[j][1] = next_query[j][1];
+        }
       }
       block = pair.start + last;
-      if (block < end) request_query(pair_of(work, block));
+      if (block < end) request_query(pair_of(block));
       reset();
       for (int b = first; b < last; ++b) {
-        fold_block(at, min(kBlockPositions, context - b * kBlockPositions));
+        fold_block(at, min(kBlockPositions, context - b * kBlockPositions), b == pair.blocks - 1);
         if (!whole && (first > 0 || b == last - 1)) {
           leave(states + (first > 0 ? b : 0), pair.heads);
           reset();
@@ -540,63 +676,68 @@ struct DecodeConsumer {
 
 // ---- Kernel --------------------------------------------------------------------------------------------------------
 
-// contexts[r] and first[r] of all rows, by one warp.
-__device__ __forceinline__ void list_work(const DecodeParameters& p, int groups, int* first, int* contexts, int lane) {
+// Slots and contexts of all rows, by the whole CTA.
+__device__ __forceinline__ void find_rows(const DecodeParameters& p, const WorkList& work) {
+  for (int row = threadIdx.x; row < p.rows; row += kDecodeThreads) {
+    const int slot = p.row_slot[row];
+    work.slots[row] = slot;
+    work.contexts[row] = p.seq_len[slot] + p.row_offset[row] + 1;
+  }
+}
+
+// The blocks before each row, by one warp.
+__device__ __forceinline__ void list_work(const WorkList& work, int lane) {
   int before = 0;
-  for (int base = 0; base < p.rows; base += 32) {
+  for (int base = 0; base < work.rows; base += 32) {
     const int row = base + lane;
-    int context = 0;
-    if (row < p.rows) {
-      context = p.seq_len[p.row_slot[row]] + p.row_offset[row] + 1;
-      contexts[row] = context;
-    }
-    int blocks = (context + kBlockPositions - 1) / kBlockPositions * groups;
+    int blocks = row < work.rows ? (work.contexts[row] + kBlockPositions - 1) / kBlockPositions * work.groups : 0;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int left = __shfl_up_sync(~0u, blocks, step);
       if (lane >= step) blocks += left;
     }
-    if (row < p.rows) first[row + 1] = before + blocks;
+    if (row < work.rows) work.first[row + 1] = before + blocks;
     before += __shfl_sync(~0u, blocks, 31);
   }
-  if (lane == 0) first[0] = 0;
+  if (lane == 0) work.first[0] = 0;
 }
 
-template <int kHeadDim, bool kBulk>
+template <int kHeadDim, bool kBulk, bool kRopes>
 __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(const __grid_constant__ DecodeParameters p) {
   extern __shared__ __align__(1024) uint8_t dynamic[];
   __shared__ uint64_t full[kMaxDecodeSlots], empty[kMaxDecodeSlots];
-  __shared__ DecodeExchange exchange;
+  __shared__ DecodeExchange<kHeadDim> exchange;
   __shared__ Cuts cuts;
   __shared__ int bounds[2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint8_t* ring = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
-  int* first = reinterpret_cast<int*>(ring + p.slots * kSlotPositions * kHeadDim * 2);  // [rows + 1]
-  int* contexts = first + p.rows + 1;                                                   // [rows]
-  const WorkList work{first, p.rows, p.kv.num_heads * p.groups_per_kv};
+  const WorkList work(ring + p.slots * kSlotPositions * kHeadDim * 2, p.rows, p.kv.num_heads * p.groups_per_kv);
 
   if (threadIdx.x == 0) let_successor_start();
+#if __CUDA_ARCH__ >= 900
+  if (kBulk && threadIdx.x == 32) prefetch_map(&p.map);
+#endif
+  find_rows(p, work);
+  if (warp == kDecodeWarps && lane < p.slots) {
+    barrier_init(&full[lane], kBulk ? 1 : 32);
+    barrier_init(&empty[lane], kDecodeWarps);
+  }
+  __syncthreads();
   if (warp == kDecodeWarps) {
-    if (lane < p.slots) {
-      barrier_init(&full[lane], kBulk ? 1 : 32);
-      barrier_init(&empty[lane], kDecodeWarps);
-    }
-    list_work(p, work.groups, first, contexts, lane);
+    list_work(work, lane);
     barrier_init_fence();
     __syncwarp();
-    const Cuts all(first[p.rows], gridDim.x, p.snap);
+    const Cuts all(work.first[p.rows], gridDim.x, p.snap);
     if (lane == 0) cuts = all;
     if (lane < 2) bounds[lane] = work.cut(all, blockIdx.x + lane);
   }
   __syncthreads();
   if (warp == kDecodeWarps) {
-    DecodeProducer<kHeadDim, kBulk>{p, work, contexts, shared_address(ring), full, empty}.run(bounds[0], bounds[1],
-                                                                                              lane);
+    DecodeProducer<kHeadDim, kBulk, kRopes>{p, work, shared_address(ring), full, empty}.run(bounds[0], bounds[1], lane);
     return;
   }
-  wait_for_predecessor();
-  DecodeConsumer<kHeadDim>{p, exchange, shared_address(ring), full, empty, warp, lane}.run(work, cuts, contexts,
-                                                                                           bounds[0], bounds[1]);
+  DecodeConsumer<kHeadDim, kRopes>{p, work, exchange, shared_address(ring), full, empty, warp, lane}.run(
+      cuts, bounds[0], bounds[1]);
 }
 
 }  // namespace rtp_llm::cuda

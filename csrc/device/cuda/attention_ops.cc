@@ -1,6 +1,9 @@
 // Attention and qkv_rope_store: from ops' arguments to the kernels' problems.
 #include "device/cuda/attention.h"
 
+#include <algorithm>
+
+#include "device/cuda/attention_shapes.h"
 #include "device/cuda/cuda_ops.h"
 #include "device/cuda/qkv_rope_store.h"
 
@@ -23,7 +26,8 @@ AttentionProblem problem_of(const char* op, const AttentionArgs& args) {
           .kv = args.kv,
           .seq_len = slots.seq_len.as<const int32_t>(),
           .block_tables = slots.block_tables.as<const int32_t>(),
-          .block_table_stride = slots.block_tables.stride[0]};
+          .block_table_stride = slots.block_tables.stride[0],
+          .rope = {}};
 }
 
 // The rows from the first of `segments` to the end of the last. REQUIRES: none of another form lies between.
@@ -39,10 +43,20 @@ DecodeRows rows_of(const char* op, const StepRows& step, std::span<const Segment
   return rows;
 }
 
+void check_qkv(const char* op, const QkvRopeStoreArgs& args) {
+  const int64_t width = (int64_t{args.num_heads} + 2 * args.num_kv_heads) * args.head_dim;
+  check(args.qkv.ndim == 2 && args.qkv.shape[1] == width && args.qkv.dtype == DType::kBF16, op,
+        ": qkv must be bfloat16 [M, ", width, "]");
+  check(args.q_norm.empty() == args.k_norm.empty(), op, ": q_norm and k_norm come together or not at all");
+}
+
 }  // namespace
 
-void CudaOps::paged_attention_decode(const AttentionArgs& args) {
-  const AttentionProblem problem = problem_of("paged_attention_decode", args);
+void CudaOps::paged_attention_decode(const AttentionArgs& args) { decode(args, {}); }
+
+void CudaOps::decode(const AttentionArgs& args, const QkvRope& rope) {
+  AttentionProblem problem = problem_of("paged_attention_decode", args);
+  problem.rope = rope;
   const DecodeRows rows = rows_of("paged_attention_decode", *args.step, args.step->decodes);
   const int64_t positions = args.step->slots->block_tables.shape[1] * args.kv.block_tokens;
   attention_.decode(stream(), problem, rows, args.workspace.data, args.workspace.numel(), positions);
@@ -65,10 +79,7 @@ int64_t CudaOps::attention_workspace_bytes(int64_t, int num_heads, int num_kv_he
 
 void CudaOps::qkv_rope_store(const QkvRopeStoreArgs& args) {
   const StepRows& step = *args.step;
-  const int64_t width = (int64_t{args.num_heads} + 2 * args.num_kv_heads) * args.head_dim;
-  check(args.qkv.ndim == 2 && args.qkv.shape[1] == width && args.qkv.dtype == DType::kBF16,
-        "qkv_rope_store: qkv must be bfloat16 [M, ", width, "]");
-  check(args.q_norm.empty() == args.k_norm.empty(), "qkv_rope_store: q_norm and k_norm come together or not at all");
+  check_qkv("qkv_rope_store", args);
   cuda::qkv_rope_store(stream(), {.qkv = args.qkv.as<__nv_bfloat16>(),
                                   .stride = args.qkv.stride[0],
                                   .num_rows = static_cast<int>(args.qkv.shape[0]),
@@ -84,6 +95,23 @@ void CudaOps::qkv_rope_store(const QkvRopeStoreArgs& args) {
                                   .seq_len = step.slots->seq_len.as<const int32_t>(),
                                   .block_tables = step.slots->block_tables.as<const int32_t>(),
                                   .block_table_stride = step.slots->block_tables.stride[0]});
+}
+
+// In one kernel where a row sees no position of the step but its own, which no other CTA makes.
+void CudaOps::rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) {
+  const bool lone_rows = std::ranges::all_of(attention.step->decodes, [](const Segment& run) { return run.rows == 1; });
+  const bool wide = has_tiles(rope.head_dim) && 2 * rope.inv_freq.numel() == rope.head_dim &&
+                    rope.qkv.stride[0] % 8 == 0 && rope.kv.token_stride % 16 == 0;
+  const bool faster = attention_.decode_ropes(static_cast<int>(rope.qkv.shape[0]), rope.num_heads, rope.num_kv_heads);
+  if (!lone_rows || !wide || !faster) return Ops::rope_store_decode(rope, attention);
+  check_qkv("rope_store_decode", rope);
+  check(attention.q.data == rope.qkv.data && attention.q.stride[0] == rope.qkv.stride[0] &&
+            attention.q.shape[1] == rope.num_heads,
+        "rope_store_decode: q must be the first columns of qkv");
+  decode(attention, {.inv_freq = rope.inv_freq.as<const float>(),
+                     .q_norm = rope.q_norm.as<const float>(),
+                     .k_norm = rope.k_norm.as<const float>(),
+                     .norm_epsilon = rope.norm_epsilon});
 }
 
 }  // namespace rtp_llm::cuda

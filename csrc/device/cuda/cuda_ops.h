@@ -51,6 +51,7 @@ class CudaOps final : public Ops {
 
   void add_rms_norm(const AddRmsNormArgs& args) override;
   void qkv_rope_store(const QkvRopeStoreArgs& args) override;
+  void rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) override;
   void gated_mlp(const GatedMlpArgs& args) override;
 
   CudaDevice& device() { return device_; }
@@ -62,6 +63,7 @@ class CudaOps final : public Ops {
 
  private:
   void run(const LinearProblem& problem);
+  void decode(const AttentionArgs& args, const QkvRope& rope);
 
   CudaDevice& device_;
   std::unique_ptr<UploadRing> upload_;

@@ -4,8 +4,7 @@
 #include <algorithm>
 
 #include "device/cuda/launch.h"
-#include "device/cuda/ptx.cuh"
-#include "device/cuda/rotation.cuh"
+#include "device/cuda/rope_vector.cuh"
 
 namespace rtp_llm::cuda {
 namespace {
@@ -38,17 +37,6 @@ struct Row {
   }
 };
 
-__device__ __forceinline__ float inverse_rms(float squares, int head_dim, float epsilon) {
-  return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, static_cast<float>(head_dim)), epsilon)));
-}
-
-// (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), as CudaOps::rope.
-__device__ __forceinline__ void rotate(float& x1, float& x2, Rotation angle) {
-  const float first = __fsub_rn(__fmul_rn(x1, angle.cos), __fmul_rn(x2, angle.sin));
-  x2 = __fadd_rn(__fmul_rn(x2, angle.cos), __fmul_rn(x1, angle.sin));
-  x1 = first;
-}
-
 __device__ __forceinline__ Row row_of(const RopeStoreProblem& p, Rotation* angles) {
   const int row = blockIdx.x, slot = p.row_slot[row], position = p.seq_len[slot] + p.row_offset[row];
   const int64_t block = p.block_tables[slot * p.block_table_stride + position / p.kv.block_tokens];
@@ -57,11 +45,10 @@ __device__ __forceinline__ Row row_of(const RopeStoreProblem& p, Rotation* angle
   return {p, row, p.kv.base + block * p.kv.block_stride + position % p.kv.block_tokens * p.kv.token_stride};
 }
 
-// A lane has 8 dims of the first half and the 8 that they turn with: 16 bytes each.
 template <int kHeadDim>
 __global__ void __launch_bounds__(kMaxThreads) rope_store_kernel(const __grid_constant__ RopeStoreProblem p) {
-  constexpr int kLanes = kHeadDim / 16;  // of a vector
-  __shared__ Rotation angles[kHeadDim / 2];
+  constexpr int kLanes = RopeVector<kHeadDim>::kLanes, kHalf = RopeVector<kHeadDim>::kHalf;
+  __shared__ Rotation angles[kHalf];
   let_successor_start();
   const Row row = row_of(p, angles);
   const int count = (p.num_heads + 2 * p.kv.num_heads) * kLanes;
@@ -70,44 +57,16 @@ __global__ void __launch_bounds__(kMaxThreads) rope_store_kernel(const __grid_co
   for (int i = threadIdx.x; i - static_cast<int>(threadIdx.x % 32) < count; i += blockDim.x) {  // whole warps stay
     const bool inside = i < count;
     const Vector vector = row.vector(inside ? i / kLanes : 0);
-    uint4 raw[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) raw[half] = load_16(vector.from + half * kHeadDim / 2 + lane * 8);
-    float x[2][8];
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const uint32_t word = k == 0 ? raw[half].x : k == 1 ? raw[half].y : k == 2 ? raw[half].z : raw[half].w;
-        x[half][2 * k] = low_bf16(word);
-        x[half][2 * k + 1] = high_bf16(word);
-      }
+    RopeVector<kHeadDim> x(load_16(vector.from + lane * 8), load_16(vector.from + kHalf + lane * 8));
     if (p.q_norm != nullptr) {
-      float squares = 0.0f;
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int k = 0; k < 8; ++k) squares = __fmaf_rn(x[half][k], x[half][k], squares);
-#pragma unroll
-      for (int step = 1; step < kLanes; step *= 2) squares = __fadd_rn(squares, __shfl_xor_sync(~0u, squares, step));
-      if (vector.norm != nullptr) {
-        const float scale = inverse_rms(squares, kHeadDim, p.norm_epsilon);
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-#pragma unroll
-          for (int k = 0; k < 8; ++k)
-            x[half][k] = __fmul_rn(__fmul_rn(x[half][k], scale), vector.norm[half * kHeadDim / 2 + lane * 8 + k]);
-      }
+      const float squares = x.squares();
+      if (vector.norm != nullptr) x.norm(squares, vector.norm, p.norm_epsilon, lane);
     }
-    if (vector.rotated)
-#pragma unroll
-      for (int k = 0; k < 8; ++k) rotate(x[0][k], x[1][k], angles[lane * 8 + k]);
+    if (vector.rotated) x.turn(angles, lane);
     if (inside)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<uint4*>(vector.to + half * kHeadDim / 2 + lane * 8) =
-            make_uint4(pack_bf16(x[half][0], x[half][1]), pack_bf16(x[half][2], x[half][3]),
-                       pack_bf16(x[half][4], x[half][5]), pack_bf16(x[half][6], x[half][7]));
+        *reinterpret_cast<uint4*>(vector.to + half * kHalf + lane * 8) = x.rounded(half);
   }
 }
 
