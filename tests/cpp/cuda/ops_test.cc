@@ -1,5 +1,7 @@
 // Every op of the CUDA backend against the CPU's, on fresh random inputs; relative error of bf16 results at most 1e-2,
 // of integers none.
+#include <algorithm>
+
 #include "two_devices.h"
 
 namespace rtp_llm {
@@ -109,6 +111,27 @@ std::unique_ptr<PackedLinear> pack(Ops& ops, const std::vector<Owned>& parts, co
   return packer->finish();
 }
 
+// 32 MB take the link a millisecond: what didn't wait for them would add what was there before.
+TEST(work_launched_after_a_copy_ahead_sees_what_was_copied) {
+  ON_GPU;
+  constexpr int64_t kRows = 2048, kColumns = 4096;
+  const int64_t bytes = kRows * kColumns * 4;
+  const Buffer pinned = device.allocate_pinned(bytes, "test.pinned"), sum = device.allocate(bytes, "test.sum"),
+               part = device.allocate(bytes, "test.part");
+  auto* values = static_cast<float*>(pinned.data());
+  std::vector<float> got(static_cast<size_t>(kRows * kColumns));
+  float expected = 0;
+  for (int round = 1; round <= 8; ++round) {
+    std::fill_n(values, got.size(), static_cast<float>(round));
+    device.copy_ahead(part.data(), pinned.data(), bytes);
+    ops.add(make_tensor(sum.data(), kF, {kRows, kColumns}), make_tensor(part.data(), kF, {kRows, kColumns}));
+    device.synchronize();
+    expected += static_cast<float>(round);
+    device.copy(got.data(), sum.data(), bytes);
+    CHECK(std::all_of(got.begin(), got.end(), [&](float value) { return value == expected; }));
+  }
+}
+
 TEST(linears_equal_the_cpus_and_themselves_whatever_the_number_of_rows) {
   ON_GPU;
   struct Shape {
@@ -195,14 +218,16 @@ TEST(embeddings_are_the_tables_rows_and_slots_tokens) {
     for (int i = 0; i < 72; ++i) CHECK_EQ(values[row * 72 + i], table[0].at(expected[row] * 72 + i));
 }
 
-// q, k, v of some runs through qkv_rope_store and attention on both sides.
+// q, k, v of some runs through qkv_rope_store and attention on both sides; `as_one`: by rope_store_decode where a step
+// has decode rows only.
 struct AttentionRun {
   std::vector<float> q, pool, out;
   std::vector<uint8_t> out_raw;
 };
 
 AttentionRun attend(Device& on, const PoolShape& shape, int heads, const std::vector<std::vector<Run>>& steps,
-                    const std::vector<Owned>& qkv, bool norms, const Owned& norm_weight, const Owned& inv_freq) {
+                    const std::vector<Owned>& qkv, bool norms, const Owned& norm_weight, const Owned& inv_freq,
+                    bool as_one = false) {
   const bool on_gpu = &on == gpu();
   int64_t most = 0;
   for (const Owned& one : qkv) most = std::max(most, one.view().shape[0]);
@@ -215,15 +240,15 @@ AttentionRun attend(Device& on, const PoolShape& shape, int heads, const std::ve
     for (int64_t k = 0; k < copy.numel(); ++k) copy.set(k, static_cast<float>(qkv[i].at(k)));
     const Placed x(on, copy), weight(on, norm_weight), frequencies(on, inv_freq),
         out(on, shape_of(on_gpu ? kB : kF, {rows, heads * shape.head_dim}));
-    on.ops().qkv_rope_store({.qkv = x,
-                             .num_heads = heads,
-                             .num_kv_heads = shape.kv_heads,
-                             .head_dim = shape.head_dim,
-                             .q_norm = norms ? weight.view() : Tensor{},
-                             .k_norm = norms ? weight.view() : Tensor{},
-                             .inv_freq = frequencies,
-                             .kv = side.kv,
-                             .step = &side.step()});
+    const QkvRopeStoreArgs rope{.qkv = x,
+                                .num_heads = heads,
+                                .num_kv_heads = shape.kv_heads,
+                                .head_dim = shape.head_dim,
+                                .q_norm = norms ? weight.view() : Tensor{},
+                                .k_norm = norms ? weight.view() : Tensor{},
+                                .inv_freq = frequencies,
+                                .kv = side.kv,
+                                .step = &side.step()};
     Tensor q = x.view().columns(0, heads * shape.head_dim);
     q.ndim = 3;
     q.shape = {rows, heads, shape.head_dim};
@@ -238,8 +263,13 @@ AttentionRun attend(Device& on, const PoolShape& shape, int heads, const std::ve
                              .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
                              .out = out,
                              .workspace = workspace};
-    if (!side.step().prefills.empty()) on.ops().paged_attention_prefill(args);
-    if (!side.step().decodes.empty()) on.ops().paged_attention_decode(args);
+    if (as_one && side.step().prefills.empty()) {
+      on.ops().rope_store_decode(rope, args);
+    } else {
+      on.ops().qkv_rope_store(rope);
+      if (!side.step().prefills.empty()) on.ops().paged_attention_prefill(args);
+      if (!side.step().decodes.empty()) on.ops().paged_attention_decode(args);
+    }
     const std::vector<float> values = out.values();
     result.out.insert(result.out.end(), values.begin(), values.end());
     const std::vector<uint8_t> raw = out.raw();
@@ -266,14 +296,21 @@ TEST(rope_store_and_attention_equal_the_cpus_in_both_forms) {
                           .block_tokens = one.block_tokens,
                           .kv_heads = one.kv_heads,
                           .head_dim = one.head_dim};
-    // Prompts in chunks, then a decode of all beside one more prompt.
+    // Prompts in chunks, then a decode of all beside one more prompt, of all alone, and of a run whose rows see one
+    // another's K and V.
     const std::vector<std::vector<Run>> steps = {{{0, 130, 0}, {1, 1, 0}, {2, 63, 0}, {3, 257, 0}},
                                                  {{0, 300, 130}, {2, 65, 63}},
                                                  {{0, 1, 430, Form::kDecode},
                                                   {1, 1, 1, Form::kDecode},
                                                   {2, 1, 128, Form::kDecode},
                                                   {3, 1, 257, Form::kDecode},
-                                                  {4, 40, 0}}};
+                                                  {4, 40, 0}},
+                                                 {{4, 1, 40, Form::kDecode},
+                                                  {0, 1, 431, Form::kDecode},
+                                                  {2, 1, 129, Form::kDecode},
+                                                  {1, 1, 2, Form::kDecode},
+                                                  {3, 1, 258, Form::kDecode}},
+                                                 {{1, 1, 3, Form::kDecode}, {0, 3, 432, Form::kDecode}}};
     const int64_t width = (one.heads + 2 * one.kv_heads) * one.head_dim;
     std::vector<Owned> qkv;
     for (const auto& runs : steps) {
@@ -294,6 +331,7 @@ TEST(rope_store_and_attention_equal_the_cpus_in_both_forms) {
       std::vector<std::vector<Run>> other = steps;
       for (Run& run : other[2]) run.form = Form::kPrefill;
       CHECK(attend(device, shape, one.heads, other, qkv, norms, weight, inv_freq).out_raw == ours.out_raw);
+      CHECK(attend(device, shape, one.heads, steps, qkv, norms, weight, inv_freq, true).out_raw == ours.out_raw);
     }
   }
 }
