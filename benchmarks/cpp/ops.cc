@@ -241,7 +241,8 @@ void report_attention(Device& device) {
                   .dtype = DType::kBF16};
   const Buffer q = device.allocate(kRows * kHeads * kHeadDim * 4, "q"),
                out = device.allocate(kRows * kHeads * kHeadDim * 4, "out");
-  const Buffer workspace = device.allocate(ops.attention_workspace_bytes(1, kHeads, kKvHeads, kHeadDim, kPositions), "workspace");
+  const Buffer workspace =
+      device.allocate(ops.attention_workspace_bytes(1, kHeads, kKvHeads, kHeadDim, kPositions), "workspace");
   const auto time = [&](int rows, int position, Form form) {
     seq_len[0] = position;
     const Segment segments[] = {{.slot = 0, .rows = rows, .form = form}};
