@@ -1,8 +1,8 @@
 """Worker: one process with one native engine, and everything that speaks for it.
 
-    routers   ◀─gRPC─▶ Routers   ┐
-    senders   ◀─gRPC─▶ Senders   ├── events ──▶ Machines (transfer thread) ──▶ engine thread, UCX
-    receivers ◀─gRPC─▶ Receivers ┘ ◀── outbox ──┘             outputs ◀──────────┘
+    routers   ◀─gRPC─▶ Routers    ┐
+    senders   ◀─gRPC─▶ AsReceiver ├── events ──▶ Machines (transfer thread) ──▶ engine thread, UCX
+    receivers ◀─gRPC─▶ AsSender   ┘ ◀── outbox ──┘             outputs ◀──────────┘
 
 Everything here runs on one event loop and never blocks it: what sessions say becomes events of the native machines, what these
 want said comes back through their outbox. Every Submit goes through the native sender, also what runs alone, so one set of
@@ -25,13 +25,13 @@ from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, metrics_method
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
+from rtp_llm.worker.as_receiver import AsReceiver
+from rtp_llm.worker.as_sender import AsSender
 from rtp_llm.worker.drain import Drain
 from rtp_llm.worker.figures import Figures, load_message, slots_of_others
 from rtp_llm.worker.identity import Identity, draw_epoch
 from rtp_llm.worker.machines import Machines
-from rtp_llm.worker.receivers import Receivers
 from rtp_llm.worker.routers import Routers
-from rtp_llm.worker.senders import Senders
 
 log = logging.getLogger("rtp_llm.worker")
 
@@ -78,14 +78,14 @@ class Worker:
         timing = SessionTiming.of(config.handover)
         token = config.worker.token.get_secret_value()
         self._routers = Routers(key, self.identity.worker_hello, self, timing, config.handover.router_expiry_s)
-        self._senders = Senders(self.identity, self._machines.expect, self._machines, timing)
-        self._receivers = Receivers(self.identity, self._machines, timing, token)
+        self._as_receiver = AsReceiver(self.identity, self._machines.expect, self._machines, timing)
+        self._as_sender = AsSender(self.identity, self._machines, timing, token)
         self._drain = Drain(self._routers, self.is_idle)
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, token)
         self._server.add(
             WORKER_SERVICE, {"Session": self._routers.acceptor.handler(), "Metrics": metrics_method(self.metrics)}
         )
-        self._server.add(PEER_SERVICE, {"Session": self._senders.acceptor.handler()})
+        self._server.add(PEER_SERVICE, {"Session": self._as_receiver.acceptor.handler()})
         self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pulse: asyncio.TimerHandle | None = None
         self._pulse_is_near = False
@@ -139,9 +139,9 @@ class Worker:
         if self._pulse is not None:
             self._pulse.cancel()
         self._routers.close()
-        await asyncio.gather(self._routers.acceptor.finish(), self._senders.acceptor.finish())
+        await asyncio.gather(self._routers.acceptor.finish(), self._as_receiver.acceptor.finish())
         await self._server.stop()
-        await self._receivers.close()
+        await self._as_sender.close()
         if self._outputs_fd >= 0:
             fd, self._outputs_fd = self._outputs_fd, -1
             asyncio.get_running_loop().remove_reader(fd)
@@ -221,17 +221,17 @@ class Worker:
         self._changed()
 
     def to_sender(self, sender: WorkerKey, message: ReceiverMessage) -> None:
-        self._senders.send(sender, message)
+        self._as_receiver.send(sender, message)
         self._changed()
 
     def to_receiver(self, receiver: WorkerKey, message: SenderMessage) -> None:
-        self._receivers.send(receiver, message)
+        self._as_sender.send(receiver, message)
 
     def meet(self, receiver: WorkerKey, address: str) -> None:
-        self._receivers.meet(receiver, address)
+        self._as_sender.meet(receiver, address)
 
     def want_endpoint(self, receiver: WorkerKey) -> None:
-        self._receivers.ask_endpoint(receiver)
+        self._as_sender.ask_endpoint(receiver)
 
     def warning(self, text: str) -> None:
         log.warning("transfer: %s", text)

@@ -1,4 +1,4 @@
-"""Senders: this worker as R; its sessions with the workers that send KV to it."""
+"""The worker as R: its sessions with the workers that send KV to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SenderListener(Protocol):
     def sender_said(self, sender: WorkerKey, message: SenderMessage) -> None: ...
 
 
-class Senders:
+class AsReceiver:
     """Workers that have met this one as senders. One whose layout differs is refused by what differs.
 
     `expect(sender)` draws the nonce that admits one data-plane endpoint of it.
@@ -90,24 +90,24 @@ class Senders:
 class SenderSession:
     """One incarnation of a sender: SessionEvents."""
 
-    def __init__(self, sender: WorkerKey, endpoint: SenderEndpoint, senders: Senders) -> None:
+    def __init__(self, sender: WorkerKey, endpoint: SenderEndpoint, as_receiver: AsReceiver) -> None:
         self.sender = sender
         self.endpoint = endpoint
-        self._senders = senders
+        self._as_receiver = as_receiver
 
     def connected(self, hello: SenderMessage, *, resumed: bool) -> None:
         log.info("sender %s %s", self.sender, "is back" if resumed else "is there")
-        self._senders.connected(self)
+        self._as_receiver.connected(self)
 
     def message(self, message: SenderMessage) -> None:
-        self._senders.said(self, message)
+        self._as_receiver.said(self, message)
 
     def broken(self, reason: str) -> None:
         log.info("session with sender %s broke: %s", self.sender, reason)
 
     def lost(self, reason: str) -> None:
         log.info("sender %s is lost: %s", self.sender, reason)
-        self._senders.lost(self)
+        self._as_receiver.lost(self)
 
     def refused(self, reason: str) -> None:
         raise AssertionError("only the end that connects is refused")

@@ -1,4 +1,4 @@
-"""Receivers: this worker as S; its sessions with the workers that it sends KV to."""
+"""The worker as S: its sessions with the workers that it sends KV to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ReceiverListener(Protocol):
         """The receiver takes one data-plane endpoint that begins with this nonce."""
 
 
-class Receivers:
+class AsSender:
     """One session per receiver that this worker was told to meet, until it is lost; the next Meet begins anew."""
 
     def __init__(self, identity: Identity, listener: ReceiverListener, timing: SessionTiming, token: str) -> None:
@@ -88,11 +88,11 @@ class Meeting:
     """One incarnation of a receiver: SessionEvents."""
 
     def __init__(
-        self, receiver: WorkerKey, address: str, identity: Identity, receivers: Receivers, timing: SessionTiming
+        self, receiver: WorkerKey, address: str, identity: Identity, as_sender: AsSender, timing: SessionTiming
     ) -> None:
         self.receiver = receiver
         self._identity = identity
-        self._receivers = receivers
+        self._as_sender = as_sender
         # Said before the first connection, so that a first handover doesn't wait for a repeat; None since then. The time to
         # be lost bounds it.
         self._early: list[SenderMessage] | None = []
@@ -101,10 +101,10 @@ class Meeting:
             address,
             sender_epoch=identity.key.epoch,
             hello=identity.hello,
-            heartbeat_due=lambda: receivers.heartbeat_due(receiver),
+            heartbeat_due=lambda: as_sender.heartbeat_due(receiver),
             events=self,
             timing=timing,
-            token=receivers.token,
+            token=as_sender.token,
         )
         self.session.start()
 
@@ -117,32 +117,32 @@ class Meeting:
     def connected(self, hello: ReceiverMessage, *, resumed: bool) -> None:
         found = worker_of(hello.hello.worker)
         if found != self.receiver:
-            self._receivers.over(self, f"{found} answers instead of {self.receiver}")
+            self._as_sender.over(self, f"{found} answers instead of {self.receiver}")
             return
         if difference := self._identity.difference(hello.hello):
-            self._receivers.over(self, difference)
+            self._as_sender.over(self, difference)
             return
         log.info("receiver %s %s", self.receiver, "is back" if resumed else "is there")
         self._identity.compare_numerics(hello.hello)
         self._identity.compare_limits(hello.hello)
-        self._receivers.greeted(self.receiver, hello.hello)
+        self._as_sender.greeted(self.receiver, hello.hello)
         early, self._early = self._early, None
         for message in early or ():
             self.session.send(message)
 
     def message(self, message: ReceiverMessage) -> None:
         if message.WhichOneof("message") == "hello":
-            self._receivers.greeted(self.receiver, message.hello)
+            self._as_sender.greeted(self.receiver, message.hello)
         else:
-            self._receivers.said(self.receiver, message)
+            self._as_sender.said(self.receiver, message)
 
     def broken(self, reason: str) -> None:
         log.info("session with receiver %s broke: %s", self.receiver, reason)
 
     def lost(self, reason: str) -> None:
         log.info("receiver %s is lost: %s", self.receiver, reason)
-        self._receivers.over(self, reason)
+        self._as_sender.over(self, reason)
 
     def refused(self, reason: str) -> None:
         log.warning("receiver %s refuses this worker: %s", self.receiver, reason)
-        self._receivers.over(self, reason)
+        self._as_sender.over(self, reason)
