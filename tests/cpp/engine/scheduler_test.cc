@@ -391,6 +391,8 @@ TEST(one_missing_block_preempts_one_sequence_also_a_step_ahead) {
     f.step();
     CHECK_EQ(f.scheduler.num_preemptions(), 1);
     CHECK(f.sequences[2]->state == Sequence::State::kWaiting);
+    CHECK_EQ(f.sequences[2]->num_preemptions, 1);  // rows of it that still run are in none of its blocks
+    CHECK_EQ(f.sequences[1]->num_preemptions, 0);
     CHECK(f.sequences[1]->state == Sequence::State::kRunning);
     f.step_until([&] { return f.sequences[1]->len() > 27; });
     CHECK_EQ(f.scheduler.num_preemptions(), 1);

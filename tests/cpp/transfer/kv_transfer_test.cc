@@ -131,6 +131,31 @@ TEST(what_the_receiver_has_whole_joins_at_the_commit_without_a_byte) {
   CHECK_EQ(r.transfer.counts().prefix_hit_tokens, 8);
 }
 
+TEST(a_commit_that_is_refused_is_counted_by_what_was_answered) {
+  Bench r;
+  r.engine.cache(prompt_of(8));
+  r.start();
+  r.reserve(spec_of(1, 8));
+  const auto granted = r.hear<message::Granted>();
+  message::Commit commit;
+  commit.key = granted.key;
+  commit.grant = granted.grant + 1;
+  commit.first.token = 3;
+  r.transfer.post(event::FromSender{kSender, commit});
+  CHECK_EQ(r.hear<message::Expired>().grant, granted.grant + 1);
+  CHECK_EQ(r.transfer.counts().expired, 1);
+  commit.grant = granted.grant;
+  commit.checksum = 5;  // of no bytes it is 0
+  r.transfer.post(event::FromSender{kSender, commit});
+  const auto bad = r.hear<message::BadChecksum>();
+  CHECK_EQ(bad.expected, 5);
+  CHECK_EQ(bad.found, 0);
+  const KvTransferCounts counts = r.transfer.counts();
+  CHECK_EQ(counts.bad_checksum, 1);
+  CHECK_EQ(counts.expired, 1);
+  CHECK_EQ(counts.no_room + counts.committed_received, 0);
+}
+
 TEST(a_join_that_the_engine_refuses_gives_the_blocks_back_and_fails_the_request) {
   Bench r;
   r.engine.cache(prompt_of(8));
