@@ -24,6 +24,17 @@ message::SpecPtr spec_of(uint64_t request, int tokens, int max_tokens = 4) {
   return std::make_shared<const SequenceSpec>(std::move(spec));
 }
 
+// Can't go on with a sequence that has so many tokens.
+struct LimitedPool : PoolOnly {
+  using PoolOnly::PoolOnly;
+  void validate(const SequenceSpec& spec, Role role) const override {
+    PoolOnly::validate(spec, role);
+    if (const size_t len = spec.prompt.size() + spec.output.size(); len >= max_model_len)
+      throw InvalidRequest("PromptTooLongError", "prompt", concat(len, " tokens of ", max_model_len));
+  }
+  size_t max_model_len = 1000;
+};
+
 struct Bench {
   explicit Bench(int num_blocks = 64) : engine(num_blocks), transfer(cpu(), engine, {"r", 2}, config()) {}
 
@@ -71,7 +82,7 @@ struct Bench {
     return std::ranges::find(calls, call) != calls.end();
   }
 
-  PoolOnly engine;
+  LimitedPool engine;
   KvTransfer transfer;
   std::vector<Outgoing> heard;
   size_t next = 0;
@@ -113,6 +124,16 @@ TEST(a_reserve_that_the_engine_could_never_run_gets_no_room_and_takes_none) {
   CHECK_EQ(r.transfer.counts().no_room, 1);
   r.reserve(spec_of(2, 10));  // nobody else is disturbed
   r.hear<message::Granted>();
+}
+
+TEST(a_reserve_that_could_not_go_on_behind_the_senders_token_gets_no_room) {
+  Bench r;
+  r.engine.max_model_len = 11;
+  r.start();
+  r.reserve(spec_of(1, 10));
+  CHECK(r.hear<message::NoRoom>().reason.find("11 tokens of 11") != std::string::npos);
+  r.reserve(spec_of(2, 9));
+  CHECK(r.hear<message::Granted>().key == spec_of(2, 9)->key);
 }
 
 TEST(what_the_receiver_has_whole_joins_at_the_commit_without_a_byte) {
