@@ -1,5 +1,6 @@
 """Replicas whose constructor fails: Serve awaits their __del__ too."""
 
+import asyncio
 import gc
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,10 @@ from ray import serve
 
 from rtp_llm.config import load_config
 from rtp_llm.decode.deployment import DecodeWorker
-from rtp_llm.errors import ModelLoadError
+from rtp_llm.directory import Member, StaticMembership
+from rtp_llm.errors import ModelLoadError, TaskError
+from rtp_llm.lasting_task import LastingTask
+from rtp_llm.metrics import readings
 from rtp_llm.pool import deployment as pool
 from rtp_llm.prefill.deployment import PrefillWorker
 from rtp_llm.router import deployment as router
@@ -114,3 +118,70 @@ async def test_a_routers_objects_are_not_looked_through_by_later_collections(mon
     await router.Router.__init__(object.__new__(router.Router), {})
     assert gc.get_freeze_count() > 10_000
     gc.unfreeze()
+
+
+def kept(cls: Any) -> Any:
+    """An instance without its constructor, whose __del__ is called by nobody but the test."""
+    return object.__new__(type(cls.__name__, (cls,), {"__del__": lambda _: None}))
+
+
+class Directory(StaticMembership):
+    """A DirectoryClient without an actor; all replicas have the same one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members: list[Member] = []
+
+    async def keep_registered(self, member: Member) -> None:
+        self.members.append(member)
+        self.set(self.members)
+        await asyncio.Event().wait()
+
+    async def withdraw(self, member: Member) -> None:
+        self.members.remove(member)
+        self.set(self.members)
+
+
+async def test_routers_find_each_other_by_what_they_register_until_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory()
+    monkeypatch.setattr(router, "prepare_replica", lambda _: load_config(environ={}))
+    monkeypatch.setattr(router, "DirectoryClient", lambda _: directory)
+    replicas = [kept(router.Router) for _ in range(2)]
+    for each in replicas:
+        await router.Router.__init__(each, {})
+    await asyncio.sleep(0)
+    names = {each._service.fleet.router_id for each in replicas}
+    assert {(member.id, member.pool) for member in directory.members} == {(name, "router") for name in names}
+    for each in replicas:
+        each._service.count("completions", 200)
+        each.check_health()
+    await asyncio.sleep(0)
+    for each in replicas:
+        shown = readings((await each._service.metrics()).decode(), "rtp_llm_requests_total", "router")
+        assert shown == dict.fromkeys(names, 1)
+    await router.Router.__del__(replicas[0])
+    assert [member.id for member in directory.members] == [replicas[1]._service.fleet.router_id]
+    await router.Router.__del__(replicas[1])
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize(("_", "cls"), REPLICAS)
+async def test_a_replica_whose_registration_has_ended_is_unhealthy(_: Any, cls: Any) -> None:
+    """As one is of which another part is."""
+
+    async def fail() -> None:
+        raise OSError("gone")
+
+    part = MagicMock()
+    replica = kept(cls)
+    replica._worker = replica._service = part
+    replica._registration = LastingTask("the registration of w", fail())
+    replica.check_health()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(TaskError, match="the registration of w has stopped: OSError: gone"):
+        replica.check_health()
+    replica._registration = MagicMock()
+    part.check_health.side_effect = TaskError("the watch has stopped: gone")
+    with pytest.raises(TaskError, match="the watch"):
+        replica.check_health()
