@@ -15,6 +15,7 @@ from rtp_llm.config import load_config
 from rtp_llm.errors import OverloadedError, WorkerLostError
 from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
 from rtp_llm.router.answers import Question
+from rtp_llm.router.arrival import arrived
 from rtp_llm.router.ingress import Backend, build_ingress
 from rtp_llm.router.reading import BodyReader
 from rtp_llm.router.responses import CompletionShape
@@ -38,6 +39,7 @@ class ScriptedPrompt:
 
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         self.backend.running += 1
+        self.backend.arrivals.append(arrived())
         self.backend.begun.append(choice)
         self.backend.begins.release()
         try:
@@ -88,6 +90,7 @@ class ScriptedBackend:
         self.begins = asyncio.Semaphore(0)
         self.gate: asyncio.Event | None = None  # before the first word
         self.cached = 0
+        self.arrivals: list[float] = []  # of a request, as who reads it and who answers it know it
         self.counted: list[tuple[str, int]] = []
 
     @contextmanager
@@ -101,6 +104,7 @@ class ScriptedBackend:
             self.reading -= 1
 
     async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
+        self.arrivals.append(arrived())
         asked = reader().parsed(kind, body)
         sampling = asked.sampling({})
         count = len(asked.prompts()) if isinstance(asked, CompletionBody) else 1
@@ -353,6 +357,35 @@ async def test_an_upload_that_stalls_is_ended(backend: ScriptedBackend) -> None:
     assert client.status == 408 and client.headers[b"connection"] == b"close"
     assert "nothing came for 0.02 s, 13 bytes" in json.loads(client.body)["error"]["message"]
     assert backend.counted == [("chat_completions", 408)]
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAMED])
+async def test_a_request_has_arrived_before_its_body_is_read(
+    backend: ScriptedBackend, body: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second of the loop's clock passes with each part of the body that is asked for."""
+    loop = asyncio.get_running_loop()
+    text = json.dumps(body).encode()
+    client = Connection(
+        backend,
+        {"type": "http.request", "body": text[:9], "more_body": True},
+        {"type": "http.request", "body": text[9:], "more_body": False},
+    )
+    begin, passed, receive = loop.time(), 0, client._receive
+
+    async def receive_later() -> dict[str, object]:
+        nonlocal passed
+        passed += 1
+        return await receive()
+
+    monkeypatch.setattr(client, "_receive", receive_later)
+    monkeypatch.setattr(loop, "time", lambda: begin + passed)
+    running = asyncio.ensure_future(client.run())
+    await client.until(b'"finish_reason":"stop"')
+    client.leave()
+    await running
+    assert client.status == 200 and passed >= 2
+    assert backend.arrivals == [begin] * 2
 
 
 async def test_the_first_choice_of_a_prompt_goes_ahead(client: openai.AsyncOpenAI, backend: ScriptedBackend) -> None:
