@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
+from rtp_llm.config import load_config
+from rtp_llm.directory import StaticMembership
 from rtp_llm.errors import OverloadedError, WorkerLostError
 from rtp_llm.router.ingress import build_ingress
+from rtp_llm.router.service import Service
 from tests.router.test_ingress import CHAT, JSON, STREAMED, ScriptedBackend
 
 PAGE, OTHER = "http://localhost:3000", "http://evil.example"
@@ -80,3 +85,28 @@ async def test_without_a_setting_no_page_may_call(backend: ScriptedBackend) -> N
     question = await http.options(PATH, headers={"Origin": PAGE, **QUESTION})
     assert question.status_code == 405 and ALLOWED not in question.headers
     assert ALLOWED not in (await http.post(PATH, json=CHAT, headers={"Origin": PAGE})).headers
+
+
+@pytest.mark.parametrize(
+    ("yaml", "flag"),
+    [
+        ("", f"https://a.example, {PAGE}"),
+        (f"http: {{cors_origins: 'https://a.example,{PAGE} ,'}}", None),
+        (f"http:\n  cors_origins:\n  - https://a.example\n  - {PAGE}\n", None),
+    ],
+    ids=["a flag's text", "YAML's text", "YAML's list"],
+)
+async def test_the_setting_is_what_the_router_answers_by(yaml: str, flag: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml)
+    overrides = {} if flag is None else {"http.cors_origins": flag}
+    service = Service(load_config(file, overrides=overrides, environ={}), StaticMembership())
+    transport = httpx.ASGITransport(app=build_ingress(lambda: service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://router") as http:
+        for origin in ("https://a.example", PAGE):
+            question = await http.options(PATH, headers={"Origin": origin, **QUESTION})
+            assert question.status_code == 200 and question.headers[ALLOWED] == origin
+            assert (await http.get("/v1/models", headers={"Origin": origin})).headers[ALLOWED] == origin
+        refused = await http.options(PATH, headers={"Origin": OTHER, **QUESTION})
+        assert refused.status_code == 400 and ALLOWED not in refused.headers
+    await service.close()
