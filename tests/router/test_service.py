@@ -4,8 +4,10 @@ import asyncio
 import re
 import threading
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -14,12 +16,14 @@ from rtp_llm.directory import Member, StaticMembership
 from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, PromptTooLongError, UnavailableError
 from rtp_llm.metrics import readings
 from rtp_llm.model import tokenizer
-from rtp_llm.request import FinishReason, TokenOutput
+from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.dispatcher import Dispatcher
+from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 from rtp_llm.router.service import Service, TokenizedPrompt
 from rtp_llm.wire.convert import error_of
 from rtp_llm.wire.v1 import router_pb2
+from tests.model.tokenizer_files import with_bos
 
 MAX_MODEL_LEN = 64
 
@@ -326,3 +330,31 @@ async def test_an_answer_that_nobody_limited_ends_at_the_deadline(
         [delta async for delta in (await ask_chat(service, chat())).answer("r", 0)]
     counted = readings(service.own_metrics().decode(), "rtp_llm_request_duration_seconds_count", "outcome")
     assert counted == {"finished": 1, "failed": 2}
+
+
+async def test_a_prompt_begins_with_the_tokenizers_bos_as_the_body_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A completion's does, a chat's doesn't, which its template has written out, unless add_special_tokens says so."""
+    config = load_config(overrides={"model.path": str(with_bos(tmp_path / "model"))}, environ={})
+    service = Service(config, StaticMembership())
+    asked: list[Request] = []
+
+    async def generate(request: Request, _: int) -> AsyncIterator[list[TokenOutput]]:
+        asked.append(request)
+        yield [TokenOutput(0, 5, None, [], FinishReason.LENGTH, 0)]
+
+    monkeypatch.setattr(service.dispatcher, "generate", generate)
+    transport = httpx.ASGITransport(app=build_ingress(lambda: service))
+    written = {"prompt": "<|endoftext|>hi"}, {"messages": [{"role": "user", "content": "hi"}]}
+    async with httpx.AsyncClient(transport=transport, base_url="http://router/v1") as http:
+        for path, body, default in (("completions", written[0], True), ("chat/completions", written[1], False)):
+            prompts = {}
+            for said in (True, False, None):
+                fields = {} if said is None else {"add_special_tokens": said}
+                answer = await http.post(f"/{path}", json={**body, **fields, "max_tokens": 1})
+                assert answer.status_code == 200, answer.text
+                prompts[said] = list(asked[-1].prompt)
+            assert prompts[True] == [0, *prompts[False]] and prompts[False][:2] != [0, 0]
+            assert prompts[None] == prompts[default]
+    await service.close()
