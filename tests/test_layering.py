@@ -183,6 +183,27 @@ def test_python_rooms_import_only_what_the_table_allows() -> None:
     assert broken == []
 
 
+def test_an_answers_text_is_made_in_one_place_for_http_and_llm() -> None:
+    """AnswerText; what it is made of, whole characters and stop strings, is the model room's own."""
+    defined = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in package_files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name == "AnswerText"
+    ]
+    assert defined == ["model/answer_text.py"]
+    called = {
+        room_of(path)
+        for path in package_files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "AnswerText"
+    }
+    assert called == {"router", "llm"}
+    parts = ("rtp_llm.model.detokenizer", "rtp_llm.model.stop_strings")
+    users = {room_of(path) for path in package_files() for _, module in imported(path) if module.startswith(parts)}
+    assert users == {"model"}
+
+
 def test_python_third_parties_have_one_home() -> None:
     broken = []
     for path in package_files():
