@@ -158,11 +158,11 @@ void bind_peer_messages(py::module_& m) {
   bind_struct<Reserve>(m, "Reserve", Field{"spec", &Reserve::spec}, Field{"given_up", &Reserve::given_up});
   bind_struct<Commit>(m, "Commit", Field{"key", &Commit::key}, Field{"grant", &Commit::grant},
                       Field{"first", &Commit::first}, Field{"bytes", &Commit::bytes},
-                      Field{"messages", &Commit::messages}, Field{"checksum", &Commit::checksum});
+                      Field{"checksum", &Commit::checksum});
   bind_struct<Abort>(m, "Abort", Field{"key", &Abort::key}, Field{"grant", &Abort::grant});
   bind_struct<SenderHeartbeat>(m, "SenderHeartbeat", Field{"grants", &SenderHeartbeat::grants});
   bind_struct<Granted>(m, "Granted", Field{"key", &Granted::key}, Field{"grant", &Granted::grant},
-                       Field{"blocks", &Granted::blocks}, Field{"prefix_tokens", &Granted::prefix_tokens},
+                       Field{"prefix_tokens", &Granted::prefix_tokens},
                        Field{"lease", &Granted::lease});
   bind_struct<NoRoom>(m, "NoRoom", Field{"key", &NoRoom::key}, Field{"reason", &NoRoom::reason});
   bind_struct<PeerCommitted>(m, "PeerCommitted", Field{"key", &PeerCommitted::key},

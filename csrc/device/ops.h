@@ -76,13 +76,6 @@ class LinearPacker {
   virtual std::unique_ptr<PackedLinear> finish() = 0;
 };
 
-// Hook for adapters: called after the base product of the same rows, adds into `out`.
-class LoraHook {
- public:
-  virtual ~LoraHook() = default;
-  virtual void apply(const Tensor& x, const Tensor& out) = 0;
-};
-
 // ---- Arguments, level 0 -------------------------------------------------------------------------------------------
 
 struct LinearArgs {
@@ -90,7 +83,6 @@ struct LinearArgs {
   const PackedLinear* weight = nullptr;
   Tensor out;         // [M, N], f32 or bf16; may be strided by rows
   Tensor residual{};  // [M, N] or empty: out = x W^T + bias + residual; may alias out
-  LoraHook* lora = nullptr;
 };
 
 struct EmbeddingArgs {

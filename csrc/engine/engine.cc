@@ -204,7 +204,6 @@ SlotPool& Engine::slot_pool() { return state_->slots; }
 const KvLayout& Engine::kv_layout() const { return state_->executor.kv_cache().layout(); }
 void* Engine::kv_pool_base() const { return state_->executor.kv_cache().base(); }
 int64_t Engine::kv_pool_bytes() const { return state_->executor.kv_cache().bytes(); }
-int Engine::kv_pool_fd() const { return state_->executor.kv_cache().shared_fd(); }
 std::string Engine::salt(const SequenceSpec& spec) const {
   return block_hash_salt(state_->decoder.model_digest(), spec.cache_salt);
 }

@@ -106,7 +106,6 @@ class Engine : public EnginePort {
   const KvLayout& kv_layout() const override;
   void* kv_pool_base() const override;
   int64_t kv_pool_bytes() const;
-  int kv_pool_fd() const;
   std::string salt(const SequenceSpec& spec) const override;
   const EngineConfig& config() const;
   int32_t layers_per_group() const override { return config().layers_per_group; }

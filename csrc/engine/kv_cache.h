@@ -22,7 +22,6 @@ class KvCache {
   int64_t block_bytes() const { return block_bytes_; }
   uint8_t* base() const { return static_cast<uint8_t*>(pool_.data()); }
   int64_t bytes() const { return num_blocks_ * block_bytes_; }
-  int shared_fd() const { return pool_.shared_fd(); }
 
  private:
   KvLayout layout_;

@@ -8,8 +8,7 @@
 namespace rtp_llm {
 
 Handover::Handover(WorkerKey self, const HandoverConfig& config, GrantPool& pool)
-    : self_(self),
-      routers_(config.times),
+    : routers_(config.times),
       ledger_(config.times.memory),
       sender_(self, config, ledger_, routers_),
       receiver_(self, config, pool, ledger_, routers_) {}

@@ -40,7 +40,6 @@ class Handover {
   bool idle() const;  // all counts but the remembered are zero
   const Sender& sender() const { return sender_; }
   const Receiver& receiver() const { return receiver_; }
-  const WorkerKey& self() const { return self_; }
 
  private:
   void expire(Seconds now, Actions& out);
@@ -49,7 +48,6 @@ class Handover {
   void from_router(const event::FromRouter& event, Seconds now, Actions& out);
   void attach_one(uint64_t router_epoch, const message::AttachEntry& entry, Actions& out) const;
 
-  WorkerKey self_;
   RouterSessions routers_;
   AttemptLedger ledger_;
   Sender sender_;

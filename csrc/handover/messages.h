@@ -27,7 +27,6 @@ struct Commit {
   GrantId grant = 0;
   SampledToken first;  // at position p0
   uint64_t bytes = 0;  // payload sent into this grant
-  uint64_t messages = 0;
   uint64_t checksum = 0;
 };
 struct Abort {
@@ -42,8 +41,7 @@ struct SenderHeartbeat {
 struct Granted {
   RequestKey key;
   GrantId grant = 0;
-  std::vector<int32_t> blocks;  // for all tokens from the prompt's start, prefix hits included
-  int32_t prefix_tokens = 0;    // the receiver has these: the sender sends from here
+  int32_t prefix_tokens = 0;  // the receiver has these: the sender sends from here
   Seconds lease = 0;
 };
 struct NoRoom {

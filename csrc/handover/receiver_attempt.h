@@ -39,7 +39,6 @@ struct ReceiverAttempt {
   std::optional<WorkerKey> sender;  // unset: only a Cancel or a Fence was heard
   ReceiverState state = ReceiverState::kQueued;
   GrantId grant = 0;                      // GRANTED, VERIFY
-  std::optional<Seconds> deadline;        // QUEUED: NoRoom; GRANTED: lease; VERIFY: without progress
   std::optional<message::Commit> commit;  // VERIFY
   bool finished = false;                  // OVER: ran to its end
   std::vector<SampledToken> outputs;      // RUNNING, and OVER if finished: for a replay

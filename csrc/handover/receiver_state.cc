@@ -72,7 +72,7 @@ bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 void Receiver::State::say_granted(const Attempt& attempt, const Grant& grant, Actions& out) const {
-  to_sender(attempt, message::Granted{grant.key, grant.id, grant.room.blocks, grant.prefix_tokens, config.times.lease},
+  to_sender(attempt, message::Granted{grant.key, grant.id, grant.prefix_tokens, config.times.lease},
             out);
 }
 
@@ -214,7 +214,6 @@ void Receiver::State::bury(Attempt& attempt, bool finished, Seconds now) {
 }
 
 void Receiver::State::set_deadline(Attempt& attempt, std::optional<Seconds> deadline) {
-  attempt.deadline = deadline;
   deadlines.set(attempt.key, deadline);
 }
 

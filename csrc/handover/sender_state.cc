@@ -92,7 +92,7 @@ void Sender::State::commit(Attempt& attempt, Seconds now, Actions& out) {
   attempt.repeat_at = now + config.times.repeat;
   const SenderGrant& grant = *attempt.grant;
   to_receiver(attempt,
-              message::Commit{attempt.key, grant.id, *attempt.first, grant.bytes, grant.messages, grant.checksum}, out);
+              message::Commit{attempt.key, grant.id, *attempt.first, grant.bytes, grant.checksum}, out);
 }
 
 // --- a grant went wrong ------------------------------------------------------------------------

@@ -85,7 +85,6 @@ class KvTransfer : private EngineListener {
 
   const WorkerKey& self() const { return self_; }
   const std::string& address() const { return address_; }  // for PeerHello.transport_address
-  const HandoverConfig& handover_config() const { return handover_config_; }
 
   // The nonce of a PeerHello to this sender; it admits one endpoint.
   uint64_t expect(const WorkerKey& sender) { return data_.transport().expect(sender); }

@@ -433,13 +433,6 @@ bool Transport::closing(Direction direction, const WorkerKey& peer) const {
   });
 }
 
-int Transport::receives_outstanding(const WorkerKey& peer) const {
-  int count = 0;
-  for (const Link& link : state_->links)
-    if (link.direction == Direction::kReceive && link.named && link.peer == peer) count += link.receives;
-  return count;
-}
-
 bool Transport::progress(double now) { return state_->progress(now); }
 int Transport::event_fd() const { return state_->worker.event_fd(); }
 
@@ -463,11 +456,6 @@ TransportCounts Transport::counts() const {
   counts.endpoints_rejected = state_->rejected;
   counts.lanes = state_->lane_counts;
   return counts;
-}
-
-std::vector<std::string> Transport::lanes(Direction direction, const WorkerKey& peer) const {
-  Link* link = state_->open_link(direction, peer);
-  return link != nullptr && link->endpoint ? link->endpoint->lanes() : std::vector<std::string>{};
 }
 
 }  // namespace rtp_llm

@@ -92,7 +92,6 @@ class Transport {
   bool close_by_force(Direction direction, const WorkerKey& peer);
   // Whether such an endpoint is on its way to on_closed.
   bool closing(Direction direction, const WorkerKey& peer) const;
-  int receives_outstanding(const WorkerKey& peer) const;
 
   // Runs what is ready; false when nothing happened.
   bool progress(double now);
@@ -103,7 +102,6 @@ class Transport {
   std::optional<double> next_deadline() const;
 
   TransportCounts counts() const;
-  std::vector<std::string> lanes(Direction direction, const WorkerKey& peer) const;
 
  private:
   struct State;

@@ -94,15 +94,12 @@ def _commit(m: peer_pb2.Commit) -> Any:
         grant=m.grant,
         first=sampled_token(m.first),
         bytes=m.bytes,
-        messages=m.messages,
         checksum=m.checksum,
     )
 
 
 def _granted(m: peer_pb2.Granted) -> Any:
-    return said.Granted(
-        key=key(m.key), grant=m.grant, blocks=list(m.blocks), prefix_tokens=m.prefix_tokens, lease=m.lease_seconds
-    )
+    return said.Granted(key=key(m.key), grant=m.grant, prefix_tokens=m.prefix_tokens, lease=m.lease_seconds)
 
 
 _FROM_ROUTER: dict[str, Callable[[Any], Any]] = {

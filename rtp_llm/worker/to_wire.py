@@ -90,9 +90,7 @@ def _failed(m: Any) -> router_pb2.WorkerMessage:
 
 def _granted(m: Any) -> peer_pb2.ReceiverMessage:
     return peer_pb2.ReceiverMessage(
-        granted=peer_pb2.Granted(
-            key=key(m.key), grant=m.grant, blocks=m.blocks, prefix_tokens=m.prefix_tokens, lease_seconds=m.lease
-        )
+        granted=peer_pb2.Granted(key=key(m.key), grant=m.grant, prefix_tokens=m.prefix_tokens, lease_seconds=m.lease)
     )
 
 
@@ -116,7 +114,6 @@ def _commit(m: Any) -> peer_pb2.SenderMessage:
             grant=m.grant,
             first=sampled_token(m.first),
             bytes=m.bytes,
-            messages=m.messages,
             checksum=m.checksum,
         )
     )

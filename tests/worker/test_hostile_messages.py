@@ -86,9 +86,7 @@ def from_sender(draw: random.Random) -> peer_pb2.SenderMessage:
 
 def from_receiver(draw: random.Random) -> peer_pb2.ReceiverMessage:
     k, grant = key(draw), draw.randint(1, 9)
-    granted = peer_pb2.Granted(
-        key=k, grant=grant, blocks=[1, 2], prefix_tokens=8 * draw.randrange(3), lease_seconds=5.0
-    )
+    granted = peer_pb2.Granted(key=k, grant=grant, prefix_tokens=8 * draw.randrange(3), lease_seconds=5.0)
     return draw.choice(
         [
             peer_pb2.ReceiverMessage(granted=granted),

@@ -149,7 +149,6 @@ void CpuOps::linear(const LinearArgs& args) {
     product.template operator()<F32Format>();
   else
     product.template operator()<Bf16Format>();
-  if (args.lora != nullptr) args.lora->apply(args.x, args.out);
 }
 
 namespace {

@@ -34,7 +34,6 @@ void CudaOps::run(const LinearProblem& problem) {
 }
 
 void CudaOps::linear(const LinearArgs& args) {
-  check(args.lora == nullptr, "linear: this backend has no adapters");
   const CudaLinear& weight = as_cuda(args.weight, "linear");
   check(!weight.gated(), "linear: ", weight.spec().name, " is packed for gated_mlp");
   LinearProblem problem = problem_of("linear", args.x, weight);

@@ -99,18 +99,16 @@ class Reserve(_message.Message):
     def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., given_up: _Optional[int] = ...) -> None: ...
 
 class Granted(_message.Message):
-    __slots__ = ("key", "grant", "blocks", "prefix_tokens", "lease_seconds")
+    __slots__ = ("key", "grant", "prefix_tokens", "lease_seconds")
     KEY_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     key: _types_pb2.Key
     grant: int
-    blocks: _containers.RepeatedScalarFieldContainer[int]
     prefix_tokens: int
     lease_seconds: float
-    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., grant: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., prefix_tokens: _Optional[int] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., grant: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
 
 class NoRoom(_message.Message):
     __slots__ = ("key", "reason")
@@ -121,20 +119,18 @@ class NoRoom(_message.Message):
     def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("key", "grant", "first", "bytes", "messages", "checksum")
+    __slots__ = ("key", "grant", "first", "bytes", "checksum")
     KEY_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
-    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     key: _types_pb2.Key
     grant: int
     first: _types_pb2.SampledToken
     bytes: int
-    messages: int
     checksum: int
-    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., grant: _Optional[int] = ..., first: _Optional[_Union[_types_pb2.SampledToken, _Mapping]] = ..., bytes: _Optional[int] = ..., messages: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., grant: _Optional[int] = ..., first: _Optional[_Union[_types_pb2.SampledToken, _Mapping]] = ..., bytes: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class PeerCommitted(_message.Message):
     __slots__ = ("key", "grant")

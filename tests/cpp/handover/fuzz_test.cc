@@ -104,12 +104,9 @@ struct Fuzz : BenchWorker {
       case 2: return message::Expired{k, odd(GrantId{1})};
       case 3: return message::BadChecksum{k, odd(GrantId{1}), random(), random()};
       case 4: return message::PeerFenced{k};
-      default: {
-        std::vector<int32_t> blocks(static_cast<size_t>(below(8)));
-        for (int32_t& block : blocks) block = odd(int32_t{3});
-        return message::Granted{k, odd(GrantId{1 + static_cast<GrantId>(below(9))}), std::move(blocks),
+      default:
+        return message::Granted{k, odd(GrantId{1 + static_cast<GrantId>(below(9))}),
                                 odd(static_cast<int32_t>(4 * below(4))), odd(5.0)};
-      }
     }
   }
   event::FromSender from_sender() {
@@ -124,7 +121,7 @@ struct Fuzz : BenchWorker {
       }
       case 1:
         event.body =
-            message::Commit{key(), any_grant(), token(), odd(uint64_t{320}), odd(uint64_t{2}), odd(uint64_t{2})};
+            message::Commit{key(), any_grant(), token(), odd(uint64_t{320}), odd(uint64_t{2})};
         break;
       case 2: event.body = message::Abort{key(), any_grant()}; break;
       default: {

@@ -37,7 +37,7 @@ struct Receiving : BenchWorker {
   void commit(GrantId grant, uint64_t bytes = 320, uint64_t checksum = 2) {
     SampledToken first;
     first.token = 9;
-    send(message::Commit{k, grant, first, bytes, 2, checksum});
+    send(message::Commit{k, grant, first, bytes, checksum});
   }
   void transfer(GrantId grant) {
     for (uint16_t layer : {0, 2}) {
@@ -69,7 +69,6 @@ TEST(a_reserve_that_fits_is_granted_with_a_lease) {
   r.reserve();
   const auto granted = r.only<message::Granted>();
   CHECK_EQ(granted.grant, 1u);
-  CHECK_EQ(granted.blocks.size(), 2u);
   CHECK_EQ(granted.prefix_tokens, 0);
   CHECK_EQ(granted.lease, 5.0);
   r.check_state(ReceiverState::kGranted);
@@ -175,7 +174,7 @@ TEST(a_commit_of_a_token_that_is_none_is_expired) {
     Receiving r;
     r.reserve();
     r.transfer(1);
-    r.send(message::Commit{k, 1, std::move(first), 320, 2, 2});
+    r.send(message::Commit{k, 1, std::move(first), 320, 2});
     CHECK(r.did<message::Expired>());
     CHECK(!r.did<action::JoinSequence>());
   };
@@ -662,7 +661,7 @@ TEST(a_commit_of_another_position_is_expired) {
   r.transfer(1);
   SampledToken first;
   first.position = 1;
-  r.send(message::Commit{k, 1, first, 320, 2, 2});
+  r.send(message::Commit{k, 1, first, 320, 2});
   CHECK(r.did<message::Expired>());
   r.check_state(ReceiverState::kGranted);
 }
@@ -671,7 +670,7 @@ TEST(a_commit_of_another_worker_is_expired) {
   Receiving r;
   r.reserve();
   r.transfer(1);
-  r.post(event::FromSender{WorkerKey{"other", 9}, message::Commit{k, 1, {}, 320, 2, 2}});
+  r.post(event::FromSender{WorkerKey{"other", 9}, message::Commit{k, 1, {}, 320, 2}});
   CHECK(r.did<message::Expired>());
   CHECK(!r.did<action::JoinSequence>());
 }

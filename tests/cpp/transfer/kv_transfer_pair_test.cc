@@ -244,9 +244,8 @@ TEST(a_receiver_that_is_lost_ends_what_waits_for_its_endpoint) {
   two.submit();
   two.schedule();
   two.computed(4, 6);
-  two.s.transfer.post(event::FromReceiver{
-      two.r.transfer.self(),
-      message::Granted{.key = kKey, .grant = 1, .blocks = {0, 1, 2}, .prefix_tokens = 0, .lease = 5}});
+  two.s.transfer.post(event::FromReceiver{two.r.transfer.self(),
+                                          message::Granted{.key = kKey, .grant = 1, .prefix_tokens = 0, .lease = 5}});
   while (two.s.transfer.counts().data.pushes_waiting == 0) std::this_thread::yield();
   two.s.transfer.post(event::ReceiverLost{two.r.transfer.self(), "gone"});
   while (two.s.transfer.counts().data.pushes_in_flight > 0) std::this_thread::yield();

@@ -288,7 +288,7 @@ void stopped_sender(const std::string& mode) {
     CHECK(station.run_until([&] { return station.count("received ") > round; }));
     peer.signal_(SIGSTOP);
     station.run_until([] { return false; }, 0.02);
-    const int outstanding = station.transport.receives_outstanding(kThere);
+    const int outstanding = station.transport.counts().receives_outstanding;
     CHECK_EQ(station.untold.size(), outstanding);
     most_outstanding = std::max(most_outstanding, outstanding);
     REQUIRE(station.transport.close_by_force(Direction::kReceive, kThere));
