@@ -22,8 +22,8 @@ VENV := .venv
 BUILD := build/dev
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE_SOURCES := $(shell find csrc cmake tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cmake' 2>/dev/null)
-CPP_FILES = $(shell find csrc tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+NATIVE_SOURCES := $(shell find csrc cmake tests/bindings tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cmake' 2>/dev/null)
+CPP_FILES = $(shell find csrc tests/bindings tests/cpp benchmarks/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
 CUDA_CMAKE = $(BIN)/cmake -S . -G Ninja -DRTP_CUDA=ON -DRTP_BUILD_BINDINGS=OFF -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	-DPython_EXECUTABLE=$(abspath $(BIN))/python

@@ -50,3 +50,13 @@ if(RTP_CUDA)
     rtp_cuda_program("${source}" tests)
   endforeach()
 endif()
+
+# tests/bindings/cached_block.cc: a Python module of the tests, <build dir>/tests/cached_block.<abi>.so.
+if(RTP_BUILD_BINDINGS)
+  pybind11_add_module(cached_block MODULE NO_EXTRAS "${CMAKE_SOURCE_DIR}/tests/bindings/cached_block.cc")
+  target_compile_options(cached_block PRIVATE -O1 -fvisibility=hidden)
+  target_link_libraries(cached_block PRIVATE rtp_core)
+  set_target_properties(cached_block PROPERTIES
+    LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests"
+    BUILD_RPATH "${RTP_LIB_DIR};${UCX_ROOT}/lib")
+endif()

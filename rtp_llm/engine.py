@@ -103,19 +103,6 @@ class NativeEngine:
         salt = _engine.block_hash_salt(self.model_digest, cache_salt)
         return list(_engine.block_hashes(salt, list(tokens), self.block_tokens))
 
-    def read_cached_block(self, hash: bytes) -> bytes | None:
-        """The bytes of a cached block, in the layout's order; None if the cache doesn't know the hash."""
-        block: bytes | None = self.native.read_cached_block(hash)
-        return block
-
-    def write_cached_block(self, hash: bytes, block: bytes) -> bool:
-        """Replace a cached block's bytes while nothing runs; False if the cache doesn't know the hash.
-
-        Raises:
-            InvalidRequestError: `block` is not a block long.
-        """
-        return bool(self.native.write_cached_block(hash, block))
-
     def check_idle(self) -> None:
         """
         Raises:

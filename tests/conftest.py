@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.build_dir import build_dir
 from tests.turns import Turns
 
 MARKS = {
@@ -66,3 +70,20 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return (yield)
     finally:
         TURNS.end(next_alone=nextitem is not None and nextitem.get_closest_marker("alone") is not None)
+
+
+@pytest.fixture(scope="session")
+def cached_block() -> ModuleType:
+    """read(engine, hash) and write(engine, hash, bytes): tests/bindings/cached_block.cc."""
+    found = sorted((build_dir() / "tests").glob("cached_block.*.so"))
+    if not found and "RTP_BUILD_DIR" not in os.environ:
+        pytest.skip(f"{build_dir()}/tests/cached_block is not built")
+    [path] = found
+    import rtp_llm._native  # noqa: F401  whose types the module takes
+
+    loader = importlib.machinery.ExtensionFileLoader("cached_block", str(path))
+    spec = importlib.util.spec_from_loader("cached_block", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

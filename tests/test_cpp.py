@@ -1,24 +1,11 @@
-"""Runs the C++ tests: one test here per source file of tests/cpp.
-
-The binaries come from RTP_BUILD_DIR (`make test` sets it), else from the build tree that
-RTP_LLM_NATIVE_DIR points into, else from build/dev.
-"""
+"""Runs the C++ tests: one test here per source file of tests/cpp."""
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def build_dir() -> Path:
-    if chosen := os.environ.get("RTP_BUILD_DIR"):
-        return ROOT / chosen
-    if native := os.environ.get("RTP_LLM_NATIVE_DIR"):
-        return Path(native).resolve().parent
-    return ROOT / "build" / "dev"
+from tests.build_dir import ROOT, build_dir
 
 
 def source_files() -> list[tuple[str, str]]:

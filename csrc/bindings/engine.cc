@@ -5,14 +5,12 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <tuple>
 
 #include "bindings/bindings.h"
 #include "device/memory_rate.h"
-#include "engine/cached_block.h"
 
 namespace py = pybind11;
 
@@ -193,23 +191,6 @@ void bind_load(py::module_& module) {
       .def_readonly("prefix_hit_tokens", &EngineLoad::prefix_hit_tokens);
 }
 
-BlockHash hash_from(const std::string& bytes) {
-  BlockHash hash;
-  check(bytes.size() == hash.bytes.size(), "a block hash has ", hash.bytes.size(), " bytes, got ", bytes.size());
-  std::copy(bytes.begin(), bytes.end(), hash.bytes.begin());
-  return hash;
-}
-
-std::optional<py::bytes> read_block(Engine& engine, const py::bytes& hash) {
-  const auto block = read_cached_block(engine, hash_from(hash));
-  if (!block) return std::nullopt;
-  return py::bytes(reinterpret_cast<const char*>(block->data()), block->size());
-}
-
-bool write_block(Engine& engine, const py::bytes& hash, const std::string& bytes) {
-  return write_cached_block(engine, hash_from(hash), {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
-}
-
 // Adds 1 to an eventfd when there are outputs again; without the GIL, from the engine thread.
 void notify_through(Engine& engine, int eventfd) {
   engine.set_output_notify([eventfd] {
@@ -244,8 +225,6 @@ void bind_engine(py::module_& module) {
       .def("load", &Engine::load, free_gil)
       .def("check_idle", &Engine::check_idle, free_gil)
       .def("numerics_id", &Engine::numerics_id)
-      .def("read_cached_block", &read_block, py::arg("hash"), "csrc/engine/cached_block.h; None if it isn't cached.")
-      .def("write_cached_block", &write_block, py::arg("hash"), py::arg("bytes"), "Whether the hash was cached.")
       .def_property_readonly("config", &Engine::config)
       .def_property_readonly("kv_pool_bytes", &Engine::kv_pool_bytes)
       .def_property_readonly("kv_layout", &Engine::kv_layout);

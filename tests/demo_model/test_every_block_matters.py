@@ -64,7 +64,7 @@ def are_right(llm: LLM, asked: list[Question]) -> list[bool]:
     return [result.outputs[0].text == question.answer for question, result in zip(asked, results, strict=True)]
 
 
-def test_a_pair_whose_block_is_replaced_is_lost(llm: LLM, questions: list[Question]) -> None:
+def test_a_pair_whose_block_is_replaced_is_lost(llm: LLM, questions: list[Question], cached_block: ModuleType) -> None:
     native = llm.engine.native
     tables = [{"prompt_token_ids": question.prompt} for question in questions[::PAIRS_PER_TABLE]]
     llm.generate(tables, SamplingParams(temperature=0, max_tokens=1))
@@ -74,12 +74,12 @@ def test_a_pair_whose_block_is_replaced_is_lost(llm: LLM, questions: list[Questi
     for number, question in enumerate(questions):
         other = questions[(number + PAIRS_PER_TABLE) % len(questions)]  # of the next table
         own = native.block_hashes(question.prompt)[question.block]
-        kept = native.read_cached_block(own)
-        foreign = native.read_cached_block(native.block_hashes(other.prompt)[question.block])
+        kept = cached_block.read(native.native, own)
+        foreign = cached_block.read(native.native, native.block_hashes(other.prompt)[question.block])
         assert kept is not None and foreign is not None and kept != foreign
-        assert native.write_cached_block(own, foreign)
+        assert cached_block.write(native.native, own, foreign)
         num_right += sum(are_right(llm, [question]))
-        assert native.write_cached_block(own, kept)
+        assert cached_block.write(native.native, own, kept)
 
     print(f"right of {len(questions)}: {num_intact} intact, {num_right} with their block replaced")
     assert len(questions) == 200

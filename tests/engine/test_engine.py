@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -112,26 +113,27 @@ async def test_a_bad_request_is_refused_and_disturbs_nobody() -> None:
         engine.native.check_idle()
 
 
-async def test_a_cached_block_that_is_replaced_changes_what_depends_on_it() -> None:
+async def test_a_cached_block_that_is_replaced_changes_what_depends_on_it(cached_block: ModuleType) -> None:
     with make("float32") as engine:
         request = request_of(4)  # 95 tokens, 5 full blocks
         whole = await collect(engine, request)
         hashes = engine.native.block_hashes(request.prompt)
-        kept = engine.native.read_cached_block(hashes[2])
+        native = engine.native.native
+        kept = cached_block.read(native, hashes[2])
         assert len(hashes) == 5 and kept is not None and any(kept)
-        assert engine.native.write_cached_block(hashes[2], bytes(len(kept)))
-        assert engine.native.read_cached_block(hashes[2]) == bytes(len(kept))
+        assert cached_block.write(native, hashes[2], bytes(len(kept)))
+        assert cached_block.read(native, hashes[2]) == bytes(len(kept))
         again = await collect(engine, request)
         assert again[0].num_cached_tokens == 80
         assert bits(again) != bits(whole)
-        engine.native.write_cached_block(hashes[2], kept)
+        cached_block.write(native, hashes[2], kept)
         assert bits(await collect(engine, request)) == bits(whole)
 
         unknown = bytes(16)
-        assert engine.native.read_cached_block(unknown) is None
-        assert not engine.native.write_cached_block(unknown, kept)
+        assert cached_block.read(native, unknown) is None
+        assert not cached_block.write(native, unknown, kept)
         with pytest.raises(InvalidRequestError, match=f"3 bytes given, a block has {len(kept)}"):
-            engine.native.write_cached_block(hashes[2], b"abc")
+            cached_block.write(native, hashes[2], b"abc")
         engine.native.check_idle()
 
 

@@ -1,21 +1,14 @@
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.build_dir import build_dir
 
 
 def binary() -> Path:
-    if chosen := os.environ.get("RTP_BUILD_DIR"):
-        build = ROOT / chosen
-    elif native := os.environ.get("RTP_LLM_NATIVE_DIR"):
-        build = Path(native).resolve().parent
-    else:
-        build = ROOT / "build" / "dev"
-    return build / "tests" / "transfer_cycles"
+    return build_dir() / "tests" / "transfer_cycles"
 
 
 @pytest.mark.slow
