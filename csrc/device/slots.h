@@ -4,12 +4,10 @@
 
 #include <cstdint>
 
+#include "device/form.h"
 #include "tensor/tensor.h"
 
 namespace rtp_llm {
-
-// How a row is computed. Where a backend declares forms_equal() the bits are the same in both.
-enum class Form : uint8_t { kPrefill, kDecode };
 
 // Sampling parameters of a slot, plain data. `Ops::sample` reads it; the host writes it when a sequence gets its slot.
 struct SamplingState {

@@ -49,7 +49,7 @@ Engine::State::State(Device& device, Decoder& decoder, EngineConfig given)
     : device(device),
       decoder(decoder),
       config(checked(std::move(given))),
-      executor(device, decoder, config, config.max_num_batched_tokens + config.max_num_seqs),
+      executor(device, decoder, config),
       pool(executor.kv_cache().num_blocks(), config.block_tokens),
       slots(config.max_num_seqs),
       scheduler(config, pool, slots, device.ops().forms_equal()),

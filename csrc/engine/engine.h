@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "device/device.h"
+#include "engine/engine_config.h"
 #include "handover/token_columns.h"
 #include "kv/block_pool.h"
 #include "kv/kv_layout.h"
@@ -25,20 +26,6 @@
 #include "transfer/engine_port.h"
 
 namespace rtp_llm {
-
-struct EngineConfig {
-  int64_t max_num_batched_tokens = 512;  // rows of a step
-  int32_t max_num_seqs = 64;             // slots
-  int32_t max_model_len = 2048;          // prompt + output
-  int32_t block_tokens = 16;
-  int64_t kv_pool_bytes = 0;  // 0: num_kv_blocks decides
-  int32_t num_kv_blocks = 0;  // 0: kv_pool_bytes decides
-  DType kv_dtype = DType::kF32;
-  bool enable_prefix_caching = true;
-  int32_t layers_per_group = 4;  // layers of one handover message: KvListener::on_layers_computed
-  double itl_target_s = 0.05;    // a step that has decodes gives prefill only the time that is left
-  std::vector<int32_t> eos_token_ids;
-};
 
 struct EngineLoad {
   int64_t queued_tokens = 0;  // prompt tokens that wait or are not computed yet

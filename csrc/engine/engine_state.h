@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/engine.h"
 #include "engine/executor.h"
 #include "engine/output_queue.h"
 #include "engine/scheduler.h"

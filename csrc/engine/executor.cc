@@ -5,17 +5,17 @@
 
 namespace rtp_llm {
 
-Executor::Executor(Device& device, Decoder& decoder, const EngineConfig& config, int64_t max_rows)
+Executor::Executor(Device& device, Decoder& decoder, const EngineConfig& config)
     : device_(device),
       decoder_(decoder),
       config_(config),
-      max_rows_(max_rows),
-      max_graph_rows_(std::min<int64_t>(config.max_num_seqs, max_rows)),
+      max_rows_(config.max_step_rows()),
+      max_graph_rows_(config.max_num_seqs),
       kv_cache_(device, decoder.kv_layout(config.kv_dtype, config.block_tokens), config),
       slot_table_(device, config, kv_cache_.scratch_block()),
-      batches_{{device, max_rows, config.max_num_seqs, most_block_ids(), slot_table_.slots()},
-               {device, max_rows, config.max_num_seqs, most_block_ids(), slot_table_.slots()}} {
-  decoder.allocate(max_rows, config.max_num_seqs, config.max_model_len);
+      batches_{{device, max_rows_, config.max_num_seqs, most_block_ids(), slot_table_.slots()},
+               {device, max_rows_, config.max_num_seqs, most_block_ids(), slot_table_.slots()}} {
+  decoder.allocate(max_rows_, config.max_num_seqs, config.max_model_len);
   const int64_t bytes = device.ops().sample_workspace_bytes(config.max_num_seqs, decoder.config().vocab_size);
   workspace_ = device.allocate(bytes, "sample_workspace");
 }

@@ -10,7 +10,7 @@
 
 #include "device/device.h"
 #include "engine/batch.h"
-#include "engine/engine.h"
+#include "engine/engine_config.h"
 #include "engine/kv_cache.h"
 #include "engine/slot_table.h"
 #include "model/decoder.h"
@@ -19,8 +19,8 @@ namespace rtp_llm {
 
 class Executor {
  public:
-  // Allocates. `max_rows`: most rows of a step. REQUIRES: device and decoder outlive it.
-  Executor(Device& device, Decoder& decoder, const EngineConfig& config, int64_t max_rows);
+  // Allocates. REQUIRES: device, decoder and config outlive it.
+  Executor(Device& device, Decoder& decoder, const EngineConfig& config);
 
   // Runs the largest legal step once; returns its rows and seconds. Leaves a zero pool.
   std::pair<int64_t, double> warm_up();

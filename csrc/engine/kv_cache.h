@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "device/device.h"
-#include "engine/engine.h"
+#include "engine/engine_config.h"
 #include "kv/kv_layout.h"
 
 namespace rtp_llm {

@@ -6,7 +6,7 @@
 #include <span>
 
 #include "device/slots.h"
-#include "engine/engine.h"
+#include "engine/engine_config.h"
 #include "engine/sequence.h"
 
 namespace rtp_llm {

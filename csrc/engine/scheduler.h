@@ -19,7 +19,7 @@
 #include <deque>
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/engine_config.h"
 #include "engine/sequence.h"
 #include "engine/step_cost.h"
 #include "kv/block_pool.h"
@@ -65,8 +65,6 @@ class Scheduler {
   // A sender that needs no more steps: its slot is free, its blocks stay until finish().
   void hold(Sequence& sequence);
 
-  // Most rows that a step may have.
-  int64_t max_rows() const { return config_.max_num_batched_tokens + config_.max_num_seqs; }
   int num_waiting() const { return static_cast<int>(waiting_.size() + joined_.size()); }
   int num_without_slot() const;  // of the waiting
   int num_running() const { return static_cast<int>(running_.size()); }

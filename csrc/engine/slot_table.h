@@ -7,7 +7,7 @@
 #include "device/device.h"
 #include "device/slots.h"
 #include "device/step_inputs.h"
-#include "engine/engine.h"
+#include "engine/engine_config.h"
 #include "engine/sequence.h"
 
 namespace rtp_llm {

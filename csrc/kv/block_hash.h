@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "device/slots.h"
+#include "device/form.h"
 #include "kv/sha256.h"
 
 namespace rtp_llm {

@@ -8,7 +8,7 @@ namespace {
 
 TEST(two_batches_are_used_in_turn) {
   testing::Rig rig;
-  Executor executor(*rig.device, *rig.decoder, rig.engine->config(), 72);
+  Executor executor(*rig.device, *rig.decoder, rig.engine->config());
   const Schedule nothing;
   // One is read by the device while the host fills the other.
   const Batch* first = &executor.prepare(nothing);

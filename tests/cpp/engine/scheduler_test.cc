@@ -143,7 +143,7 @@ TEST(decodes_all_go_even_beyond_max_num_batched_tokens_and_prefill_goes_on) {
   f.step();
   f.add(10);
   CHECK_EQ(rows_of(f.step()), std::vector<int>({1, 1, 1, 2}));
-  CHECK(f.scheduler.max_rows() >= 5);
+  CHECK(f.config.max_step_rows() >= 5);
 }
 
 TEST(the_latest_arrival_is_preempted_and_comes_back_first) {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "check.h"
+#include "tensor/check.h"
 
 namespace rtp_llm {
 namespace {

@@ -1,6 +1,7 @@
 #include "kv/prefix_cache.h"
 
 #include "check.h"
+#include "tensor/check.h"
 
 namespace rtp_llm {
 namespace {
