@@ -175,11 +175,7 @@ void add_norms(Probe& probe, DType dtype) {
 
 // [rows, heads, head_dim] of q, from row `first` on.
 Tensor queries_of(const Tensor& qkv, int first) {
-  Tensor q = qkv.rows(first, qkv.shape[0] - first).columns(0, kHidden);
-  q.ndim = 3;
-  q.shape = {qkv.shape[0] - first, kHeads, kHeadDim};
-  q.stride = {qkv.stride[0], kHeadDim, 1};
-  return q;
+  return qkv.rows(first, qkv.shape[0] - first).columns(0, kHidden).heads(kHeads, kHeadDim);
 }
 
 // Stores kPositions positions and attends from all of them, then once more from the last as a decode row, with room to

@@ -9,27 +9,14 @@ void Ops::add_rms_norm(const AddRmsNormArgs& args) {
   rms_norm({.x = args.x, .weight = args.weight, .epsilon = args.epsilon, .out = args.out.data});
 }
 
-namespace {
-
-// [M, heads, head_dim] view of columns [first, first + heads * head_dim) of `rows`.
-Tensor heads_of(const Tensor& rows, int64_t first, int64_t heads, int64_t head_dim) {
-  Tensor view = rows.columns(first, heads * head_dim);
-  view.ndim = 3;
-  view.shape = {rows.shape[0], heads, head_dim};
-  view.stride = {rows.stride[0], head_dim, 1};
-  return view;
-}
-
-}  // namespace
-
 void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
   const int64_t q_width = int64_t{args.num_heads} * args.head_dim;
   const int64_t kv_width = int64_t{args.num_kv_heads} * args.head_dim;
   check(args.qkv.ndim == 2 && args.qkv.shape[1] == q_width + 2 * kv_width, "qkv_rope_store: qkv must be [M, ",
         q_width + 2 * kv_width, "], got width ", args.qkv.shape[args.qkv.ndim > 0 ? args.qkv.ndim - 1 : 0]);
-  const Tensor q = heads_of(args.qkv, 0, args.num_heads, args.head_dim);
-  const Tensor k = heads_of(args.qkv, q_width, args.num_kv_heads, args.head_dim);
-  const Tensor v = heads_of(args.qkv, q_width + kv_width, args.num_kv_heads, args.head_dim);
+  const Tensor q = args.qkv.columns(0, q_width).heads(args.num_heads, args.head_dim);
+  const Tensor k = args.qkv.columns(q_width, kv_width).heads(args.num_kv_heads, args.head_dim);
+  const Tensor v = args.qkv.columns(q_width + kv_width, kv_width).heads(args.num_kv_heads, args.head_dim);
   const auto norm = [&](const Tensor& x, const Tensor& weight) {
     if (!weight.empty()) rms_norm({.x = x, .weight = weight, .epsilon = args.norm_epsilon, .out = x});
   };

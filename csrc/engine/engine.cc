@@ -138,8 +138,8 @@ void Engine::join(SequenceSpec spec, std::vector<int32_t> blocks) {
   auto sequence = state_->make_sequence(std::move(spec), Role::kAlone);
   const int block_tokens = state_->config.block_tokens;
   const int stored = sequence->len() - 1;
-  const int least = Sequence::blocks_for(stored, block_tokens);
-  const int most = Sequence::blocks_for(state_->config.max_model_len, block_tokens);
+  const int least = blocks_for(stored, block_tokens);
+  const int most = blocks_for(state_->config.max_model_len, block_tokens);
   const int given = static_cast<int>(blocks.size());
   check(given >= least && given <= most, "join: ", given, " blocks, ", least, " to ", most, " can hold the KV of ",
         stored, " tokens");

@@ -31,7 +31,7 @@ int64_t Executor::most_block_ids() const {
 std::pair<int64_t, double> Executor::warm_up() {
   const int num_blocks =
       std::min(kv_cache_.num_blocks(),
-               Sequence::blocks_for(static_cast<int>(max_rows_), config_.block_tokens) + config_.max_num_seqs);
+               blocks_for(static_cast<int>(max_rows_), config_.block_tokens) + config_.max_num_seqs);
   Batch& batch = batches_[0];
   batch.clear();
   int next_block = 0;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device/ops.h"
+#include "kv/kv_layout.h"
 #include "transfer/invalid_request.h"
 
 namespace rtp_llm {
@@ -79,7 +80,7 @@ void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config,
   const int64_t longest = role == Role::kSender
                               ? len
                               : std::min<int64_t>(config.max_model_len, spec.prompt.size() + sampling.max_tokens) - 1;
-  const int64_t needed = (longest + config.block_tokens - 1) / config.block_tokens;
+  const int64_t needed = blocks_for(longest, config.block_tokens);
   check_length(needed <= num_blocks, role == Role::kSender ? "prompt" : "max_tokens", "prompt of ", spec.prompt.size(),
                " tokens and max_tokens ", sampling.max_tokens, " need ", needed, " KV blocks of ", config.block_tokens,
                " tokens, the pool has ", num_blocks);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kv/kv_layout.h"
+
 namespace rtp_llm {
 
 Scheduler::Scheduler(const EngineConfig& config, BlockPool& pool, SlotPool& slots, bool forms_equal)
@@ -67,7 +69,7 @@ BlockDemand Scheduler::demand() const {
   BlockDemand demand;
   const auto add = [&](const Sequence& sequence) {
     // The last token's KV is never stored.
-    const int most = Sequence::blocks_for(sequence.max_len - 1, config_.block_tokens);
+    const int most = blocks_for(sequence.max_len - 1, config_.block_tokens);
     demand.blocks += std::clamp(most - static_cast<int>(sequence.blocks.size()), 0, BlockDemand::kMaxGrowth);
     ++demand.sequences;
   };
@@ -78,7 +80,7 @@ BlockDemand Scheduler::demand() const {
   // granted before there are enough for it.
   for (const Sequence* sequence : waiting_) {
     if (!sequence->admitted_before && sequence != claims_) break;
-    demand.blocks += Sequence::blocks_for(sequence->len(), config_.block_tokens);
+    demand.blocks += blocks_for(sequence->len(), config_.block_tokens);
     ++demand.sequences;
   }
   return demand;
@@ -131,7 +133,7 @@ void Scheduler::add_chunk(const Chunk& chunk) {
 
 // Gives the sequence the block for its last token, if it lacks it. False: it is not running (any more).
 bool Scheduler::grow(Sequence& sequence) {
-  const int needed = Sequence::blocks_for(sequence.planned_len(), config_.block_tokens);
+  const int needed = blocks_for(sequence.planned_len(), config_.block_tokens);
   while (sequence.state == Sequence::State::kRunning && static_cast<int>(sequence.blocks.size()) < needed) {
     if (const auto taken = pool_.allocate_for_step(1)) {
       sequence.blocks.push_back(taken->front());
@@ -198,7 +200,7 @@ bool Scheduler::take_slot(Sequence& sequence) {
 
 // Prefix hits and fresh blocks for all tokens, or nothing. At least one token is left to compute.
 bool Scheduler::take_blocks(Sequence& sequence) {
-  const int total = Sequence::blocks_for(sequence.len(), config_.block_tokens);
+  const int total = blocks_for(sequence.len(), config_.block_tokens);
   const int most_hits = config_.enable_prefix_caching ? (sequence.len() - 1) / config_.block_tokens : 0;
   const auto hashes = std::span(sequence.hasher.hashes()).first(most_hits);
   const auto fits = [&](int hits) { return pool_.can_allocate_for_step(total - hits + num_running()); };

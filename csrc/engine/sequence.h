@@ -61,8 +61,6 @@ struct Sequence {
   bool decoding() const { return num_unlaunched() == 1 && planned_len() > num_prompt; }
   // Launched steps sample its last token, if it doesn't end before: no more rows.
   bool launched_to_its_end() const { return planned_len() >= max_len; }
-  // Blocks that hold the KV of `num_tokens` tokens.
-  static int blocks_for(int num_tokens, int block_tokens) { return (num_tokens + block_tokens - 1) / block_tokens; }
 
   void append(int32_t token);
 };

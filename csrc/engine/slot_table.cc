@@ -3,11 +3,12 @@
 #include <vector>
 
 #include "engine/sampling.h"
+#include "kv/kv_layout.h"
 
 namespace rtp_llm {
 
 SlotTable::SlotTable(Device& device, const EngineConfig& config, int32_t scratch_block)
-    : max_blocks_(Sequence::blocks_for(config.max_model_len, config.block_tokens)) {
+    : max_blocks_(blocks_for(config.max_model_len, config.block_tokens)) {
   const int64_t num_slots = int64_t{config.max_num_seqs} + 1;
   slots_.last_token = allocate(device, {num_slots}, last_token_, "slots.last_token");
   slots_.seq_len = allocate(device, {num_slots}, seq_len_, "slots.seq_len");

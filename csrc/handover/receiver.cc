@@ -84,10 +84,7 @@ void Receiver::attach(const message::AttachEntry& entry, Actions& out) const {
   const State::Attempt* attempt = state_->find(entry.key);
   if (!attempt) attempt = &state_->over.at(entry.key);
   if (attempt->state == ReceiverState::kRunning || attempt->finished) {
-    message::Outputs outputs{entry.key, {}};
-    for (const SampledToken& token : attempt->outputs) {
-      if (token.position >= entry.next_position) outputs.tokens.push_back(token);
-    }
+    message::Outputs outputs{entry.key, attempt->outputs.from(entry.next_position)};
     state_->to_router(entry.key, message::Committed{entry.key}, out);
     if (!outputs.tokens.empty()) state_->to_router(entry.key, std::move(outputs), out);
   } else if (attempt->state == ReceiverState::kOver) {
@@ -97,9 +94,9 @@ void Receiver::attach(const message::AttachEntry& entry, Actions& out) const {
 
 void Receiver::on(const event::Output& event) {
   if (State::Attempt* attempt = state_->find(event.key)) {
-    if (attempt->state == ReceiverState::kRunning) attempt->remember(event.token);
+    if (attempt->state == ReceiverState::kRunning) attempt->outputs.note(event.token);
   } else if (const auto known = state_->over.find(event.key); known != state_->over.end() && known->second.finished) {
-    known->second.remember(event.token);  // came after its Finished
+    known->second.outputs.note(event.token);  // came after its Finished
   }
 }
 

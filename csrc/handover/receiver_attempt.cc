@@ -15,8 +15,4 @@ std::optional<Refusal> ReceiverGrant::check(const KvMessageHeader& header, uint6
   return std::nullopt;
 }
 
-void ReceiverAttempt::remember(const SampledToken& token) {
-  if (token.position == p0 + static_cast<int32_t>(outputs.size())) outputs.push_back(token);
-}
-
 }  // namespace rtp_llm

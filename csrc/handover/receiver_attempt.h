@@ -9,6 +9,7 @@
 #include "handover/grant_pool.h"
 #include "handover/messages.h"
 #include "handover/receiver.h"
+#include "handover/token_log.h"
 
 namespace rtp_llm {
 
@@ -34,17 +35,13 @@ struct ReceiverGrant {
 struct ReceiverAttempt {
   RequestKey key;
   message::SpecPtr spec;            // QUEUED, GRANTED, VERIFY: until the engine has it
-  int32_t p0 = 0;                   // position of the first token
   GrantPool::Want want;             // QUEUED
   std::optional<WorkerKey> sender;  // unset: only a Cancel or a Fence was heard
   ReceiverState state = ReceiverState::kQueued;
   GrantId grant = 0;                      // GRANTED, VERIFY
   std::optional<message::Commit> commit;  // VERIFY
   bool finished = false;                  // OVER: ran to its end
-  std::vector<SampledToken> outputs;      // RUNNING, and OVER if finished: for a replay
-
-  // Notes a token unless it is known already.
-  void remember(const SampledToken& token);
+  TokenLog outputs;                       // RUNNING, and OVER if finished
 };
 
 }  // namespace rtp_llm

@@ -45,7 +45,7 @@ void Receiver::State::reserve_new(const event::FromSender& event, const message:
   Attempt& attempt = live[key];
   attempt.key = key;
   attempt.spec = body.spec;
-  attempt.p0 = static_cast<int32_t>(body.spec->output.size());
+  attempt.outputs.p0 = static_cast<int32_t>(body.spec->output.size());
   attempt.want = pool.want(body.spec);
   attempt.sender = sender;
   if (queue.empty() && try_grant(attempt, now, out)) return;
@@ -113,7 +113,7 @@ void Receiver::State::commit(const WorkerKey& sender, const message::Commit& bod
   Attempt* attempt = find(body.key);
   if (attempt && attempt->sender == sender) {
     if (attempt->state == ReceiverState::kRunning) return answer(message::PeerCommitted{body.key, body.grant});
-    const bool current = attempt->grant == body.grant && body.first.position == attempt->p0;
+    const bool current = attempt->grant == body.grant && body.first.position == attempt->outputs.p0;
     if (attempt->state == ReceiverState::kVerify && current) return;  // again
     if (attempt->state == ReceiverState::kGranted && current && may_join(*attempt, body.first)) {
       attempt->state = ReceiverState::kVerify;
@@ -147,7 +147,7 @@ void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
   attempt.state = ReceiverState::kRunning;
   attempt.commit.reset();
   set_deadline(attempt, std::nullopt);
-  attempt.remember(commit.first);
+  attempt.outputs.note(commit.first);
   auto spec = std::make_shared<SequenceSpec>(*attempt.spec);
   attempt.spec.reset();
   spec->output.push_back(commit.first.token);
@@ -166,7 +166,8 @@ void Receiver::State::bad_checksum(Attempt& attempt, Seconds now, Actions& out) 
 // Committed, and the tokens from p0 on.
 void Receiver::State::answer_again(const Attempt& attempt, Actions& out) const {
   to_router(attempt.key, message::Committed{attempt.key}, out);
-  if (!attempt.outputs.empty()) to_router(attempt.key, message::Outputs{attempt.key, attempt.outputs}, out);
+  const std::vector<SampledToken>& tokens = attempt.outputs.tokens;
+  if (!tokens.empty()) to_router(attempt.key, message::Outputs{attempt.key, tokens}, out);
 }
 
 // --- the end -----------------------------------------------------------------------------------

@@ -135,9 +135,9 @@ void Sender::on(const event::Prefilled& event, Seconds now, Actions& out) {
 
 void Sender::on(const event::Output& event) {
   if (State::Attempt* attempt = state_->find(event.key)) {
-    attempt->remember(event.token);
+    attempt->outputs.note(event.token);
   } else if (const auto gone = state_->gone.find(event.key); gone != state_->gone.end()) {
-    gone->second.remember(event.token);  // came after its Finished
+    gone->second.outputs.note(event.token);  // came after its Finished
   }
 }
 

@@ -19,10 +19,6 @@ std::optional<Seconds> SenderAttempt::push_limit(const HandoverTimes& times) con
   return earlier(lease, grant->progress_at + times.push_stall);
 }
 
-void SenderAttempt::remember(const SampledToken& token) {
-  if (token.position == p0 + static_cast<int32_t>(outputs.size())) outputs.push_back(token);
-}
-
 void SenderAttempt::shrink() {
   spec.reset();
   grant.reset();

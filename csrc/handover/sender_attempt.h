@@ -8,6 +8,7 @@
 
 #include "handover/actions.h"
 #include "handover/sender.h"
+#include "handover/token_log.h"
 
 namespace rtp_llm {
 
@@ -23,7 +24,6 @@ struct SenderGrant {
 struct SenderAttempt {
   RequestKey key;
   message::SpecPtr spec;              // until GONE
-  int32_t p0 = 0;                     // position of the first token
   std::optional<WorkerKey> receiver;  // unset: alone
   SenderState state = SenderState::kQueued;
   std::vector<int32_t> blocks;        // the engine's, once scheduled
@@ -42,7 +42,7 @@ struct SenderAttempt {
   int32_t pushes_in_flight = 0;                 // into any grant
   std::optional<Seconds> repeat_at;             // Reserve or Commit
   std::optional<Seconds> close_at;              // AWAIT and FLUSH: pushes may take so long
-  std::vector<SampledToken> outputs;            // for a replay
+  TokenLog outputs;                             // p0's first
   std::optional<message::ToRouter> notice;      // the last, for a replay
 
   bool is_local() const { return state == SenderState::kLocal; }
@@ -51,8 +51,6 @@ struct SenderAttempt {
   std::optional<Seconds> push_limit(const HandoverTimes& times) const;  // REQUIRES: PUSH
   // What only a live attempt needs: what is remembered for a minute must be small.
   void shrink();
-  // Notes a token unless it is known already.
-  void remember(const SampledToken& token);
   // All layers of the whole prompt are stored, sampled and posted, and each push has ended well.
   bool is_sent() const;
   // Why a Granted can't be right, whoever said it; empty: it may be.

@@ -24,7 +24,7 @@ void Sender::State::submit(const event::FromRouter& event, const message::Submit
     Attempt& attempt = live[key];
     attempt.key = key;
     attempt.spec = body.spec;
-    attempt.p0 = static_cast<int32_t>(body.spec->output.size());
+    attempt.outputs.p0 = static_cast<int32_t>(body.spec->output.size());
     return attempt;
   };
   if (event.invalid) {
@@ -56,7 +56,7 @@ void Sender::State::reserve(Attempt& attempt, Seconds now, Actions& out) {
 // The first token is sent when it is known where the second will come from.
 void Sender::State::say_first(Attempt& attempt, Actions& out) {
   if (!attempt.first || std::exchange(attempt.first_said, true)) return;
-  attempt.remember(*attempt.first);
+  attempt.outputs.note(*attempt.first);
   say(attempt, message::Outputs{attempt.key, {*attempt.first}}, out);
 }
 
@@ -208,10 +208,7 @@ void Sender::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 void Sender::State::replay(const Attempt& attempt, int32_t next_position, Actions& out) const {
-  message::Outputs outputs{attempt.key, {}};
-  for (const SampledToken& token : attempt.outputs) {
-    if (token.position >= next_position) outputs.tokens.push_back(token);
-  }
+  message::Outputs outputs{attempt.key, attempt.outputs.from(next_position)};
   if (!outputs.tokens.empty()) say(attempt, std::move(outputs), out);
   if (attempt.notice) say(attempt, *attempt.notice, out);
 }

@@ -15,6 +15,12 @@
 
 namespace rtp_llm {
 
+// Blocks that hold the KV of `tokens` tokens.
+template <class Int>
+constexpr Int blocks_for(Int tokens, int block_tokens) {
+  return (tokens + block_tokens - 1) / block_tokens;
+}
+
 struct KvPlane {
   std::string name;   // "K", "V"
   int num_heads = 0;  // kv heads

@@ -134,11 +134,7 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
 
 AttentionArgs Decoder::attention_of(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out) {
   const int64_t heads = config().num_attention_heads, head_dim = config().head_dim;
-  Tensor q = qkv.columns(0, heads * head_dim);  // [rows, heads, head_dim]
-  q.ndim = 3;
-  q.shape = {qkv.shape[0], heads, head_dim};
-  q.stride = {qkv.stride[0], head_dim, 1};
-  return {.q = q,
+  return {.q = qkv.columns(0, heads * head_dim).heads(heads, head_dim),
           .kv = kv,
           .step = &rows,
           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),

@@ -3,18 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "device/checksum.h"
+
 namespace rtp_llm {
 namespace {
 
 constexpr float kRange = 0.034641016f;  // sqrt(3) * 0.02
 constexpr int64_t kChunkBytes = 4 << 20;
 
-uint64_t split_mix(uint64_t& state) {  // Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators"
-  uint64_t z = state += 0x9e3779b97f4a7c15ull;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-  return z ^ z >> 31;
-}
+uint64_t split_mix(uint64_t& state) { return mix64(state += 0x9e3779b97f4a7c15ull); }  // SplitMix64
 
 uint64_t hash_of(const std::string& name, uint64_t seed) {  // FNV-1a
   uint64_t hash = 0xcbf29ce484222325ull ^ seed;

@@ -11,7 +11,7 @@ Scorer::Scorer(Device& device, Decoder& decoder, const ScorerOptions& options)
       decoder_(decoder),
       options_(options),
       layout_(decoder.kv_layout(options.kv_dtype, options.block_tokens)),
-      num_blocks_((options.max_tokens + options.block_tokens - 1) / options.block_tokens) {
+      num_blocks_(blocks_for(options.max_tokens, options.block_tokens)) {
   check(options.max_tokens > 0, "max_tokens must be positive, got ", options.max_tokens);
   check(options.chunk_tokens > 0, "chunk_tokens must be positive, got ", options.chunk_tokens);
   decoder.allocate(options.chunk_tokens, options.chunk_tokens, options.max_tokens);

@@ -60,6 +60,17 @@ struct Tensor {
     view.shape[ndim - 1] = count;
     return view;
   }
+
+  // [M, num_heads, head_dim] of [M, num_heads * head_dim].
+  Tensor heads(int64_t num_heads, int64_t head_dim) const {
+    check(ndim == 2 && shape[1] == num_heads * head_dim, "heads: ", num_heads, " of ", head_dim, ", tensor has ",
+          ndim == 2 ? shape[1] : 0, " columns");
+    Tensor view = *this;
+    view.ndim = 3;
+    view.shape = {shape[0], num_heads, head_dim};
+    view.stride = {stride[0], head_dim, 1};
+    return view;
+  }
 };
 
 // A contiguous view of `data` with the given shape.

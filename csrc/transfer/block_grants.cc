@@ -19,10 +19,10 @@ std::span<const int32_t> granted_of(const GrantPool::Room& room) {
 
 GrantPool::Want BlockGrants::want(std::shared_ptr<const SequenceSpec> spec) const {
   const int block_tokens = engine_.block_pool().block_tokens();
-  const auto blocks_for = [&](int64_t tokens) { return (tokens + block_tokens - 1) / block_tokens; };
-  const int64_t num_blocks = blocks_for(static_cast<int64_t>(spec->prompt.size() + spec->output.size()));
+  const auto prompt = static_cast<int64_t>(spec->prompt.size()), output = static_cast<int64_t>(spec->output.size());
+  const int64_t num_blocks = blocks_for(prompt + output, block_tokens);
   // The last token's KV is never stored.
-  const int64_t most = blocks_for(static_cast<int64_t>(spec->prompt.size()) + spec->sampling.max_tokens - 1);
+  const int64_t most = blocks_for(prompt + spec->sampling.max_tokens - 1, block_tokens);
   BlockHasher hasher(engine_.salt(*spec), block_tokens, !device_.ops().forms_equal());
   if (engine_.caches_prefixes()) {
     hasher.append(spec->prompt, Form::kPrefill);

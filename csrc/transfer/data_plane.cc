@@ -1,14 +1,9 @@
 #include "transfer/data_plane.h"
 
-#include <chrono>
-
 #include "device/ops.h"
+#include "transfer/clock.h"
 
 namespace rtp_llm {
-
-Seconds monotonic_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 namespace {
 

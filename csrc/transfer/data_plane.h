@@ -106,9 +106,7 @@ class DataPlane : private TransportListener {
   std::map<WorkerKey, std::deque<uint64_t>> waiting_;  // pushes without an endpoint, by receiver
   std::set<std::pair<Direction, WorkerKey>> close_wanted_;
   DataPlaneCounts counts_;
-  Transport transport_;  // last: its end calls the rest
+  Transport transport_;  // last: it may warn while it opens
 };
-
-Seconds monotonic_seconds();
 
 }  // namespace rtp_llm

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <future>
 
+#include "transfer/clock.h"
 #include "transfer/invalid_request.h"
 
 namespace rtp_llm {

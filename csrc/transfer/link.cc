@@ -1,12 +1,6 @@
 #include "transfer/link.h"
 
-#include <chrono>
-
 namespace rtp_llm {
-
-double monotonic_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::vector<ucp_dt_iov_t> to_iov(const std::vector<Piece>& pieces) {
   std::vector<ucp_dt_iov_t> iov;

@@ -6,16 +6,15 @@
 #include <string>
 #include <vector>
 
+#include "transfer/clock.h"
 #include "transfer/transport.h"
 #include "transfer/ucx.h"
 
 namespace rtp_llm {
 
-double monotonic_now();  // seconds
-
 // One endpoint and what is outstanding on it.
 struct Link {
-  Link(Direction direction, WorkerKey peer) : direction(direction), peer(std::move(peer)), opened_at(monotonic_now()) {}
+  Link(Direction direction, WorkerKey peer) : direction(direction), peer(std::move(peer)), opened_at(monotonic_seconds()) {}
 
   // The fence: UCX may end the close before the callbacks of what it ended, and until then bytes may still land.
   bool gone() const { return closing && sends == 0 && receives == 0 && (!endpoint || endpoint->closed()); }

@@ -100,7 +100,7 @@ struct Transport::State {
     if (num_bytes == sizeof hello) std::memcpy(&hello, bytes, sizeof hello);
     const bool known = hello.magic == HelloHeader{}.magic && hello.version == HelloHeader{}.version;
     const std::optional<WorkerKey> admitted =
-        known && !link->named ? nonces.redeem(hello.nonce, monotonic_now()) : std::nullopt;
+        known && !link->named ? nonces.redeem(hello.nonce, monotonic_seconds()) : std::nullopt;
     if (!admitted) {
       link->failed = true;
       link->reason = link->named ? "a second nonce on one endpoint" : "unknown nonce";
@@ -362,7 +362,7 @@ struct Transport::State {
     const auto at = [&](double time) { deadline = deadline ? std::min(*deadline, time) : time; };
     for (const Link& link : links) {
       if (link.closing)
-        at(monotonic_now() + kCloseRetryS);
+        at(monotonic_seconds() + kCloseRetryS);
       else if (!link.named)
         at(link.opened_at + config.hello_timeout_s);
     }
@@ -396,8 +396,8 @@ Transport::~Transport() {
   for (ucp_conn_request_h request : state.connection_requests) state.server.reject(request);
   state.connection_requests.clear();
   for (Link& link : state.links) state.start_close(link);
-  const double give_up = monotonic_now() + 2;
-  while (!state.links.empty() && monotonic_now() < give_up) {
+  const double give_up = monotonic_seconds() + 2;
+  while (!state.links.empty() && monotonic_seconds() < give_up) {
     state.worker.progress();
     state.reap();
   }
@@ -405,7 +405,7 @@ Transport::~Transport() {
 
 const std::string& Transport::address() const { return state_->address; }
 
-uint64_t Transport::expect(const WorkerKey& peer) { return state_->nonces.draw(peer, monotonic_now()); }
+uint64_t Transport::expect(const WorkerKey& peer) { return state_->nonces.draw(peer, monotonic_seconds()); }
 
 void Transport::connect(const WorkerKey& peer, const std::string& address, uint64_t nonce) {
   state_->connect(peer, address, nonce);

@@ -25,8 +25,6 @@ inline constexpr int kTilePositions = 64;
 inline constexpr int kTileVectors = kTilePositions / kLanes;
 inline constexpr int kSegmentPositions = 512;
 
-RTP_INLINE float exp_scalar(float x) { return exp(splat(x)).part[0][0]; }
-
 // (m, l, o) of each lane; o is [lanes][padded head_dim].
 struct FoldState {
   float* max;

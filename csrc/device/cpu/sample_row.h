@@ -88,9 +88,6 @@ inline double sum_of_exp(const float* logits, int64_t vocab, float top, float te
   return total;
 }
 
-RTP_INLINE float log_scalar(float x) { return log(splat(x)).part[0][0]; }
-RTP_INLINE float exp_scalar_of(float x) { return exp(splat(x)).part[0][0]; }
-
 // Raw log_softmax: logit -> (logit - top) - log_sum. Where the highest logit is +inf: its limit, in which the tokens
 // at +inf share the probability evenly and no other has any.
 struct LogSoftmax {
@@ -179,7 +176,7 @@ inline int64_t gather(const float* logits, int64_t vocab, const Cut& cut, float 
 inline int64_t nucleus(const Candidate* sorted, int64_t count, const Cut& cut, double total, bool complete) {
   double mass = 0.0;
   for (int64_t i = 0; i < count; ++i) {
-    mass += exp_scalar_of(cut.depth(sorted[i].logit));
+    mass += exp_scalar(cut.depth(sorted[i].logit));
     if (mass >= static_cast<double>(cut.top_p) * total) return i + 1;
   }
   return complete ? count : 0;
@@ -203,7 +200,7 @@ inline int64_t kept_candidates(const float* logits, int64_t vocab, const Cut& cu
     double total = mass;
     if (by_k) {
       total = 0.0;
-      for (int64_t i = 0; i < count; ++i) total += exp_scalar_of(cut.depth(to[i].logit));
+      for (int64_t i = 0; i < count; ++i) total += exp_scalar(cut.depth(to[i].logit));
     }
     const int64_t length = nucleus(to, count, cut, total, complete || by_k);
     if (length > 0) return length;

@@ -68,6 +68,9 @@ RTP_INLINE F32x16 log(const F32x16& x) {
   return fma(exponent, splat(0.693359375f), f + y);
 }
 
+RTP_INLINE float exp_scalar(float x) { return exp(splat(x)).part[0][0]; }
+RTP_INLINE float log_scalar(float x) { return log(splat(x)).part[0][0]; }
+
 RTP_INLINE F32x16 absolute(const F32x16& x) {
   return bit_cast16<F32x16>(bit_cast16<U32x16>(x) & splat_u32(0x7fffffff));
 }

@@ -44,7 +44,7 @@ struct Fixture {
   // A sequence whose prompt was received, and its first token, with blocks and a slot of its own.
   Sequence& join(int prompt, int max_tokens = 50) {
     REQUIRE(slots.grant(key_of(0).router_epoch));
-    return join_granted(prompt, pool.grant(Sequence::blocks_for(prompt, config.block_tokens)).value(), max_tokens);
+    return join_granted(prompt, pool.grant(blocks_for(prompt, config.block_tokens)).value(), max_tokens);
   }
   // REQUIRES: its slot was granted.
   Sequence& join_granted(int prompt, std::vector<int32_t> blocks, int max_tokens = 50) {
@@ -236,7 +236,7 @@ TEST(demand_holds_all_blocks_that_a_preempted_sequence_takes_back) {
   f.add(8);  // never ran: it has no claim
   const BlockDemand demand = f.scheduler.demand();
   CHECK_EQ(demand.sequences, 2);
-  CHECK_EQ(demand.blocks, 4 + Sequence::blocks_for(second.len(), f.config.block_tokens));
+  CHECK_EQ(demand.blocks, 4 + blocks_for(second.len(), f.config.block_tokens));
 }
 
 TEST(demand_holds_all_blocks_of_the_first_in_the_queue_once_it_was_refused) {

@@ -55,3 +55,14 @@ TEST(a_plain_tensor_stands_for_an_unquantized_one) {
   CHECK(!x.quantized());
   CHECK_EQ(x.data.numel(), 2);
 }
+
+TEST(heads_are_a_view_of_columns_however_the_rows_are_strided) {
+  float data[20] = {};
+  const Tensor rows = make_tensor(data, DType::kF32, {2, 10}).columns(4, 6);
+  const Tensor heads = rows.heads(3, 2);
+  CHECK_EQ(heads.ndim, 3);
+  CHECK(heads.data == data + 4);
+  CHECK(heads.shape == (decltype(heads.shape){2, 3, 2}));
+  CHECK(heads.stride == (decltype(heads.stride){10, 2, 1}));
+  CHECK_THROWS_WITH(rows.heads(3, 3), InvalidArgument, "heads: 3 of 3, tensor has 6 columns");
+}
