@@ -207,7 +207,7 @@ void Receiver::State::bury(Attempt& attempt, bool finished, Seconds now) {
   attempt.spec.reset();
   attempt.want = {};
   attempt.commit.reset();
-  if (!finished) attempt.outputs = {};
+  if (!finished) attempt.outputs.tokens = {};
   deadlines.set(key, std::nullopt);
   over.emplace(key, std::move(attempt));
   over_order.emplace_back(now, key);

@@ -42,7 +42,7 @@ struct SenderAttempt {
   int32_t pushes_in_flight = 0;                 // into any grant
   std::optional<Seconds> repeat_at;             // Reserve or Commit
   std::optional<Seconds> close_at;              // AWAIT and FLUSH: pushes may take so long
-  TokenLog outputs;                             // p0's first
+  TokenLog outputs;                             // for a replay
   std::optional<message::ToRouter> notice;      // the last, for a replay
 
   bool is_local() const { return state == SenderState::kLocal; }

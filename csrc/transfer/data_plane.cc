@@ -52,6 +52,17 @@ uint64_t DataPlane::checksum(const KvSpan& span) const {
   return kv_checksum(device_.ops(), group_, 0, engine_.kv_pool_base(), engine_.block_pool().num_blocks(), span);
 }
 
+void DataPlane::trace(TracePoint point, Seconds time, const RequestKey& key, const KvSpan& span, uint64_t bytes) {
+  trace_.add({.time = time,
+              .key = key,
+              .point = point,
+              .first_layer = span.first_layer,
+              .num_layers = span.num_layers,
+              .first_token = span.first_token,
+              .tokens = span.tokens,
+              .bytes = bytes});
+}
+
 // ---- Out
 
 void DataPlane::push(const action::PushLayers& action) {
@@ -70,14 +81,7 @@ void DataPlane::push(const action::PushLayers& action) {
 bool DataPlane::post(uint64_t tag, Push& push) {
   const KvSpan span = span_of(push.action);
   const KvMessageHeader& header = push.action.header;
-  const TraceEntry entry{.time = monotonic_seconds(),
-                         .key = push.action.key,
-                         .point = TracePoint::kPosted,
-                         .first_layer = span.first_layer,
-                         .num_layers = span.num_layers,
-                         .first_token = span.first_token,
-                         .tokens = span.tokens,
-                         .bytes = push.bytes};
+  const Seconds posted_at = monotonic_seconds();
   std::vector<Piece> pieces = pieces_of(span);
   if (staging_) {
     if (!transport_.connected(push.action.receiver)) return false;
@@ -86,7 +90,7 @@ bool DataPlane::post(uint64_t tag, Push& push) {
     pieces = {push.staged.piece()};
   }
   if (!transport_.send(push.action.receiver, header, std::move(pieces), tag)) return false;
-  trace_.add(entry);
+  trace(TracePoint::kPosted, posted_at, push.action.key, span, push.bytes);
   push.checksum = checksum(span);
   return true;
 }
@@ -100,14 +104,7 @@ void DataPlane::on_sent(uint64_t tag, bool sent) {
   if (sent) {
     ++counts_.messages_sent;
     counts_.payload_bytes_sent += push.bytes;
-    trace_.add({.time = monotonic_seconds(),
-                .key = push.action.key,
-                .point = TracePoint::kSent,
-                .first_layer = push.action.header.first_layer,
-                .num_layers = push.action.header.num_layers,
-                .first_token = static_cast<int32_t>(push.action.header.first_token),
-                .tokens = static_cast<int32_t>(push.action.header.tokens),
-                .bytes = push.bytes});
+    trace(TracePoint::kSent, monotonic_seconds(), push.action.key, span_of(push.action), push.bytes);
   } else {
     ++counts_.messages_failed;
   }
@@ -131,14 +128,7 @@ std::optional<Acceptance> DataPlane::accept(const WorkerKey& from, const KvMessa
   receive = {.destination = std::get<Destination>(answer), .bytes = bytes};
   engine_.block_pool().pin(receive.destination.blocks);
   const KvSpan span = span_of(receive.destination);
-  trace_.add({.time = monotonic_seconds(),
-              .key = receive.destination.key,
-              .point = TracePoint::kAccepted,
-              .first_layer = span.first_layer,
-              .num_layers = span.num_layers,
-              .first_token = span.first_token,
-              .tokens = span.tokens,
-              .bytes = bytes});
+  trace(TracePoint::kAccepted, monotonic_seconds(), receive.destination.key, span, bytes);
   if (!staging_) return Acceptance{pieces_of(span), tag};
   receive.staged = staging_->take(bytes);
   return Acceptance{{receive.staged.piece()}, tag};
@@ -156,14 +146,7 @@ void DataPlane::on_received(uint64_t tag, bool landed) {
   if (landed) {
     ++counts_.messages_received;
     counts_.payload_bytes_received += receive.bytes;
-    trace_.add({.time = monotonic_seconds(),
-                .key = receive.destination.key,
-                .point = TracePoint::kReceived,
-                .first_layer = span.first_layer,
-                .num_layers = span.num_layers,
-                .first_token = span.first_token,
-                .tokens = span.tokens,
-                .bytes = receive.bytes});
+    trace(TracePoint::kReceived, monotonic_seconds(), receive.destination.key, span, receive.bytes);
   } else {
     ++counts_.messages_failed;
   }

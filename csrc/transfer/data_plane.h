@@ -93,6 +93,7 @@ class DataPlane : private TransportListener {
   KvSpan span_of(const Destination& destination) const;
   std::vector<Piece> pieces_of(const KvSpan& span) const;
   uint64_t checksum(const KvSpan& span) const;
+  void trace(TracePoint point, Seconds time, const RequestKey& key, const KvSpan& span, uint64_t bytes);
 
   Device& device_;
   EnginePort& engine_;
