@@ -162,8 +162,7 @@ void bind_peer_messages(py::module_& m) {
   bind_struct<Abort>(m, "Abort", Field{"key", &Abort::key}, Field{"grant", &Abort::grant});
   bind_struct<SenderHeartbeat>(m, "SenderHeartbeat", Field{"grants", &SenderHeartbeat::grants});
   bind_struct<Granted>(m, "Granted", Field{"key", &Granted::key}, Field{"grant", &Granted::grant},
-                       Field{"prefix_tokens", &Granted::prefix_tokens},
-                       Field{"lease", &Granted::lease});
+                       Field{"prefix_tokens", &Granted::prefix_tokens}, Field{"lease", &Granted::lease});
   bind_struct<NoRoom>(m, "NoRoom", Field{"key", &NoRoom::key}, Field{"reason", &NoRoom::reason});
   bind_struct<PeerCommitted>(m, "PeerCommitted", Field{"key", &PeerCommitted::key},
                              Field{"grant", &PeerCommitted::grant});
@@ -215,8 +214,7 @@ void bind_session_events(py::module_& m) {
 void bind_worker_events(py::module_& m) {
   using namespace event;
   bind_struct<Scheduled>(m, "Scheduled", Field{"key", &Scheduled::key}, Field{"blocks", &Scheduled::blocks},
-                         Field{"prompt_tokens", &Scheduled::prompt_tokens},
-                         Field{"cached_tokens", &Scheduled::cached_tokens});
+                         Field{"tokens", &Scheduled::tokens}, Field{"cached_tokens", &Scheduled::cached_tokens});
   bind_struct<LayersComputed>(
       m, "LayersComputed", Field{"key", &LayersComputed::key}, Field{"first_layer", &LayersComputed::first_layer},
       Field{"num_layers", &LayersComputed::num_layers}, Field{"first_token", &LayersComputed::first_token},

@@ -6,6 +6,7 @@
 
 #include "engine/engine_state.h"
 #include "engine/sampling.h"
+#include "transfer/clock.h"
 
 namespace rtp_llm {
 
@@ -104,6 +105,7 @@ void Engine::State::launch(const Schedule& schedule) {
 
 void Engine::State::tell_layers(const Batch& batch, int first_layer, int num_layers) {
   if (listener == nullptr) return;
+  const double launched_at = monotonic_seconds();
   StreamEvent ready;
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.sequence->role != Role::kSender) continue;
@@ -113,6 +115,7 @@ void Engine::State::tell_layers(const Batch& batch, int first_layer, int num_lay
                                   .num_layers = num_layers,
                                   .first_token = chunk.first_token,
                                   .tokens = chunk.rows,
+                                  .launched_at = launched_at,
                                   .ready = ready});
   }
 }

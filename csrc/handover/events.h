@@ -64,7 +64,7 @@ struct HeartbeatDue {
 struct Scheduled {
   RequestKey key;
   std::vector<int32_t> blocks;
-  int32_t prompt_tokens = 0;  // prompt and output so far
+  int32_t tokens = 0;  // prompt and output so far
   int32_t cached_tokens = 0;
 };
 struct LayersComputed {

@@ -94,7 +94,7 @@ void Sender::on(const event::Scheduled& event, Seconds now, Actions& out) {
   const int groups =
       (state_->config.num_layers + state_->config.layers_per_group - 1) / state_->config.layers_per_group;
   attempt->blocks = event.blocks;
-  attempt->prompt_tokens = event.prompt_tokens;
+  attempt->num_tokens = event.tokens;
   attempt->computed.assign(static_cast<size_t>(groups), event.cached_tokens);
   attempt->state = SenderState::kCompute;
   if (!attempt->without_receiver) state_->reserve(*attempt, now, out);

@@ -28,13 +28,13 @@ void SenderAttempt::shrink() {
 
 bool SenderAttempt::is_sent() const {
   return first && grant && grant->pushes_in_flight == 0 &&
-         std::all_of(grant->pushed.begin(), grant->pushed.end(), [&](int32_t end) { return end == prompt_tokens; });
+         std::all_of(grant->pushed.begin(), grant->pushed.end(), [&](int32_t end) { return end == num_tokens; });
 }
 
 std::string SenderAttempt::objection(const message::Granted& granted, const HandoverConfig& config) const {
   const int32_t prefix = granted.prefix_tokens;
-  if (prefix < 0 || prefix > prompt_tokens || (prefix % config.block_tokens != 0 && prefix != prompt_tokens)) {
-    return "prefix_tokens " + std::to_string(prefix) + " of " + std::to_string(prompt_tokens) + ", in blocks of " +
+  if (prefix < 0 || prefix > num_tokens || (prefix % config.block_tokens != 0 && prefix != num_tokens)) {
+    return "prefix_tokens " + std::to_string(prefix) + " of " + std::to_string(num_tokens) + ", in blocks of " +
            std::to_string(config.block_tokens);
   }
   if (!std::isfinite(granted.lease) || granted.lease <= 0) return "lease " + std::to_string(granted.lease);
@@ -52,7 +52,7 @@ void SenderAttempt::push(const HandoverConfig& config, Seconds now, Actions& out
   if (grant->pushes_in_flight == 0) grant->progress_at = now;
   for (size_t group = 0; group < computed.size(); ++group) {
     const int32_t ready = computed[group];
-    const int32_t end = ready == prompt_tokens ? ready : ready / config.block_tokens * config.block_tokens;
+    const int32_t end = ready == num_tokens ? ready : ready / config.block_tokens * config.block_tokens;
     const int32_t first_layer = static_cast<int32_t>(group) * config.layers_per_group;
     for (int32_t& pushed = grant->pushed[group]; pushed < end;) {
       const int32_t tokens = std::min(end - pushed, config.max_push_tokens);

@@ -27,7 +27,7 @@ struct SenderAttempt {
   std::optional<WorkerKey> receiver;  // unset: alone
   SenderState state = SenderState::kQueued;
   std::vector<int32_t> blocks;        // the engine's, once scheduled
-  int32_t prompt_tokens = 0;          // prompt and output so far
+  int32_t num_tokens = 0;             // prompt and output so far
   std::vector<int32_t> computed;      // per layer group: tokens stored, from the start
   std::optional<SampledToken> first;  // at p0, once computed
   bool first_said = false;            // and sent to the router

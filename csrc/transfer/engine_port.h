@@ -25,17 +25,17 @@ struct ComputedLayers {
   int num_layers;
   int first_token;
   int tokens;
-  StreamEvent ready;  // of the engine's device
+  double launched_at;  // the stores; transfer/clock.h
+  StreamEvent ready;   // of the engine's device
 };
 
 // What the transfer side hears. On the engine thread; must only post to its own queue.
 class EngineListener {
  public:
   virtual ~EngineListener() = default;
-  // A kSender sequence got all blocks for its prompt (tokens so far included), before any of it is
+  // A kSender sequence got all blocks for its `tokens` (prompt and output so far), before any of it is
   // computed. `cached_tokens` of them were prefix hits: their KV is ready now.
-  virtual void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
-                            int cached_tokens) = 0;
+  virtual void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int tokens, int cached_tokens) = 0;
   // Within a step, as soon as the stores of the layer group are launched; ascending layers; tokens of this step's
   // chunk.
   virtual void on_layers_computed(const ComputedLayers& piece) = 0;

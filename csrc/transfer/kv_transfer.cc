@@ -12,7 +12,7 @@ namespace rtp_llm {
 namespace {
 
 // How often the device is asked for layers that are launched and not stored yet.
-constexpr Seconds kStoredLayersLook = 50e-6;
+constexpr Seconds kLaunchedLayersLook = 50e-6;
 
 HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferConfig& config) {
   const KvGroup& group = engine.kv_layout().groups.at(0);
@@ -179,24 +179,21 @@ void KvTransfer::check_idle() {
 
 // ---- The engine thread: stamps and posts
 
-void KvTransfer::on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens,
-                              int cached_tokens) {
+void KvTransfer::on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int tokens, int cached_tokens) {
   inbox_.push(
-      [this, at = monotonic_seconds(), event = event::Scheduled{key, std::move(blocks), prompt_tokens, cached_tokens}] {
+      [this, at = monotonic_seconds(), event = event::Scheduled{key, std::move(blocks), tokens, cached_tokens}] {
         trace_.add({.time = at,
                     .key = event.key,
                     .point = TracePoint::kScheduled,
                     .first_token = event.cached_tokens,
-                    .tokens = event.prompt_tokens - event.cached_tokens});
+                    .tokens = event.tokens - event.cached_tokens});
         if (const auto start = starts_.find(event.key); start != starts_.end())
           start->second.cached_tokens = event.cached_tokens;
         handle(event);
       });
 }
 
-void KvTransfer::on_layers_computed(const ComputedLayers& piece) {
-  inbox_.push(StoredLayers{monotonic_seconds(), piece});
-}
+void KvTransfer::on_layers_computed(const ComputedLayers& piece) { inbox_.push(piece); }
 
 void KvTransfer::on_prefilled(const RequestKey& key, int32_t token, float logprob,
                               std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) {
@@ -260,9 +257,9 @@ void KvTransfer::fail(const std::string& text) {
   outbox_.push(outgoing::Fault{text});
 }
 
-void KvTransfer::perform(const StoredLayers& stored) {
-  if (!stored_.empty() || !device_.done(stored.piece.ready)) return stored_.push_back(stored);
-  hand_on(stored);
+void KvTransfer::perform(const ComputedLayers& piece) {
+  if (!launched_.empty() || !device_.done(piece.ready)) return launched_.push_back(piece);
+  hand_on(piece, piece.launched_at);
 }
 
 // What the engine says of a step, it says after its layers: those are done then, and come first.
@@ -274,18 +271,16 @@ void KvTransfer::perform(const Task& task) {
 // Layers that have been stored since the last look. False: none.
 bool KvTransfer::hand_on_stored() {
   bool any = false;
-  for (; !stored_.empty() && device_.done(stored_.front().piece.ready); any = true) {
-    StoredLayers stored = stored_.front();
-    stored_.pop_front();
-    stored.at = now();
-    hand_on(stored);
+  for (; !launched_.empty() && device_.done(launched_.front().ready); any = true) {
+    const ComputedLayers piece = launched_.front();
+    launched_.pop_front();
+    hand_on(piece, now());
   }
   return any;
 }
 
-void KvTransfer::hand_on(const StoredLayers& stored) {
-  const ComputedLayers& piece = stored.piece;
-  trace_.add({.time = stored.at,
+void KvTransfer::hand_on(const ComputedLayers& piece, Seconds stored_at) {
+  trace_.add({.time = stored_at,
               .key = piece.key,
               .point = TracePoint::kLayersComputed,
               .first_layer = piece.first_layer,
@@ -320,8 +315,8 @@ void KvTransfer::wait() {
   std::optional<Seconds> deadline = handover_.next_deadline();
   if (const auto transport = data_.transport().next_deadline(); transport && (!deadline || *transport < *deadline))
     deadline = transport;
-  if (!stored_.empty()) {
-    const Seconds look = now() + kStoredLayersLook;
+  if (!launched_.empty()) {
+    const Seconds look = now() + kLaunchedLayersLook;
     if (!deadline || look < *deadline) deadline = look;
   }
   if (data_.transport().arm()) wakeup_.wait(deadline);

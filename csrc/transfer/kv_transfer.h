@@ -108,14 +108,10 @@ class KvTransfer : private EngineListener {
 
  private:
   using Task = std::function<void()>;
-  struct StoredLayers {  // once a layer group: posting it allocates nothing
-    Seconds at = 0;      // when its stores were launched
-    ComputedLayers piece;
-  };
-  using Posted = std::variant<StoredLayers, Task>;
+  using Posted = std::variant<ComputedLayers, Task>;  // the first once a layer group: posting it allocates nothing
 
   // EngineListener, on the engine thread.
-  void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt_tokens, int cached_tokens) override;
+  void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int tokens, int cached_tokens) override;
   void on_layers_computed(const ComputedLayers& piece) override;
   void on_prefilled(const RequestKey& key, int32_t token, float logprob,
                     std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) override;
@@ -135,9 +131,9 @@ class KvTransfer : private EngineListener {
   void note(const Event& event);
   void reject(const RequestKey& key, const InvalidArgument& error);
   void perform(const Task& task);
-  void perform(const StoredLayers& stored);
+  void perform(const ComputedLayers& piece);
   bool hand_on_stored();
-  void hand_on(const StoredLayers& stored);
+  void hand_on(const ComputedLayers& piece, Seconds stored_at);
   void perform(Actions actions);
   void perform(const action::ToRouter& action);
   void perform(const action::ToSender& action);
@@ -173,7 +169,7 @@ class KvTransfer : private EngineListener {
   Seconds last_now_ = 0;
   std::vector<Posted> taken_;  // from the inbox, being done
   size_t next_taken_ = 0;
-  std::deque<StoredLayers> stored_;  // layers that the device is not known to have stored yet, in order
+  std::deque<ComputedLayers> launched_;  // layers that the device is not known to have stored yet, in order
   bool handling_ = false;
   std::vector<Event> events_;  // that came up while another one was handled
   Actions actions_;            // of accept(): done when UCX has returned

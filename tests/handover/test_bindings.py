@@ -68,7 +68,7 @@ def test_a_submit_becomes_a_sequence_and_a_reserve_carries_it_whole() -> None:
     meet, enqueue = machines.handle(engine.event.FromRouter(router_epoch=ROUTER, body=submit), 1.0)
     assert (meet.receiver, meet.address) == (receiver, "there:1")
     assert enqueue.role == engine.Role.SENDER
-    scheduled = engine.event.Scheduled(key=key(), blocks=[0, 1], prompt_tokens=8)
+    scheduled = engine.event.Scheduled(key=key(), blocks=[0, 1], tokens=8)
     (reserve,) = machines.handle(scheduled, 1.5)
     assert reserve.receiver == receiver
     assert list(reserve.body.spec.prompt) == list(range(8))

@@ -211,7 +211,7 @@ class Engine:
                     "scheduled",
                     key=sequence.key,
                     blocks=list(sequence.blocks),
-                    prompt_tokens=len(sequence.tokens),
+                    tokens=len(sequence.tokens),
                     cached_tokens=sequence.cached,
                 )
 

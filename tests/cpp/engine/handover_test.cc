@@ -70,7 +70,7 @@ struct Handover {
   void check_pieces(const SequenceSpec& spec) {
     const auto& scheduled = sender.ear.scheduled[spec.key];
     const int prompt = static_cast<int>(spec.prompt.size() + spec.output.size());
-    CHECK_EQ(scheduled.prompt_tokens, prompt);
+    CHECK_EQ(scheduled.tokens, prompt);
     std::vector<int> stored(testing::kLayers, scheduled.cached_tokens);
     for (const ComputedLayers& piece : sender.ear.pieces[spec.key])
       for (int layer = piece.first_layer; layer < piece.first_layer + piece.num_layers; ++layer) {

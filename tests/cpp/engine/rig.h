@@ -121,7 +121,7 @@ class Ear : public EngineListener {
  public:
   struct Scheduled {
     std::vector<int32_t> blocks;
-    int prompt_tokens, cached_tokens;
+    int tokens, cached_tokens;
   };
   void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int prompt, int cached) override {
     note([&] { scheduled[key] = {std::move(blocks), prompt, cached}; });
