@@ -62,7 +62,8 @@ struct Engine::State {
   bool wait(bool idle);
   bool step();
   void admit();
-  void end(const RequestKey& key, bool release_held);
+  void cancel(const RequestKey& key);
+  void release(const RequestKey& key);
   void announce(const Schedule& schedule);
   void launch(const Schedule& schedule);
   void tell_layers(const Batch& batch, int first_layer, int num_layers);

@@ -44,6 +44,7 @@ void Scheduler::finish(Sequence& sequence) {
   leave(sequence);
   give_back_slot(sequence);
   give_back_blocks(sequence);
+  sequence.state = Sequence::State::kEnding;
 }
 
 void Scheduler::hold(Sequence& sequence) {
@@ -154,6 +155,7 @@ bool Scheduler::grow(Sequence& sequence) {
 void Scheduler::preempt(Sequence& sequence) {
   leave(sequence);
   give_back_blocks(sequence);
+  sequence.state = Sequence::State::kWaiting;
   sequence.num_launched = sequence.num_computed = 0;
   ++sequence.num_preemptions;
   waiting_.push_front(&sequence);
@@ -255,7 +257,6 @@ void Scheduler::leave(Sequence& sequence) {
   }
   if (sequence.slot >= 0) free_slots_.push_back(sequence.slot);
   sequence.slot = -1;
-  sequence.state = Sequence::State::kWaiting;
 }
 
 void Scheduler::give_back_slot(Sequence& sequence) {

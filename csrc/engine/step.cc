@@ -60,8 +60,8 @@ void Engine::State::admit() {
         offer_full_blocks(*command.sequence);
         scheduler.join(*command.sequence);
         break;
-      case Command::Kind::kCancel: end(command.key, false); break;
-      case Command::Kind::kRelease: end(command.key, true); break;
+      case Command::Kind::kCancel: cancel(command.key); break;
+      case Command::Kind::kRelease: release(command.key); break;
     }
     if (command.sequence) sequences.emplace(command.key, std::move(command.sequence));
   }
@@ -70,19 +70,23 @@ void Engine::State::admit() {
   tell_notices();
 }
 
-// Cancel and release. What is over already, or never was, needs nothing.
-void Engine::State::end(const RequestKey& key, bool release) {
+// What is over already, or never was, needs nothing; nor does a sender that is held: release() ends it.
+void Engine::State::cancel(const RequestKey& key) {
   const auto found = sequences.find(key);
-  if (found == sequences.end()) return;
+  if (found == sequences.end() || found->second->state == Sequence::State::kHeld) return;
   Sequence& sequence = *found->second;
-  const bool sender = sequence.role == Role::kSender;
-  const bool held = sequence.state == Sequence::State::kHeld;
-  if (release ? !sender : held) return;
-  if (!held) notices.push_back({.key = key, .finish = FinishReason::kCancelled});
-  if (sender && !release && sequence.state == Sequence::State::kRunning) {
-    scheduler.hold(sequence);  // a push may be reading its blocks
-    return;
-  }
+  notices.push_back({.key = key, .finish = FinishReason::kCancelled});
+  if (sequence.role == Role::kSender && sequence.state == Sequence::State::kRunning)
+    return scheduler.hold(sequence);  // a push may be reading its blocks
+  scheduler.finish(sequence);
+  forget(key);
+}
+
+void Engine::State::release(const RequestKey& key) {
+  const auto found = sequences.find(key);
+  if (found == sequences.end() || found->second->role != Role::kSender) return;
+  Sequence& sequence = *found->second;
+  if (sequence.state != Sequence::State::kHeld) notices.push_back({.key = key, .finish = FinishReason::kCancelled});
   scheduler.finish(sequence);
   forget(key);
 }
@@ -214,12 +218,12 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   }
 }
 
-// Frees the key. The sequence stays until the next refresh, and while launched steps have rows of it.
+// Frees the key of what the scheduler has finished. The sequence stays until the next refresh, and while launched steps
+// have rows of it.
 void Engine::State::forget(const RequestKey& given) {
   const RequestKey key = given;  // `given` may lie in the sequence
   gone.push_back(key);
   const auto found = sequences.find(key);
-  found->second->state = Sequence::State::kEnding;
   ending.push_back(std::move(found->second));
   sequences.erase(found);
 }
