@@ -59,7 +59,7 @@ def engine(config: Config, slots: int, hidden: int) -> NativeEngine:
             num_kv_blocks=2048,
             kv_dtype="float32",
             enable_prefix_caching=True,
-            layers_per_group=2,
+            layers_per_message=2,
             itl_target_s=0.05,
             eos_token_ids=[],
         ),

@@ -60,7 +60,7 @@ def handover(mode: str, trace_file: Path | None) -> None:
         "max_num_batched_tokens": PROMPT_TOKENS,
         "max_model_len": PROMPT_TOKENS + 64,
         "num_kv_blocks": 512,
-        "layers_per_group": 4,
+        "layers_per_message": 4,
     }
     with Cluster(mode, ["prefill", "decode"], **settings) as cluster:
         for number in range(RUNS + 1):  # the first one lets the workers meet

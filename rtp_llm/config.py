@@ -94,7 +94,7 @@ class EngineSettings(_Section):
     num_kv_blocks: int = Field(0, ge=0, description="blocks of the KV pool; 0: kv_cache_bytes decides")
     kv_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of stored K and V")
     enable_prefix_caching: bool = Field(True, description="reuse KV of equal prefixes")
-    layers_per_group: int = Field(4, ge=1, description="layers of one handover message")
+    layers_per_message: int = Field(4, ge=1, description="layers of one handover message")
     step_timeout_s: float = Field(60.0, gt=0, description="a step that takes longer hangs: the worker has failed")
     itl_target_ms: float = Field(50.0, gt=0, description="decode step time that prefill chunks must leave room for")
 

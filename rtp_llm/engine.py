@@ -162,7 +162,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
         num_kv_blocks=settings.num_kv_blocks,
         kv_dtype=kv_dtype,
         enable_prefix_caching=settings.enable_prefix_caching,
-        layers_per_group=settings.layers_per_group,
+        layers_per_message=settings.layers_per_message,
         itl_target_s=settings.itl_target_ms / 1000,
         eos_token_ids=list(read_generation_defaults(model.path).eos_token_ids),
     )

@@ -96,7 +96,7 @@ void bind_spec(py::module_& module) {
 
 EngineConfig make_config(int64_t max_num_batched_tokens, int32_t max_num_seqs, int32_t max_model_len,
                          int32_t block_tokens, int64_t kv_pool_bytes, int32_t num_kv_blocks,
-                         const std::string& kv_dtype, bool enable_prefix_caching, int32_t layers_per_group,
+                         const std::string& kv_dtype, bool enable_prefix_caching, int32_t layers_per_message,
                          double itl_target_s, std::vector<int32_t> eos_token_ids) {
   return {.max_num_batched_tokens = max_num_batched_tokens,
           .max_num_seqs = max_num_seqs,
@@ -106,7 +106,7 @@ EngineConfig make_config(int64_t max_num_batched_tokens, int32_t max_num_seqs, i
           .num_kv_blocks = num_kv_blocks,
           .kv_dtype = dtype_from_name(kv_dtype),
           .enable_prefix_caching = enable_prefix_caching,
-          .layers_per_group = layers_per_group,
+          .layers_per_message = layers_per_message,
           .itl_target_s = itl_target_s,
           .eos_token_ids = std::move(eos_token_ids)};
 }
@@ -116,8 +116,8 @@ void bind_config(py::module_& module) {
   py::class_<EngineConfig>(module, "EngineConfig")
       .def(py::init(&make_config), py::kw_only(), py::arg("max_num_batched_tokens"), py::arg("max_num_seqs"),
            py::arg("max_model_len"), py::arg("block_tokens"), py::arg("kv_pool_bytes"), py::arg("num_kv_blocks"),
-           py::arg("kv_dtype"), py::arg("enable_prefix_caching"), py::arg("layers_per_group"), py::arg("itl_target_s"),
-           py::arg("eos_token_ids"))
+           py::arg("kv_dtype"), py::arg("enable_prefix_caching"), py::arg("layers_per_message"),
+           py::arg("itl_target_s"), py::arg("eos_token_ids"))
       .def_readonly("max_num_seqs", &EngineConfig::max_num_seqs)
       .def_readonly("max_model_len", &EngineConfig::max_model_len)
       .def_readonly("block_tokens", &EngineConfig::block_tokens)

@@ -265,7 +265,7 @@ void bind_config(py::module_& m) {
       Field{"router_expiry", &HandoverTimes::router_expiry}, Field{"memory", &HandoverTimes::memory});
   bind_struct<HandoverConfig>(
       m, "HandoverConfig", Field{"times", &HandoverConfig::times}, Field{"num_layers", &HandoverConfig::num_layers},
-      Field{"layers_per_group", &HandoverConfig::layers_per_group},
+      Field{"layers_per_message", &HandoverConfig::layers_per_message},
       Field{"block_tokens", &HandoverConfig::block_tokens},
       Field{"token_layer_bytes", &HandoverConfig::token_layer_bytes},
       Field{"max_push_tokens", &HandoverConfig::max_push_tokens},
@@ -300,15 +300,21 @@ class PythonGrantPool : public GrantPool {
  public:
   explicit PythonGrantPool(py::object pool) : pool_(std::move(pool)) {}
 
-  std::optional<Room> grant(const Want& want) override {
-    const py::object room = pool_.attr("grant")(py::cast(*want.spec));
-    if (room.is_none()) return std::nullopt;
-    auto [blocks, prefix_blocks] = room.cast<std::pair<std::vector<int32_t>, int32_t>>();
-    return Room{std::move(blocks), prefix_blocks};
+  std::optional<Reservation> grant(const Want& want) override {
+    const py::object reservation = pool_.attr("grant")(py::cast(*want.spec));
+    if (reservation.is_none()) return std::nullopt;
+    auto [blocks, prefix_blocks] = reservation.cast<std::pair<std::vector<int32_t>, int32_t>>();
+    return Reservation{std::move(blocks), prefix_blocks};
   }
-  void join(const Room& room) override { pool_.attr("join")(room.blocks, room.prefix_blocks); }
-  void quarantine(const Room& room) override { pool_.attr("quarantine")(room.blocks, room.prefix_blocks); }
-  void free_quarantined(const Room& room) override { pool_.attr("free_quarantined")(room.blocks, room.prefix_blocks); }
+  void join(const Reservation& reservation) override {
+    pool_.attr("join")(reservation.blocks, reservation.prefix_blocks);
+  }
+  void quarantine(const Reservation& reservation) override {
+    pool_.attr("quarantine")(reservation.blocks, reservation.prefix_blocks);
+  }
+  void free_quarantined(const Reservation& reservation) override {
+    pool_.attr("free_quarantined")(reservation.blocks, reservation.prefix_blocks);
+  }
 
  private:
   py::object pool_;

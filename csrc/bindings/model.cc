@@ -119,7 +119,7 @@ void bind_model(py::module_& module) {
   using Released = py::call_guard<py::gil_scoped_release>;
   bind_config(module);
 
-  py::class_<ExpectedTensor>(module, "ExpectedTensor", "What the files must hold for one slot.")
+  py::class_<ExpectedTensor>(module, "ExpectedTensor", "What the files must hold.")
       .def_readonly("name", &ExpectedTensor::name)
       .def_readonly("shape", &ExpectedTensor::shape);
 

@@ -20,7 +20,7 @@ EngineConfig checked(EngineConfig config) {
   positive("max_num_batched_tokens", config.max_num_batched_tokens);
   positive("max_num_seqs", config.max_num_seqs);
   positive("block_tokens", config.block_tokens);
-  positive("layers_per_group", config.layers_per_group);
+  positive("layers_per_message", config.layers_per_message);
   check(config.max_model_len >= 2, "max_model_len must be at least 2, got ", config.max_model_len);
   check(config.num_kv_blocks >= 0, "num_kv_blocks can't be negative, got ", config.num_kv_blocks);
   check(config.kv_pool_bytes >= 0, "kv_pool_bytes can't be negative, got ", config.kv_pool_bytes);

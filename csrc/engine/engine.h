@@ -95,7 +95,7 @@ class Engine : public EnginePort {
   int64_t kv_pool_bytes() const;
   std::string salt(const SequenceSpec& spec) const override;
   const EngineConfig& config() const;
-  int32_t layers_per_group() const override { return config().layers_per_group; }
+  int32_t layers_per_message() const override { return config().layers_per_message; }
   int64_t vocab_size() const override;
   bool caches_prefixes() const override { return config().enable_prefix_caching; }
   // (backend, ISA, dtype, KV dtype, tp, mode, digest) as text:

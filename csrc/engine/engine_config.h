@@ -17,8 +17,8 @@ struct EngineConfig {
   int32_t num_kv_blocks = 0;  // 0: kv_pool_bytes decides
   DType kv_dtype = DType::kF32;
   bool enable_prefix_caching = true;
-  int32_t layers_per_group = 4;  // layers of one handover message
-  double itl_target_s = 0.05;    // a step that has decodes gives prefill only the time that is left
+  int32_t layers_per_message = 4;  // layers of one handover message
+  double itl_target_s = 0.05;      // a step that has decodes gives prefill only the time that is left
   std::vector<int32_t> eos_token_ids;
 
   // Most rows of a step: prefill's, and one for each sequence that decodes.

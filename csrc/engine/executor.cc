@@ -29,9 +29,8 @@ int64_t Executor::most_block_ids() const {
 // All rows are prefill rows of token 0, dealt out to as many slots as they need; blocks repeat if the
 // pool is small.
 std::pair<int64_t, double> Executor::warm_up() {
-  const int num_blocks =
-      std::min(kv_cache_.num_blocks(),
-               blocks_for(static_cast<int>(max_rows_), config_.block_tokens) + config_.max_num_seqs);
+  const int num_blocks = std::min(kv_cache_.num_blocks(),
+                                  blocks_for(static_cast<int>(max_rows_), config_.block_tokens) + config_.max_num_seqs);
   Batch& batch = batches_[0];
   batch.clear();
   int next_block = 0;
@@ -105,7 +104,7 @@ void Executor::launch_forward(Batch& batch, const StepRows& rows, int64_t num_sa
                         .rows = &rows,
                         .logit_rows = batch.inputs.padded_logit_rows(num_samples)};
   logits_ = decoder_.forward(input, kv_cache_.layout(), kv_cache_.base(), kv_cache_.num_blocks() + int64_t{1},
-                             config_.layers_per_group, on_layers);
+                             config_.layers_per_message, on_layers);
 }
 
 void Executor::launch_sample(Batch& batch, const StepRows& rows, int64_t num_samples) {

@@ -22,7 +22,7 @@ class GrantPool {
     int32_t growth = 0;             // blocks that the sequence may take soon beyond them
     std::vector<BlockHash> hashes;  // of the full ones; none: prefixes are not cached
   };
-  struct Room {
+  struct Reservation {
     std::vector<int32_t> blocks;  // of all tokens of the spec, in order
     int32_t prefix_blocks = 0;    // the first ones: prefix hits, one reference each; the rest is granted and zeroed
     int32_t growth = 0;           // kept free until the sequence runs
@@ -33,13 +33,13 @@ class GrantPool {
   virtual Want want(std::shared_ptr<const SequenceSpec> spec) const { return {std::move(spec), 0, 0, {}}; }
   // Takes a slot, references prefix hits and grants the rest if a slot is free and the watermark holds; nullopt,
   // nothing taken, if not.
-  virtual std::optional<Room> grant(const Want& want) = 0;
+  virtual std::optional<Reservation> grant(const Want& want) = 0;
   // The sequence runs: granted blocks become referenced, one reference each. The slot is the sequence's.
-  virtual void join(const Room& room) = 0;
+  virtual void join(const Reservation& reservation) = 0;
   // The grant is void: slot and prefix hits are given back at once, granted blocks are quarantined.
-  virtual void quarantine(const Room& room) = 0;
+  virtual void quarantine(const Reservation& reservation) = 0;
   // Nothing can write into the granted blocks any more: they are free.
-  virtual void free_quarantined(const Room& room) = 0;
+  virtual void free_quarantined(const Reservation& reservation) = 0;
 };
 
 }  // namespace rtp_llm

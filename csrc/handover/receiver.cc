@@ -48,8 +48,8 @@ std::variant<Destination, Refusal> Receiver::accept(const WorkerKey& sender, con
   }
   const auto first_token = static_cast<int32_t>(header.first_token);
   const auto tokens = static_cast<int32_t>(header.tokens);
-  const auto begin = grant.room.blocks.begin() + first_token / state_->config.block_tokens;
-  const auto last = grant.room.blocks.begin() + (first_token + tokens - 1) / state_->config.block_tokens;
+  const auto begin = grant.reservation.blocks.begin() + first_token / state_->config.block_tokens;
+  const auto last = grant.reservation.blocks.begin() + (first_token + tokens - 1) / state_->config.block_tokens;
   return Destination{grant.id,    grant.key, header.first_layer, header.num_layers,
                      first_token, tokens,    {begin, last + 1}};
 }

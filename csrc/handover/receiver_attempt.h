@@ -17,7 +17,7 @@ struct ReceiverGrant {
   GrantId id = 0;
   RequestKey key;
   WorkerKey sender;  // and so the endpoint that its messages come by
-  GrantPool::Room room;
+  GrantPool::Reservation reservation;
   int32_t prefix_tokens = 0;  // prefix hits: nothing is written before
   int32_t tokens = 0;         // prompt and output so far
   bool live = true;           // else quarantined
@@ -25,7 +25,7 @@ struct ReceiverGrant {
   uint64_t bytes_accepted = 0, bytes_received = 0, checksum = 0;
   std::optional<Seconds> close_at;  // quarantined
 
-  int32_t fresh_blocks() const { return static_cast<int32_t>(room.blocks.size()) - room.prefix_blocks; }
+  int32_t fresh_blocks() const { return static_cast<int32_t>(reservation.blocks.size()) - reservation.prefix_blocks; }
   std::optional<Refusal> check(const KvMessageHeader& header, uint64_t payload_bytes,
                                const HandoverConfig& config) const;
   // All of these bytes are here and nothing is on its way.

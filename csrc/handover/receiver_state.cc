@@ -54,15 +54,15 @@ void Receiver::State::reserve_new(const event::FromSender& event, const message:
 }
 
 bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
-  std::optional<GrantPool::Room> room = pool.grant(attempt.want);
-  if (!room) return false;
+  std::optional<GrantPool::Reservation> reservation = pool.grant(attempt.want);
+  if (!reservation) return false;
   attempt.want = {};
   Grant& grant = grants[++last_grant];
   grant.id = last_grant;
   grant.key = attempt.key;
   grant.sender = *attempt.sender;
-  grant.room = std::move(*room);
-  grant.prefix_tokens = grant.room.prefix_blocks * config.block_tokens;
+  grant.reservation = std::move(*reservation);
+  grant.prefix_tokens = grant.reservation.prefix_blocks * config.block_tokens;
   grant.tokens = static_cast<int32_t>(attempt.spec->prompt.size() + attempt.spec->output.size());
   attempt.state = ReceiverState::kGranted;
   attempt.grant = grant.id;
@@ -72,8 +72,7 @@ bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 void Receiver::State::say_granted(const Attempt& attempt, const Grant& grant, Actions& out) const {
-  to_sender(attempt, message::Granted{grant.key, grant.id, grant.prefix_tokens, config.times.lease},
-            out);
+  to_sender(attempt, message::Granted{grant.key, grant.id, grant.prefix_tokens, config.times.lease}, out);
 }
 
 void Receiver::State::say_over(const WorkerKey& sender, const Attempt& attempt, GrantId grant, Actions& out) const {
@@ -143,7 +142,7 @@ void Receiver::State::verify(Attempt& attempt, Seconds now, Actions& out) {
 void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
   const message::Commit commit = std::move(*attempt.commit);
   const Grant grant = std::move(grants.extract(attempt.grant).mapped());
-  pool.join(grant.room);
+  pool.join(grant.reservation);
   attempt.state = ReceiverState::kRunning;
   attempt.commit.reset();
   set_deadline(attempt, std::nullopt);
@@ -151,7 +150,7 @@ void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
   auto spec = std::make_shared<SequenceSpec>(*attempt.spec);
   attempt.spec.reset();
   spec->output.push_back(commit.first.token);
-  out.push_back(action::JoinSequence{std::move(spec), grant.room.blocks, grant.prefix_tokens});
+  out.push_back(action::JoinSequence{std::move(spec), grant.reservation.blocks, grant.prefix_tokens});
   to_sender(attempt, message::PeerCommitted{attempt.key, grant.id}, out);
   answer_again(attempt, out);
 }
@@ -236,7 +235,7 @@ void Receiver::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
 void Receiver::State::void_grant(GrantId id, Seconds now) {
   Grant& grant = grants.at(id);
   grant.live = false;
-  pool.quarantine(grant.room);
+  pool.quarantine(grant.reservation);
   room_changed = true;  // its slot is free, whatever becomes of its blocks
   if (grant.receives_in_flight == 0) return free_quarantined(id);
   grant.close_at = now + config.times.quarantine;
@@ -244,7 +243,7 @@ void Receiver::State::void_grant(GrantId id, Seconds now) {
 }
 
 void Receiver::State::free_quarantined(GrantId id) {
-  pool.free_quarantined(grants.at(id).room);
+  pool.free_quarantined(grants.at(id).reservation);
   quarantines.set(id, std::nullopt);
   grants.erase(id);
   room_changed = true;

@@ -92,7 +92,7 @@ void Sender::on(const event::Scheduled& event, Seconds now, Actions& out) {
   State::Attempt* attempt = state_->find(event.key);
   if (!attempt || attempt->state != SenderState::kQueued) return;
   const int groups =
-      (state_->config.num_layers + state_->config.layers_per_group - 1) / state_->config.layers_per_group;
+      (state_->config.num_layers + state_->config.layers_per_message - 1) / state_->config.layers_per_message;
   attempt->blocks = event.blocks;
   attempt->num_tokens = event.tokens;
   attempt->computed.assign(static_cast<size_t>(groups), event.cached_tokens);
@@ -106,11 +106,11 @@ void Sender::on(const event::LayersComputed& event, Seconds now, Actions& out) {
   if (!attempt || attempt->computed.empty()) return;
   const HandoverConfig& config = state_->config;
   const int end_layer = event.first_layer + event.num_layers;
-  require(event.first_layer % config.layers_per_group == 0 &&
-              (end_layer % config.layers_per_group == 0 || end_layer == config.num_layers),
-          "layers [", event.first_layer, ", ", end_layer, ") are not whole groups of ", config.layers_per_group);
-  for (int layer = event.first_layer; layer < end_layer; layer += config.layers_per_group) {
-    attempt->computed[static_cast<size_t>(layer / config.layers_per_group)] = event.first_token + event.tokens;
+  require(event.first_layer % config.layers_per_message == 0 &&
+              (end_layer % config.layers_per_message == 0 || end_layer == config.num_layers),
+          "layers [", event.first_layer, ", ", end_layer, ") are not whole groups of ", config.layers_per_message);
+  for (int layer = event.first_layer; layer < end_layer; layer += config.layers_per_message) {
+    attempt->computed[static_cast<size_t>(layer / config.layers_per_message)] = event.first_token + event.tokens;
   }
   if (attempt->state == SenderState::kPush) state_->go_on_pushing(*attempt, now, out);
   state_->settle(event.key);

@@ -53,12 +53,12 @@ void SenderAttempt::push(const HandoverConfig& config, Seconds now, Actions& out
   for (size_t group = 0; group < computed.size(); ++group) {
     const int32_t ready = computed[group];
     const int32_t end = ready == num_tokens ? ready : ready / config.block_tokens * config.block_tokens;
-    const int32_t first_layer = static_cast<int32_t>(group) * config.layers_per_group;
+    const int32_t first_layer = static_cast<int32_t>(group) * config.layers_per_message;
     for (int32_t& pushed = grant->pushed[group]; pushed < end;) {
       const int32_t tokens = std::min(end - pushed, config.max_push_tokens);
       KvMessageHeader header;
       header.first_layer = static_cast<uint16_t>(first_layer);
-      header.num_layers = static_cast<uint16_t>(std::min(config.layers_per_group, config.num_layers - first_layer));
+      header.num_layers = static_cast<uint16_t>(std::min(config.layers_per_message, config.num_layers - first_layer));
       header.receiver_epoch = receiver->epoch;
       header.grant = grant->id;
       header.first_token = static_cast<uint32_t>(pushed);

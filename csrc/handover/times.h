@@ -22,8 +22,8 @@ struct HandoverTimes {
 
 struct HandoverConfig {
   HandoverTimes times;
-  int num_layers = 1;        // of the KV group that is handed over
-  int layers_per_group = 4;  // as EngineConfig: layers of one push
+  int num_layers = 1;          // of the KV group that is handed over
+  int layers_per_message = 4;  // as EngineConfig: layers of one push
   int block_tokens = 16;
   int64_t token_layer_bytes = 0;   // all planes and heads of one token of one layer
   int max_push_tokens = 512;       // a longer run becomes several pushes; a multiple of block_tokens

@@ -72,8 +72,8 @@ void Decoder::allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_pos
 }
 
 Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv_pool, int64_t num_blocks,
-                        int layers_per_group, const std::function<void(int, int)>& on_layers) {
-  check_step(input, layers_per_group);
+                        int layers_per_message, const std::function<void(int, int)>& on_layers) {
+  check_step(input, layers_per_message);
   Ops& ops = device_.ops();
   const ModelConfig& model = config();
   Activations& step = *activations_;
@@ -106,7 +106,7 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
     } else {
       ops.qkv_rope_store(rope);
       const int stored = layer + 1 - first_of_group;
-      if (on_layers && (stored == layers_per_group || layer + 1 == model.num_hidden_layers)) {
+      if (on_layers && (stored == layers_per_message || layer + 1 == model.num_hidden_layers)) {
         on_layers(first_of_group, stored);
         first_of_group = layer + 1;
       }
@@ -154,9 +154,9 @@ Tensor Decoder::compute_logits(const Tensor& logit_rows, const Tensor& stream) {
   return logits;
 }
 
-void Decoder::check_step(const StepInput& input, int layers_per_group) const {
+void Decoder::check_step(const StepInput& input, int layers_per_message) const {
   check(activations_ != nullptr, "forward before allocate");
-  check(layers_per_group > 0, "layers_per_group must be positive, got ", layers_per_group);
+  check(layers_per_message > 0, "layers_per_message must be positive, got ", layers_per_message);
   const int64_t rows = input.tokens.ndim == 1 ? input.tokens.shape[0] : 0;
   check(rows > 0 && rows <= activations_->max_rows, "a step of ", rows, " rows, allocated are ",
         activations_->max_rows);

@@ -36,17 +36,17 @@ class Decoder {
   void allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_positions);
 
   // Launches the model. kv_pool: base of the pool of num_blocks blocks laid out by kv_layout(). After each run of
-  // `layers_per_group` layers the last store is launched and on_layers(first_layer, num_layers) is called (it may be
+  // `layers_per_message` layers the last store is launched and on_layers(first_layer, num_layers) is called (it may be
   // empty): an event recorded in it says when they are stored. Returns logits [R, vocab] f32, valid until the next
   // forward. Advances slots' seq_len. REQUIRES: allocate() was called with enough room.
   Tensor forward(const StepInput& input, const KvLayout& layout, void* kv_pool, int64_t num_blocks,
-                 int layers_per_group, const std::function<void(int, int)>& on_layers);
+                 int layers_per_message, const std::function<void(int, int)>& on_layers);
 
  private:
   struct Activations;
   AttentionArgs attention_of(const Tensor& qkv, const KvView& kv, const StepRows& rows, const Tensor& out);
   Tensor compute_logits(const Tensor& logit_rows, const Tensor& stream);
-  void check_step(const StepInput& input, int layers_per_group) const;
+  void check_step(const StepInput& input, int layers_per_message) const;
 
   Device& device_;
   const Weights& weights_;

@@ -1,4 +1,4 @@
-// Random weights: fills a model's slots without files, for benchmarks and tests of real shapes.
+// Random weights: fills a model's weights without files, for benchmarks and tests of real shapes.
 #pragma once
 
 #include <cstdint>

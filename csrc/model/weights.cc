@@ -38,7 +38,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 // One tensor of the file and where it goes: a part of a linear's weight or bias, or a norm.
-struct Slot {
+struct FileTensor {
   std::string name;
   std::vector<int64_t> shape;
   LinearPacker* packer = nullptr;  // null: a norm
@@ -63,16 +63,16 @@ struct LayerPackers {
 }  // namespace
 
 struct Weights::Loading {
-  std::vector<Slot> slots;  // load order
+  std::vector<FileTensor> tensors;  // load order
   std::unordered_map<std::string, size_t> by_name;
   std::unique_ptr<LinearPacker> embedding, lm_head;  // embedding: null when tied
   std::vector<LayerPackers> layers;
 
-  void add(Slot slot) {
-    slot.row_written.resize(slot.shape[0]);
-    if (slot.vector()) slot.staged.resize(slot.shape[0]);
-    by_name.emplace(slot.name, slots.size());
-    slots.push_back(std::move(slot));
+  void add(FileTensor tensor) {
+    tensor.row_written.resize(tensor.shape[0]);
+    if (tensor.vector()) tensor.staged.resize(tensor.shape[0]);
+    by_name.emplace(tensor.name, tensors.size());
+    tensors.push_back(std::move(tensor));
   }
 
   // A linear whose part i is the file's tensor names[i] + ".weight" and, with a bias, ".bias".
@@ -157,7 +157,7 @@ Weights::Weights(Device& device, const ModelConfig& config)
   };
   std::unique_ptr<LinearPacker>& table = tied ? loading_->lm_head : loading_->embedding;
   table = loading_->add_linear(ops, vocabulary(tied ? "lm_head" : "embed_tokens", true), {"model.embed_tokens"});
-  layers_.resize(config_.num_hidden_layers);  // never resized again: slots point into it
+  layers_.resize(config_.num_hidden_layers);  // never resized again: tensors point into it
   for (int i = 0; i < config_.num_hidden_layers; ++i) loading_->add_layer(ops, config_, i, layers_[i]);
   loading_->add_norm("model.norm.weight", config_.hidden_size, final_norm_);
   if (!tied) loading_->lm_head = loading_->add_linear(ops, vocabulary("lm_head", false), {"lm_head"});
@@ -178,7 +178,7 @@ Weights::~Weights() = default;
 std::vector<ExpectedTensor> Weights::expected() const {
   check(!finished(), "weights are finished: nothing is expected any more");
   std::vector<ExpectedTensor> expected;
-  for (const Slot& slot : loading_->slots) expected.push_back({slot.name, slot.shape});
+  for (const FileTensor& tensor : loading_->tensors) expected.push_back({tensor.name, tensor.shape});
   return expected;
 }
 
@@ -187,39 +187,40 @@ void Weights::write(const std::string& name, int64_t first_row, int64_t rows, in
   check(!finished(), "tensor ", name, " comes after the weights were finished");
   const auto found = loading_->by_name.find(name);
   check(found != loading_->by_name.end(), "unknown tensor ", name, ", a ", config_.architecture, " has none");
-  Slot& slot = loading_->slots[found->second];
-  check(first_row >= 0 && rows >= 0 && first_row + rows <= slot.shape[0], "tensor ", name, ": expected ",
-        shape_text(slot.shape), ", found rows [", first_row, ", ", first_row + rows, ")");
-  check(row_elements == slot.row_elements(), "tensor ", name, ": expected ", shape_text(slot.shape), ", found rows of ",
-        row_elements, " elements");
+  FileTensor& tensor = loading_->tensors[found->second];
+  check(first_row >= 0 && rows >= 0 && first_row + rows <= tensor.shape[0], "tensor ", name, ": expected ",
+        shape_text(tensor.shape), ", found rows [", first_row, ", ", first_row + rows, ")");
+  check(row_elements == tensor.row_elements(), "tensor ", name, ": expected ", shape_text(tensor.shape),
+        ", found rows of ", row_elements, " elements");
   check(dtype == DType::kF32 || dtype == DType::kBF16, "tensor ", name, ": dtype must be float32 or bfloat16, got ",
         name_of(dtype));
-  check(slot.rows_written == 0 || slot.file_dtype == dtype, "tensor ", name, ": was ", name_of(slot.file_dtype),
+  check(tensor.rows_written == 0 || tensor.file_dtype == dtype, "tensor ", name, ": was ", name_of(tensor.file_dtype),
         ", found rows in ", name_of(dtype));
   for (int64_t row = first_row; row < first_row + rows; ++row)
-    check(!slot.row_written[row], "tensor ", name, ": row ", row, " comes twice");
+    check(!tensor.row_written[row], "tensor ", name, ": row ", row, " comes twice");
 
-  if (slot.vector()) {
+  if (tensor.vector()) {
     for (int64_t i = 0; i < rows; ++i)
-      slot.staged[first_row + i] =
+      tensor.staged[first_row + i] =
           dtype == DType::kF32 ? static_cast<const float*>(data)[i] : to_f32(static_cast<const BFloat16*>(data)[i]);
   } else {
-    slot.packer->write_rows(slot.part, first_row, make_tensor(const_cast<void*>(data), dtype, {rows, row_elements}));
+    tensor.packer->write_rows(tensor.part, first_row,
+                              make_tensor(const_cast<void*>(data), dtype, {rows, row_elements}));
   }
-  for (int64_t row = first_row; row < first_row + rows; ++row) slot.row_written[row] = true;
-  slot.rows_written += rows;
-  slot.file_dtype = dtype;
-  slot.sum += byte_sum(static_cast<const uint8_t*>(data), rows * row_elements * size_of(dtype));
+  for (int64_t row = first_row; row < first_row + rows; ++row) tensor.row_written[row] = true;
+  tensor.rows_written += rows;
+  tensor.file_dtype = dtype;
+  tensor.sum += byte_sum(static_cast<const uint8_t*>(data), rows * row_elements * size_of(dtype));
 }
 
 void Weights::finish() {
   check(!finished(), "weights are finished already");
   check_complete();
-  for (Slot& slot : loading_->slots) {
-    if (slot.norm != nullptr) {
-      place(*slot.norm, "weights." + slot.name, slot.staged.data());
-    } else if (slot.vector()) {
-      slot.packer->write_bias(slot.part, make_tensor(slot.staged.data(), DType::kF32, {slot.shape[0]}));
+  for (FileTensor& tensor : loading_->tensors) {
+    if (tensor.norm != nullptr) {
+      place(*tensor.norm, "weights." + tensor.name, tensor.staged.data());
+    } else if (tensor.vector()) {
+      tensor.packer->write_bias(tensor.part, make_tensor(tensor.staged.data(), DType::kF32, {tensor.shape[0]}));
     }
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -233,8 +234,9 @@ void Weights::finish() {
   lm_head_ = loading_->lm_head->finish();
 
   std::string summary = config_.canonical_text();
-  for (const Slot& slot : loading_->slots)
-    summary += concat(slot.name, " ", name_of(slot.file_dtype), " ", shape_text(slot.shape), " ", slot.sum, "\n");
+  for (const FileTensor& tensor : loading_->tensors)
+    summary +=
+        concat(tensor.name, " ", name_of(tensor.file_dtype), " ", shape_text(tensor.shape), " ", tensor.sum, "\n");
   digest_ = sha256_hex(summary);
   loading_.reset();
 }
@@ -243,12 +245,12 @@ void Weights::check_complete() const {
   constexpr int kNamed = 10;
   int count = 0;
   std::string names;
-  for (const Slot& slot : loading_->slots) {
-    if (slot.complete() || ++count > kNamed) continue;
-    names += concat(names.empty() ? "" : ", ", slot.name);
-    if (slot.rows_written > 0) names += concat(" (", slot.rows_written, " of ", slot.shape[0], " rows)");
+  for (const FileTensor& tensor : loading_->tensors) {
+    if (tensor.complete() || ++count > kNamed) continue;
+    names += concat(names.empty() ? "" : ", ", tensor.name);
+    if (tensor.rows_written > 0) names += concat(" (", tensor.rows_written, " of ", tensor.shape[0], " rows)");
   }
-  check(count == 0, count, " of ", loading_->slots.size(), " tensors are missing: ", names,
+  check(count == 0, count, " of ", loading_->tensors.size(), " tensors are missing: ", names,
         count > kNamed ? ", ..." : "");
 }
 

@@ -25,7 +25,7 @@ struct LayerWeights {
   std::unique_ptr<PackedLinear> down;
 };
 
-// What the file must hold for one slot.
+// What the file must hold.
 struct ExpectedTensor {
   std::string name;
   std::vector<int64_t> shape;

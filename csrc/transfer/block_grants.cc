@@ -7,12 +7,12 @@
 namespace rtp_llm {
 namespace {
 
-std::span<const int32_t> prefix_of(const GrantPool::Room& room) {
-  return std::span(room.blocks).first(static_cast<size_t>(room.prefix_blocks));
+std::span<const int32_t> prefix_of(const GrantPool::Reservation& reservation) {
+  return std::span(reservation.blocks).first(static_cast<size_t>(reservation.prefix_blocks));
 }
 
-std::span<const int32_t> granted_of(const GrantPool::Room& room) {
-  return std::span(room.blocks).subspan(static_cast<size_t>(room.prefix_blocks));
+std::span<const int32_t> granted_of(const GrantPool::Reservation& reservation) {
+  return std::span(reservation.blocks).subspan(static_cast<size_t>(reservation.prefix_blocks));
 }
 
 }  // namespace
@@ -34,7 +34,7 @@ GrantPool::Want BlockGrants::want(std::shared_ptr<const SequenceSpec> spec) cons
           .hashes = hasher.hashes()};
 }
 
-std::optional<GrantPool::Room> BlockGrants::grant(const Want& want) {
+std::optional<GrantPool::Reservation> BlockGrants::grant(const Want& want) {
   const uint64_t router_epoch = want.spec->key.router_epoch;
   if (!engine_.slot_pool().grant(router_epoch)) return std::nullopt;
   std::optional<GrantedBlocks> granted = engine_.block_pool().grant(want.hashes, want.num_blocks, promised_);
@@ -42,18 +42,18 @@ std::optional<GrantPool::Room> BlockGrants::grant(const Want& want) {
     engine_.slot_pool().give_back(router_epoch);
     return std::nullopt;
   }
-  Room room{.blocks = std::move(granted->blocks),
-            .prefix_blocks = granted->num_hits,
-            .growth = want.growth,
-            .router_epoch = router_epoch};
-  zero(granted_of(room));
-  promised_.blocks += room.growth;
+  Reservation reservation{.blocks = std::move(granted->blocks),
+                          .prefix_blocks = granted->num_hits,
+                          .growth = want.growth,
+                          .router_epoch = router_epoch};
+  zero(granted_of(reservation));
+  promised_.blocks += reservation.growth;
   ++promised_.sequences;
-  return room;
+  return reservation;
 }
 
-void BlockGrants::ended(const Room& room) {
-  promised_.blocks -= room.growth;
+void BlockGrants::ended(const Reservation& reservation) {
+  promised_.blocks -= reservation.growth;
   --promised_.sequences;
 }
 
@@ -64,18 +64,20 @@ void BlockGrants::zero(std::span<const int32_t> blocks) {
 }
 
 // What is promised sinks first: the pool's listeners may ask again at once.
-void BlockGrants::join(const Room& room) {
-  ended(room);
-  engine_.block_pool().granted_to_referenced(granted_of(room));
+void BlockGrants::join(const Reservation& reservation) {
+  ended(reservation);
+  engine_.block_pool().granted_to_referenced(granted_of(reservation));
 }
 
-void BlockGrants::quarantine(const Room& room) {
-  ended(room);
-  engine_.slot_pool().give_back(room.router_epoch);
-  engine_.block_pool().release(prefix_of(room));
-  engine_.block_pool().quarantine(granted_of(room));
+void BlockGrants::quarantine(const Reservation& reservation) {
+  ended(reservation);
+  engine_.slot_pool().give_back(reservation.router_epoch);
+  engine_.block_pool().release(prefix_of(reservation));
+  engine_.block_pool().quarantine(granted_of(reservation));
 }
 
-void BlockGrants::free_quarantined(const Room& room) { engine_.block_pool().free_quarantined(granted_of(room)); }
+void BlockGrants::free_quarantined(const Reservation& reservation) {
+  engine_.block_pool().free_quarantined(granted_of(reservation));
+}
 
 }  // namespace rtp_llm

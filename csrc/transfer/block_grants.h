@@ -13,14 +13,14 @@ class BlockGrants : public GrantPool {
   BlockGrants(Device& device, EnginePort& engine) : device_(device), engine_(engine) {}
 
   Want want(std::shared_ptr<const SequenceSpec> spec) const override;
-  std::optional<Room> grant(const Want& want) override;
-  void join(const Room& room) override;
-  void quarantine(const Room& room) override;
-  void free_quarantined(const Room& room) override;
+  std::optional<Reservation> grant(const Want& want) override;
+  void join(const Reservation& reservation) override;
+  void quarantine(const Reservation& reservation) override;
+  void free_quarantined(const Reservation& reservation) override;
 
  private:
   void zero(std::span<const int32_t> blocks);
-  void ended(const Room& room);  // the engine counts its sequence now, or it is over
+  void ended(const Reservation& reservation);  // the engine counts its sequence now, or it is over
 
   Device& device_;
   EnginePort& engine_;

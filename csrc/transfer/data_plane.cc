@@ -25,7 +25,7 @@ DataPlane::DataPlane(Device& device, EnginePort& engine, const TransportConfig& 
       group_(only_group(engine.kv_layout())),
       transport_(config, *this) {
   if (device.host_reaches_memory()) return;
-  staging_.emplace(device, kv_token_layer_bytes(group_) * engine.layers_per_group() * usual_tokens, kStagingSlots);
+  staging_.emplace(device, kv_token_layer_bytes(group_) * engine.layers_per_message() * usual_tokens, kStagingSlots);
 }
 
 KvSpan DataPlane::span_of(const action::PushLayers& push) const {
@@ -125,7 +125,7 @@ std::optional<Acceptance> DataPlane::accept(const WorkerKey& from, const KvMessa
   }
   const uint64_t tag = ++last_tag_;
   Receive& receive = receives_[tag];
-  receive = {.destination = std::get<Destination>(answer), .bytes = bytes};
+  receive = {.destination = std::get<Destination>(answer), .bytes = bytes, .staged = {}};
   engine_.block_pool().pin(receive.destination.blocks);
   const KvSpan span = span_of(receive.destination);
   trace(TracePoint::kAccepted, monotonic_seconds(), receive.destination.key, span, bytes);

@@ -71,7 +71,7 @@ class EnginePort {
   virtual const KvLayout& kv_layout() const = 0;
   virtual void* kv_pool_base() const = 0;
   virtual std::string salt(const SequenceSpec& spec) const = 0;  // of the block hash
-  virtual int32_t layers_per_group() const = 0;                  // of one handover message
+  virtual int32_t layers_per_message() const = 0;                // of one handover message
   virtual bool caches_prefixes() const = 0;
   virtual int64_t vocab_size() const = 0;
 };

@@ -18,7 +18,7 @@ HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferCo
   const KvGroup& group = engine.kv_layout().groups.at(0);
   return {.times = config.times,
           .num_layers = static_cast<int>(group.layers.size()),
-          .layers_per_group = engine.layers_per_group(),
+          .layers_per_message = engine.layers_per_message(),
           .block_tokens = group.block_tokens,
           .token_layer_bytes = kv_token_layer_bytes(group),
           .max_push_tokens = config.max_push_tokens / group.block_tokens * group.block_tokens,

@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "engine.num_threads": 1,
     "engine.kv_cache_bytes": 64 << 20,
     "engine.max_num_batched_tokens": 64,
-    "engine.layers_per_group": 2,
+    "engine.layers_per_message": 2,
     "transfer.mode": "shm",
     "handover.router_expiry_s": 4.0,
 }

@@ -47,7 +47,7 @@ def spec(attempt: int = 0) -> Any:
 
 
 def handover(pool: Any) -> Any:
-    config = engine.HandoverConfig(num_layers=2, layers_per_group=2, block_tokens=4, token_layer_bytes=10)
+    config = engine.HandoverConfig(num_layers=2, layers_per_message=2, block_tokens=4, token_layer_bytes=10)
     machines = engine.Handover(engine.WorkerKey("w", 1), config, pool)
     machines.handle(engine.event.RouterConnected(router_epoch=ROUTER), 0.0)
     return machines

@@ -80,7 +80,7 @@ class Worker:
                 num_kv_blocks=settings.get("num_kv_blocks", 600),
                 kv_dtype=model.dtype,
                 enable_prefix_caching=settings.get("enable_prefix_caching", True),
-                layers_per_group=settings.get("layers_per_group", 2),
+                layers_per_message=settings.get("layers_per_message", 2),
                 itl_target_s=0.05,
                 eos_token_ids=[0],
             ),

@@ -79,7 +79,7 @@ class Worker:
         self.engine = Engine(self.world, self.process, self.pool, self.slots, self._listen, self._emit)
         config = engine.HandoverConfig(
             num_layers=NUM_GROUPS,
-            layers_per_group=1,
+            layers_per_message=1,
             block_tokens=BLOCK_TOKENS,
             token_layer_bytes=TOKEN_LAYER_BYTES,
             max_push_tokens=8,

@@ -180,7 +180,7 @@ struct RigOptions {
                          .max_model_len = 256,
                          .block_tokens = 16,
                          .num_kv_blocks = 200,
-                         .layers_per_group = 2};
+                         .layers_per_message = 2};
 };
 
 class Rig {

@@ -132,7 +132,7 @@ EngineConfig engine_of(int kind) {
                       .block_tokens = block_tokens,
                       .num_kv_blocks = std::array{320, 176, 160, 384}[kind % 4] / block_tokens,
                       .enable_prefix_caching = kind % 5 != 4,
-                      .layers_per_group = 1 + kind % 3,
+                      .layers_per_message = 1 + kind % 3,
                       .eos_token_ids = {3, 50}};
   return config;
 }

@@ -29,36 +29,36 @@ struct BenchPool : GrantPool {
     ++wants;
     return {std::move(spec), 0, 0, {}};
   }
-  std::optional<Room> grant(const Want& want) override {
+  std::optional<Reservation> grant(const Want& want) override {
     const auto tokens = static_cast<int32_t>(want.spec->prompt.size() + want.spec->output.size());
     const int32_t count = (tokens + block_tokens - 1) / block_tokens;
     if (static_cast<int32_t>(free.size()) < count || free_slots == 0) return std::nullopt;
     --free_slots;
-    Room room{{}, prefix_blocks};
+    Reservation reservation{{}, prefix_blocks};
     for (int32_t i = 0; i < count; ++i) {
       const int32_t block = *free.begin();
       free.erase(free.begin());
       (i < prefix_blocks ? referenced : granted).insert(block);
-      room.blocks.push_back(block);
+      reservation.blocks.push_back(block);
     }
-    return room;
+    return reservation;
   }
-  void join(const Room& room) override { move(room, granted, referenced); }
-  void quarantine(const Room& room) override {
+  void join(const Reservation& reservation) override { move(reservation, granted, referenced); }
+  void quarantine(const Reservation& reservation) override {
     ++free_slots;
-    for (int32_t i = 0; i < room.prefix_blocks; ++i) {
-      referenced.erase(room.blocks[static_cast<size_t>(i)]);
-      free.insert(room.blocks[static_cast<size_t>(i)]);
+    for (int32_t i = 0; i < reservation.prefix_blocks; ++i) {
+      referenced.erase(reservation.blocks[static_cast<size_t>(i)]);
+      free.insert(reservation.blocks[static_cast<size_t>(i)]);
     }
-    move(room, granted, quarantined);
+    move(reservation, granted, quarantined);
   }
-  void free_quarantined(const Room& room) override { move(room, quarantined, free); }
+  void free_quarantined(const Reservation& reservation) override { move(reservation, quarantined, free); }
 
  private:
-  static void move(const Room& room, std::set<int32_t>& from, std::set<int32_t>& to) {
-    for (size_t i = static_cast<size_t>(room.prefix_blocks); i < room.blocks.size(); ++i) {
-      REQUIRE(from.erase(room.blocks[i]) == 1);
-      to.insert(room.blocks[i]);
+  static void move(const Reservation& reservation, std::set<int32_t>& from, std::set<int32_t>& to) {
+    for (size_t i = static_cast<size_t>(reservation.prefix_blocks); i < reservation.blocks.size(); ++i) {
+      REQUIRE(from.erase(reservation.blocks[i]) == 1);
+      to.insert(reservation.blocks[i]);
     }
   }
 };
@@ -67,7 +67,7 @@ struct BenchPool : GrantPool {
 inline HandoverConfig bench_config() {
   HandoverConfig config;
   config.num_layers = 4;
-  config.layers_per_group = 2;
+  config.layers_per_message = 2;
   config.block_tokens = 4;
   config.token_layer_bytes = 10;
   config.max_push_tokens = 8;

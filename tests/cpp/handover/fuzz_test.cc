@@ -119,10 +119,7 @@ struct Fuzz : BenchWorker {
         event.body = message::Reserve{wanted, any_grant()};
         break;
       }
-      case 1:
-        event.body =
-            message::Commit{key(), any_grant(), token(), odd(uint64_t{320}), odd(uint64_t{2})};
-        break;
+      case 1: event.body = message::Commit{key(), any_grant(), token(), odd(uint64_t{320}), odd(uint64_t{2})}; break;
       case 2: event.body = message::Abort{key(), any_grant()}; break;
       default: {
         message::SenderHeartbeat heartbeat;

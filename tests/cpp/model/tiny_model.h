@@ -93,7 +93,8 @@ struct TinyModel {
 
   // Logits of every row, [rows][vocab], in order of the runs.
   std::vector<std::vector<float>> step(const std::vector<Run>& runs,
-                                       const std::function<void(int, int)>& on_layers = {}, int layers_per_group = 2) {
+                                       const std::function<void(int, int)>& on_layers = {},
+                                       int layers_per_message = 2) {
     inputs->clear();
     for (const Run& run : runs) inputs->add(run.slot, run.tokens, run.form, lens[run.slot]);
     inputs->upload();
@@ -103,7 +104,7 @@ struct TinyModel {
     const Tensor logits = decoder->forward({.tokens = inputs->tokens(),
                                             .rows = &inputs->rows(),
                                             .logit_rows = make_tensor(rows.data(), DType::kI32, {count})},
-                                           layout, pool.data(), num_blocks, layers_per_group, on_layers);
+                                           layout, pool.data(), num_blocks, layers_per_message, on_layers);
     std::vector<std::vector<float>> result;
     for (int64_t row = 0; row < count; ++row) {
       const float* values = logits.rows(row, 1).as<float>();

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kBlockTokens = 4;
 
-std::optional<GrantPool::Room> grant(BlockGrants& grants, const SequenceSpec& spec) {
+std::optional<GrantPool::Reservation> grant(BlockGrants& grants, const SequenceSpec& spec) {
   return grants.grant(grants.want(std::make_shared<SequenceSpec>(spec)));
 }
 
@@ -20,14 +20,14 @@ TEST(a_grant_holds_prefix_hits_and_zeroed_blocks_for_all_tokens) {
   PoolOnly engine(10);
   BlockGrants grants(cpu(), engine);
   engine.cache(prompt_of(9));  // two full blocks
-  const GrantPool::Room room = grant(grants, prompt_of(14)).value();
-  CHECK_EQ(room.blocks.size(), 4);
-  CHECK_EQ(room.prefix_blocks, 2);
-  CHECK(!engine.is_zero(room.blocks[1]));  // it holds the prefix
-  CHECK(engine.is_zero(room.blocks[2]));
-  CHECK(engine.is_zero(room.blocks[3]));
-  grants.quarantine(room);
-  grants.free_quarantined(room);
+  const GrantPool::Reservation reservation = grant(grants, prompt_of(14)).value();
+  CHECK_EQ(reservation.blocks.size(), 4);
+  CHECK_EQ(reservation.prefix_blocks, 2);
+  CHECK(!engine.is_zero(reservation.blocks[1]));  // it holds the prefix
+  CHECK(engine.is_zero(reservation.blocks[2]));
+  CHECK(engine.is_zero(reservation.blocks[3]));
+  grants.quarantine(reservation);
+  grants.free_quarantined(reservation);
   CHECK_EQ(engine.block_pool().counts().cached, 2);
   CHECK_EQ(engine.block_pool().counts().free, 8);
 }
@@ -35,12 +35,12 @@ TEST(a_grant_holds_prefix_hits_and_zeroed_blocks_for_all_tokens) {
 TEST(what_granted_sequences_will_grow_by_is_kept_free_until_they_run_or_are_over) {
   PoolOnly engine(16);  // two percent: one block
   BlockGrants grants(cpu(), engine);
-  const GrantPool::Room first = grant(grants, prompt_of(8, 100)).value();  // 2 blocks, will take more: 4 count
+  const GrantPool::Reservation first = grant(grants, prompt_of(8, 100)).value();  // 2 blocks, will take more: 4 count
   CHECK_EQ(first.growth, 4);
-  const GrantPool::Room second = grant(grants, prompt_of(8, 6)).value();  // 13 tokens are stored: 2 more blocks
+  const GrantPool::Reservation second = grant(grants, prompt_of(8, 6)).value();  // 13 tokens are stored: 2 more blocks
   CHECK_EQ(second.growth, 2);
   CHECK(!grant(grants, prompt_of(5 * kBlockTokens)));  // 12 - 6 - 5 = 1, two sequences are promised
-  const GrantPool::Room third = grant(grants, prompt_of(4 * kBlockTokens)).value();
+  const GrantPool::Reservation third = grant(grants, prompt_of(4 * kBlockTokens)).value();
   CHECK_EQ(third.growth, 0);
   grants.join(first);  // the engine speaks for it from here on
   grants.quarantine(second);
@@ -64,8 +64,8 @@ TEST(a_grant_takes_a_slot_and_gives_it_back_when_it_is_void_not_when_its_sequenc
   BlockGrants grants(cpu(), engine);
   SequenceSpec spec = prompt_of(4);
   spec.key.router_epoch = 7;
-  const GrantPool::Room first = grant(grants, spec).value();
-  const GrantPool::Room second = grant(grants, prompt_of(4)).value();
+  const GrantPool::Reservation first = grant(grants, spec).value();
+  const GrantPool::Reservation second = grant(grants, prompt_of(4)).value();
   CHECK_EQ(engine.slot_pool().counts().taken_by.at(7), 1);
   CHECK(!grant(grants, prompt_of(4)));
   CHECK_EQ(engine.block_pool().counts().granted, 2);

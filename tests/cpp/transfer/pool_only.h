@@ -51,7 +51,7 @@ class PoolOnly : public EnginePort {
   const KvLayout& kv_layout() const override { return layout_; }
   void* kv_pool_base() const override { return memory_.data(); }
   std::string salt(const SequenceSpec&) const override { return "salt"; }
-  int32_t layers_per_group() const override { return 1; }
+  int32_t layers_per_message() const override { return 1; }
   bool caches_prefixes() const override { return true; }
   int64_t vocab_size() const override { return 1000; }
   void set_listener(EngineListener* given) override { listener = given; }
