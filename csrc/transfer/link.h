@@ -1,4 +1,5 @@
-// Link: an endpoint as the transport keeps it, and the messages on it. Plain data; transport.cc acts.
+// Link: an endpoint as the transport keeps it, and how pieces of memory are told to UCX. Plain data; links.cc and
+// kv_messages.cc act.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ namespace rtp_llm {
 
 // One endpoint and what is outstanding on it.
 struct Link {
-  Link(Direction direction, WorkerKey peer) : direction(direction), peer(std::move(peer)), opened_at(monotonic_seconds()) {}
+  Link(Direction direction, WorkerKey peer)
+      : direction(direction), peer(std::move(peer)), opened_at(monotonic_seconds()) {}
 
   // The fence: UCX may end the close before the callbacks of what it ended, and until then bytes may still land.
   bool gone() const { return closing && sends == 0 && receives == 0 && (!endpoint || endpoint->closed()); }
@@ -31,16 +33,6 @@ struct Link {
   std::string reason;
   std::string carrier;  // what carries the data; empty until asked
   std::optional<ucx::Endpoint> endpoint;
-};
-
-// A message on its way; UCX reads header and list until the callback.
-struct Operation {
-  void* owner;  // Transport::State
-  Link* link;
-  KvMessageHeader header{};
-  uint64_t tag = 0;
-  uint64_t bytes = 0;
-  std::vector<ucp_dt_iov_t> iov;
 };
 
 // Neighbours become one run.
