@@ -54,6 +54,8 @@ enum class Refusal : uint8_t {
   kSize,         // payload and header disagree
 };
 
+struct ReceiverTable;
+
 class Receiver {
  public:
   // REQUIRES: pool, ledger and routers outlive the receiver.
@@ -94,8 +96,7 @@ class Receiver {
   ReceiverCounts counts() const;  // walks all attempts
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  std::unique_ptr<ReceiverTable> table_;
 };
 
 }  // namespace rtp_llm

@@ -39,6 +39,8 @@ struct SenderCounts {
   int64_t source_blocks = 0;     // blocks of sequences that are not released
 };
 
+struct SenderTable;
+
 class Sender {
  public:
   // REQUIRES: ledger and routers outlive the sender.
@@ -74,8 +76,7 @@ class Sender {
   SenderCounts counts() const;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  std::unique_ptr<SenderTable> table_;
 };
 
 }  // namespace rtp_llm

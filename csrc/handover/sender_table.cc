@@ -1,4 +1,4 @@
-#include "handover/sender_state.h"
+#include "handover/sender_table.h"
 
 #include <algorithm>
 #include <utility>
@@ -13,29 +13,29 @@ bool runs_alone(const message::Submit& submit, const WorkerKey& self) {
 
 // --- QUEUED, COMPUTE ---------------------------------------------------------------------------
 
-void Sender::State::submit(const event::FromRouter& event, const message::Submit& body, Actions& out, Seconds now) {
+void SenderTable::submit(const event::FromRouter& event, const message::Submit& body, Actions& out, Seconds now) {
   const RequestKey key = body.spec->key;
-  if (live.contains(key) || gone.contains(key)) return;  // doubled
+  if (knows(key)) return;  // doubled
   const auto answer = [&](message::ToRouter notice) {
     out.push_back(action::ToRouter{event.router_epoch, std::move(notice)});
   };
   if (ledger.is_stale(key)) return answer(message::Fenced{key});
-  const auto begin = [&]() -> Attempt& {
-    Attempt& attempt = live[key];
+  const auto begin = [&]() -> SenderAttempt& {
+    SenderAttempt& attempt = live[key];
     attempt.key = key;
     attempt.spec = body.spec;
     attempt.outputs.p0 = static_cast<int32_t>(body.spec->output.size());
     return attempt;
   };
   if (event.invalid) {
-    Attempt& attempt = begin();
+    SenderAttempt& attempt = begin();
     notify(attempt, *event.invalid, out);
-    return bury(attempt, now);
+    return remember(attempt, now);
   }
   if (event.queued_tokens >= event.max_queued_tokens || routers.draining(key.router_epoch)) {
     return answer(message::Busy{key, event.queued_tokens, event.max_queued_tokens});
   }
-  Attempt& attempt = begin();
+  SenderAttempt& attempt = begin();
   if (runs_alone(body, self)) {
     attempt.state = SenderState::kLocal;
     out.push_back(action::EnqueueSequence{body.spec, Role::kAlone});
@@ -46,7 +46,7 @@ void Sender::State::submit(const event::FromRouter& event, const message::Submit
   out.push_back(action::EnqueueSequence{body.spec, Role::kSender});
 }
 
-void Sender::State::reserve(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::reserve(SenderAttempt& attempt, Seconds now, Actions& out) {
   attempt.state = SenderState::kCompute;
   attempt.reserved = true;
   attempt.repeat_at = now + config.times.repeat;
@@ -54,13 +54,13 @@ void Sender::State::reserve(Attempt& attempt, Seconds now, Actions& out) {
 }
 
 // The first token is sent when it is known where the second will come from.
-void Sender::State::say_first(Attempt& attempt, Actions& out) {
+void SenderTable::say_first(SenderAttempt& attempt, Actions& out) {
   if (!attempt.first || std::exchange(attempt.first_said, true)) return;
   attempt.outputs.note(*attempt.first);
   say(attempt, message::Outputs{attempt.key, {*attempt.first}}, out);
 }
 
-void Sender::State::granted(Attempt& attempt, const message::Granted& body, Seconds now, Actions& out) {
+void SenderTable::granted(SenderAttempt& attempt, const message::Granted& body, Seconds now, Actions& out) {
   attempt.newest_grant = std::max(attempt.newest_grant, body.grant);
   const bool waits = attempt.state == SenderState::kCompute && !attempt.without_receiver;
   if (waits) {
@@ -82,22 +82,21 @@ void Sender::State::granted(Attempt& attempt, const message::Granted& body, Seco
   }
 }
 
-void Sender::State::go_on_pushing(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::go_on_pushing(SenderAttempt& attempt, Seconds now, Actions& out) {
   attempt.push(config, now, out);
   if (attempt.is_sent()) commit(attempt, now, out);
 }
 
-void Sender::State::commit(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::commit(SenderAttempt& attempt, Seconds now, Actions& out) {
   attempt.state = SenderState::kCommit;
   attempt.repeat_at = now + config.times.repeat;
   const SenderGrant& grant = *attempt.grant;
-  to_receiver(attempt,
-              message::Commit{attempt.key, grant.id, *attempt.first, grant.bytes, grant.checksum}, out);
+  to_receiver(attempt, message::Commit{attempt.key, grant.id, *attempt.first, grant.bytes, grant.checksum}, out);
 }
 
 // --- a grant went wrong ------------------------------------------------------------------------
 
-void Sender::State::await(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::await(SenderAttempt& attempt, Seconds now, Actions& out) {
   attempt.given_up = attempt.grant->id;
   attempt.grant.reset();
   ++attempt.grants_failed;
@@ -107,7 +106,7 @@ void Sender::State::await(Attempt& attempt, Seconds now, Actions& out) {
   leave_await(attempt, now, out);
 }
 
-void Sender::State::leave_await(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::leave_await(SenderAttempt& attempt, Seconds now, Actions& out) {
   if (attempt.pushes_in_flight > 0) return;
   attempt.close_at.reset();
   if (attempt.grants_failed < config.max_reserves) return reserve(attempt, now, out);
@@ -115,7 +114,7 @@ void Sender::State::leave_await(Attempt& attempt, Seconds now, Actions& out) {
   go_without(attempt, std::to_string(attempt.grants_failed) + " grants failed", now, out);
 }
 
-void Sender::State::go_without(Attempt& attempt, std::string reason, Seconds now, Actions& out) {
+void SenderTable::go_without(SenderAttempt& attempt, std::string reason, Seconds now, Actions& out) {
   attempt.without_receiver = std::move(reason);
   attempt.grant.reset();
   attempt.repeat_at.reset();
@@ -124,18 +123,18 @@ void Sender::State::go_without(Attempt& attempt, std::string reason, Seconds now
   if (attempt.first) released(attempt, now, out);
 }
 
-void Sender::State::no_room(Attempt& attempt, const std::string& reason, Seconds now, Actions& out) {
+void SenderTable::no_room(SenderAttempt& attempt, const std::string& reason, Seconds now, Actions& out) {
   attempt.keeps_first = !attempt.first_said;
   go_without(attempt, "no room: " + reason, now, out);
 }
 
-void Sender::State::released(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::released(SenderAttempt& attempt, Seconds now, Actions& out) {
   if (!attempt.keeps_first) say_first(attempt, out);
   notify(attempt, message::Released{attempt.key, *attempt.without_receiver}, out);
   flush(attempt, now, out);
 }
 
-bool Sender::State::close_endpoint(const WorkerKey& peer, Seconds now, Actions& out) {
+bool SenderTable::close_endpoint(const WorkerKey& peer, Seconds now, Actions& out) {
   if (!closing.insert(peer).second) return false;
   out.push_back(action::CloseEndpoint{peer, Direction::kSend});
   endpoint_broken(peer, now, out);
@@ -143,8 +142,8 @@ bool Sender::State::close_endpoint(const WorkerKey& peer, Seconds now, Actions& 
 }
 
 // What was sent on it may never arrive, though its sends completed here.
-void Sender::State::endpoint_broken(const WorkerKey& peer, Seconds now, Actions& out) {
-  for (const RequestKey& key : keys_where([&](const Attempt& attempt) {
+void SenderTable::endpoint_broken(const WorkerKey& peer, Seconds now, Actions& out) {
+  for (const RequestKey& key : keys_where([&](const SenderAttempt& attempt) {
          return attempt.has_grant() && *attempt.receiver == peer && attempt.grant->messages > 0;
        })) {
     await(live.at(key), now, out);
@@ -154,20 +153,20 @@ void Sender::State::endpoint_broken(const WorkerKey& peer, Seconds now, Actions&
 
 // --- the end -----------------------------------------------------------------------------------
 
-void Sender::State::end(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::end(SenderAttempt& attempt, Seconds now, Actions& out) {
   if (attempt.state == SenderState::kFlush) return;
   attempt.notice = message::Fenced{attempt.key};
   if (!attempt.first) out.push_back(action::CancelSequence{attempt.key});
-  if (attempt.is_local()) return bury(attempt, now);
+  if (attempt.is_local()) return remember(attempt, now);
   abort(attempt, out);
   flush(attempt, now, out);
 }
 
-void Sender::State::abort(Attempt& attempt, Actions& out) {
+void SenderTable::abort(SenderAttempt& attempt, Actions& out) {
   if (attempt.reserved) to_receiver(attempt, message::Abort{attempt.key, attempt.newest_grant}, out);
 }
 
-void Sender::State::flush(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::flush(SenderAttempt& attempt, Seconds now, Actions& out) {
   attempt.state = SenderState::kFlush;
   attempt.grant.reset();
   attempt.repeat_at.reset();
@@ -177,21 +176,18 @@ void Sender::State::flush(Attempt& attempt, Seconds now, Actions& out) {
     return;
   }
   out.push_back(action::ReleaseBlocks{attempt.key});
-  bury(attempt, now);
+  remember(attempt, now);
 }
 
-void Sender::State::bury(Attempt& attempt, Seconds now) {
+void SenderTable::remember(SenderAttempt& attempt, Seconds now) {
   attempt.state = SenderState::kGone;
   attempt.shrink();
-  const RequestKey key = attempt.key;
-  gone.emplace(key, std::move(attempt));
-  gone_order.emplace_back(now, key);
-  live.erase(key);
+  move_to_remembered(attempt, now);
 }
 
 // --- time --------------------------------------------------------------------------------------
 
-void Sender::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
+void SenderTable::ran_out(SenderAttempt& attempt, Seconds now, Actions& out) {
   if (attempt.state == SenderState::kPush && attempt.is_stalled(config.times, now)) {
     return await(attempt, now, out);
   }
@@ -207,13 +203,13 @@ void Sender::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
   }
 }
 
-void Sender::State::replay(const Attempt& attempt, int32_t next_position, Actions& out) const {
+void SenderTable::replay(const SenderAttempt& attempt, int32_t next_position, Actions& out) const {
   message::Outputs outputs{attempt.key, attempt.outputs.from(next_position)};
   if (!outputs.tokens.empty()) say(attempt, std::move(outputs), out);
   if (attempt.notice) say(attempt, *attempt.notice, out);
 }
 
-void Sender::State::from_receiver(Attempt& attempt, const message::FromReceiver& body, Seconds now, Actions& out) {
+void SenderTable::from_receiver(SenderAttempt& attempt, const message::FromReceiver& body, Seconds now, Actions& out) {
   const SenderState state = attempt.state;
   const bool involved = state != SenderState::kQueued && state != SenderState::kFlush && !attempt.without_receiver;
   const auto is_current = [&](GrantId grant) { return attempt.has_grant() && attempt.grant->id == grant; };

@@ -1,4 +1,4 @@
-#include "handover/receiver_state.h"
+#include "handover/receiver_table.h"
 
 #include <memory>
 #include <string>
@@ -8,13 +8,13 @@ namespace rtp_llm {
 
 // --- QUEUED, GRANTED ---------------------------------------------------------------------------
 
-void Receiver::State::reserve(const event::FromSender& event, const message::Reserve& body, Seconds now, Actions& out) {
+void ReceiverTable::reserve(const event::FromSender& event, const message::Reserve& body, Seconds now, Actions& out) {
   const WorkerKey& sender = event.sender;
   const RequestKey& key = body.spec->key;
-  if (const auto known = over.find(key); known != over.end()) {
+  if (const auto known = remembered.find(key); known != remembered.end()) {
     return say_over(sender, known->second, 0, out);
   }
-  Attempt* attempt = find(key);
+  ReceiverAttempt* attempt = find(key);
   if (!attempt) return reserve_new(event, body, now, out);
   if (attempt->sender != sender) {
     out.push_back(action::ToSender{sender, message::PeerFenced{key}});
@@ -28,8 +28,8 @@ void Receiver::State::reserve(const event::FromSender& event, const message::Res
   reserve_new(event, body, now, out);
 }
 
-void Receiver::State::reserve_new(const event::FromSender& event, const message::Reserve& body, Seconds now,
-                                  Actions& out) {
+void ReceiverTable::reserve_new(const event::FromSender& event, const message::Reserve& body, Seconds now,
+                                Actions& out) {
   const WorkerKey& sender = event.sender;
   const RequestKey key = body.spec->key;
   const auto answer = [&](message::FromReceiver message) {
@@ -42,7 +42,7 @@ void Receiver::State::reserve_new(const event::FromSender& event, const message:
   if (static_cast<int>(queue.size()) >= config.max_waiting_reserves) {
     return answer(message::NoRoom{key, std::to_string(queue.size()) + " wait already"});
   }
-  Attempt& attempt = live[key];
+  ReceiverAttempt& attempt = live[key];
   attempt.key = key;
   attempt.spec = body.spec;
   attempt.outputs.p0 = static_cast<int32_t>(body.spec->output.size());
@@ -53,11 +53,11 @@ void Receiver::State::reserve_new(const event::FromSender& event, const message:
   set_deadline(attempt, now + config.times.reserve_wait);
 }
 
-bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
+bool ReceiverTable::try_grant(ReceiverAttempt& attempt, Seconds now, Actions& out) {
   std::optional<GrantPool::Reservation> reservation = pool.grant(attempt.want);
   if (!reservation) return false;
   attempt.want = {};
-  Grant& grant = grants[++last_grant];
+  ReceiverGrant& grant = grants[++last_grant];
   grant.id = last_grant;
   grant.key = attempt.key;
   grant.sender = *attempt.sender;
@@ -71,45 +71,46 @@ bool Receiver::State::try_grant(Attempt& attempt, Seconds now, Actions& out) {
   return true;
 }
 
-void Receiver::State::say_granted(const Attempt& attempt, const Grant& grant, Actions& out) const {
+void ReceiverTable::say_granted(const ReceiverAttempt& attempt, const ReceiverGrant& grant, Actions& out) const {
   to_sender(attempt, message::Granted{grant.key, grant.id, grant.prefix_tokens, config.times.lease}, out);
 }
 
-void Receiver::State::say_over(const WorkerKey& sender, const Attempt& attempt, GrantId grant, Actions& out) const {
+void ReceiverTable::say_over(const WorkerKey& sender, const ReceiverAttempt& attempt, GrantId grant,
+                             Actions& out) const {
   message::FromReceiver body = message::PeerFenced{attempt.key};
   if (attempt.finished) body = message::PeerCommitted{attempt.key, grant};
   out.push_back(action::ToSender{sender, std::move(body)});
 }
 
 // First come, first served; the first that doesn't fit holds the rest up, for reserve_wait at most.
-void Receiver::State::serve_queue(Seconds now, Actions& out) {
+void ReceiverTable::serve_queue(Seconds now, Actions& out) {
   while (!queue.empty()) {
-    Attempt* attempt = find(queue.front());
+    ReceiverAttempt* attempt = find(queue.front());
     const bool waits = attempt && attempt->state == ReceiverState::kQueued;
     if (waits && !try_grant(*attempt, now, out)) return;
     queue.pop_front();
   }
 }
 
-void Receiver::State::renew_leases(const WorkerKey& sender, const std::vector<GrantId>& listed, Seconds now) {
+void ReceiverTable::renew_leases(const WorkerKey& sender, const std::vector<GrantId>& listed, Seconds now) {
   for (GrantId id : listed) {
     const auto grant = grants.find(id);
     if (grant == grants.end() || !grant->second.live || grant->second.sender != sender) continue;
-    Attempt& attempt = live.at(grant->second.key);
+    ReceiverAttempt& attempt = live.at(grant->second.key);
     if (attempt.state == ReceiverState::kGranted) set_deadline(attempt, now + config.times.lease);
   }
 }
 
 // --- VERIFY, RUNNING ---------------------------------------------------------------------------
 
-void Receiver::State::commit(const WorkerKey& sender, const message::Commit& body, Seconds now, Actions& out) {
+void ReceiverTable::commit(const WorkerKey& sender, const message::Commit& body, Seconds now, Actions& out) {
   const auto answer = [&](message::FromReceiver message) {
     out.push_back(action::ToSender{sender, std::move(message)});
   };
-  if (const auto known = over.find(body.key); known != over.end()) {
+  if (const auto known = remembered.find(body.key); known != remembered.end()) {
     return say_over(sender, known->second, body.grant, out);
   }
-  Attempt* attempt = find(body.key);
+  ReceiverAttempt* attempt = find(body.key);
   if (attempt && attempt->sender == sender) {
     if (attempt->state == ReceiverState::kRunning) return answer(message::PeerCommitted{body.key, body.grant});
     const bool current = attempt->grant == body.grant && body.first.position == attempt->outputs.p0;
@@ -125,13 +126,13 @@ void Receiver::State::commit(const WorkerKey& sender, const message::Commit& bod
 }
 
 // Its token is one, and there are no more alternatives than were asked for.
-bool Receiver::State::may_join(const Attempt& attempt, const SampledToken& first) const {
+bool ReceiverTable::may_join(const ReceiverAttempt& attempt, const SampledToken& first) const {
   const auto most = static_cast<size_t>(std::max(attempt.spec->sampling.logprobs, 0));
   return first.token >= 0 && first.token < config.vocab_size && first.top_logprobs.size() <= most;
 }
 
-void Receiver::State::verify(Attempt& attempt, Seconds now, Actions& out) {
-  const Grant& grant = grants.at(attempt.grant);
+void ReceiverTable::verify(ReceiverAttempt& attempt, Seconds now, Actions& out) {
+  const ReceiverGrant& grant = grants.at(attempt.grant);
   const message::Commit& commit = *attempt.commit;
   if (grant.bytes_accepted > commit.bytes) return bad_checksum(attempt, now, out);
   if (!grant.holds_exactly(commit.bytes)) return;
@@ -139,9 +140,9 @@ void Receiver::State::verify(Attempt& attempt, Seconds now, Actions& out) {
   run(attempt, now, out);
 }
 
-void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
+void ReceiverTable::run(ReceiverAttempt& attempt, Seconds, Actions& out) {
   const message::Commit commit = std::move(*attempt.commit);
-  const Grant grant = std::move(grants.extract(attempt.grant).mapped());
+  const ReceiverGrant grant = std::move(grants.extract(attempt.grant).mapped());
   pool.join(grant.reservation);
   attempt.state = ReceiverState::kRunning;
   attempt.commit.reset();
@@ -155,15 +156,15 @@ void Receiver::State::run(Attempt& attempt, Seconds, Actions& out) {
   answer_again(attempt, out);
 }
 
-void Receiver::State::bad_checksum(Attempt& attempt, Seconds now, Actions& out) {
-  const Grant& grant = grants.at(attempt.grant);
+void ReceiverTable::bad_checksum(ReceiverAttempt& attempt, Seconds now, Actions& out) {
+  const ReceiverGrant& grant = grants.at(attempt.grant);
   to_sender(attempt, message::BadChecksum{attempt.key, grant.id, attempt.commit->checksum, grant.checksum}, out);
   void_grant(grant.id, now);
   forget(attempt.key);
 }
 
 // Committed, and the tokens from p0 on.
-void Receiver::State::answer_again(const Attempt& attempt, Actions& out) const {
+void ReceiverTable::answer_again(const ReceiverAttempt& attempt, Actions& out) const {
   to_router(attempt.key, message::Committed{attempt.key}, out);
   const std::vector<SampledToken>& tokens = attempt.outputs.tokens;
   if (!tokens.empty()) to_router(attempt.key, message::Outputs{attempt.key, tokens}, out);
@@ -171,16 +172,16 @@ void Receiver::State::answer_again(const Attempt& attempt, Actions& out) const {
 
 // --- the end -----------------------------------------------------------------------------------
 
-void Receiver::State::abort(const WorkerKey& sender, const message::Abort& body, Seconds now, Actions& out) {
-  const Attempt* attempt = find(body.key);
+void ReceiverTable::abort(const WorkerKey& sender, const message::Abort& body, Seconds now, Actions& out) {
+  const ReceiverAttempt* attempt = find(body.key);
   if (!attempt || attempt->sender != sender || attempt->state == ReceiverState::kRunning) return;
   const bool outdated = body.grant != 0 && body.grant < attempt->grant;  // its sender didn't know of this one
   if (!outdated) end(body.key, now, out);
 }
 
-void Receiver::State::end(const RequestKey& key, Seconds now, Actions& out) {
-  if (over.contains(key)) return;
-  Attempt& attempt = live[key];  // NONE: made, only to be remembered
+void ReceiverTable::end(const RequestKey& key, Seconds now, Actions& out) {
+  if (remembered.contains(key)) return;
+  ReceiverAttempt& attempt = live[key];  // NONE: made, only to be remembered
   attempt.key = key;
   if (attempt.state == ReceiverState::kQueued) room_changed = true;  // it may have held others up
   if (attempt.state == ReceiverState::kRunning) {
@@ -191,33 +192,29 @@ void Receiver::State::end(const RequestKey& key, Seconds now, Actions& out) {
   if (attempt.state == ReceiverState::kGranted || attempt.state == ReceiverState::kVerify) {
     void_grant(attempt.grant, now);
   }
-  bury(attempt, false, now);
+  remember(attempt, false, now);
 }
 
-void Receiver::State::forget(const RequestKey& key) {
+void ReceiverTable::forget(const RequestKey& key) {
   deadlines.set(key, std::nullopt);
   live.erase(key);
 }
 
-void Receiver::State::bury(Attempt& attempt, bool finished, Seconds now) {
-  const RequestKey key = attempt.key;
+void ReceiverTable::remember(ReceiverAttempt& attempt, bool finished, Seconds now) {
   attempt.state = ReceiverState::kOver;
   attempt.finished = finished;
   attempt.spec.reset();
   attempt.want = {};
   attempt.commit.reset();
   if (!finished) attempt.outputs.tokens = {};
-  deadlines.set(key, std::nullopt);
-  over.emplace(key, std::move(attempt));
-  over_order.emplace_back(now, key);
-  live.erase(key);
+  move_to_remembered(attempt, now);
 }
 
-void Receiver::State::set_deadline(Attempt& attempt, std::optional<Seconds> deadline) {
+void ReceiverTable::set_deadline(ReceiverAttempt& attempt, std::optional<Seconds> deadline) {
   deadlines.set(attempt.key, deadline);
 }
 
-void Receiver::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
+void ReceiverTable::ran_out(ReceiverAttempt& attempt, Seconds now, Actions& out) {
   switch (attempt.state) {
     case ReceiverState::kQueued:
       to_sender(attempt, message::NoRoom{attempt.key, "no slot or blocks became free in time"}, out);
@@ -232,8 +229,8 @@ void Receiver::State::ran_out(Attempt& attempt, Seconds now, Actions& out) {
 
 // --- grants ------------------------------------------------------------------------------------
 
-void Receiver::State::void_grant(GrantId id, Seconds now) {
-  Grant& grant = grants.at(id);
+void ReceiverTable::void_grant(GrantId id, Seconds now) {
+  ReceiverGrant& grant = grants.at(id);
   grant.live = false;
   pool.quarantine(grant.reservation);
   room_changed = true;  // its slot is free, whatever becomes of its blocks
@@ -242,7 +239,7 @@ void Receiver::State::void_grant(GrantId id, Seconds now) {
   quarantines.set(id, grant.close_at);
 }
 
-void Receiver::State::free_quarantined(GrantId id) {
+void ReceiverTable::free_quarantined(GrantId id) {
   pool.free_quarantined(grants.at(id).reservation);
   quarantines.set(id, std::nullopt);
   grants.erase(id);
@@ -251,18 +248,18 @@ void Receiver::State::free_quarantined(GrantId id) {
 
 // A late write is still possible: the endpoint of the grant's sender ends, and with it everything
 // that the sender has under way here.
-void Receiver::State::close_endpoint(GrantId id, Seconds now, Actions& out) {
+void ReceiverTable::close_endpoint(GrantId id, Seconds now, Actions& out) {
   const WorkerKey sender = grants.at(id).sender;
   if (!closing.insert(sender).second) {
     quarantines.set(id, now + config.times.quarantine);
     return;
   }
   out.push_back(action::CloseEndpoint{sender, Direction::kReceive});
-  for (const RequestKey& key : keys_where([&](const Attempt& attempt) {
+  for (const RequestKey& key : keys_where([&](const ReceiverAttempt& attempt) {
          return attempt.sender == sender &&
                 (attempt.state == ReceiverState::kGranted || attempt.state == ReceiverState::kVerify);
        })) {
-    const Attempt& attempt = live.at(key);
+    const ReceiverAttempt& attempt = live.at(key);
     to_sender(attempt, message::Expired{key, attempt.grant}, out);
     void_grant(attempt.grant, now);
     forget(key);
