@@ -6,7 +6,6 @@
 #include <future>
 
 #include "transfer/clock.h"
-#include "transfer/invalid_request.h"
 
 namespace rtp_llm {
 namespace {
@@ -25,15 +24,6 @@ HandoverConfig make_handover_config(const EnginePort& engine, const KvTransferCo
           .vocab_size = engine.vocab_size()};
 }
 
-// What a router is told of it.
-message::Failed failed(const RequestKey& key, const InvalidArgument& error) {
-  const auto* invalid = dynamic_cast<const InvalidRequest*>(&error);
-  return {.key = key,
-          .type = invalid ? invalid->type() : "InvalidRequestError",
-          .message = error.what(),
-          .param = invalid ? invalid->param() : ""};
-}
-
 }  // namespace
 
 KvTransfer::KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTransferConfig config)
@@ -44,12 +34,13 @@ KvTransfer::KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTra
       handover_config_(make_handover_config(engine, config_)),
       grants_(device, engine),
       handover_(self_, handover_config_, grants_),
-      trace_(config_.trace_entries),
-      data_(device, engine, config_.transport, handover_config_.max_push_tokens, trace_,
+      figures_(config_.trace_entries),
+      bridge_(engine, inbox_, figures_.trace(), [this](Event event) { handle(std::move(event)); }),
+      data_(device, engine, config_.transport, handover_config_.max_push_tokens, figures_.trace(),
             {.accept =
                  [this](const WorkerKey& from, const KvMessageHeader& header, uint64_t bytes) {
                    auto answer = handover_.accept(from, header, bytes, now(), actions_);
-                   if (const auto* to = std::get_if<Destination>(&answer)) first_accepted_.try_emplace(to->key, now());
+                   if (const auto* to = std::get_if<Destination>(&answer)) figures_.accepted(to->key, now());
                    return answer;
                  },
              .tell = [this](Event event) { events_.push_back(std::move(event)); },
@@ -59,7 +50,7 @@ KvTransfer::KvTransfer(Device& device, EnginePort& engine, WorkerKey self, KvTra
   check(handover_config_.max_push_tokens > 0, "max_push_tokens ", config_.max_push_tokens, " is less than a block of ",
         handover_config_.block_tokens, " tokens");
   address_ = data_.transport().address();
-  engine_.set_listener(this);
+  engine_.set_listener(&bridge_);
   room_ = engine_.block_pool().on_room([this] {
     if (wants_room_.exchange(false)) inbox_.push([this] { handle(event::RoomChanged{}); });
   });
@@ -141,17 +132,13 @@ void KvTransfer::ask(const Task& task) {
 
 KvTransferCounts KvTransfer::counts() {
   KvTransferCounts counts;
-  ask([&] {
-    counts = counts_;
-    counts.handover = handover_.counts();
-    counts.data = data_.counts();
-  });
+  ask([&] { counts = {figures_.totals(), handover_.counts(), data_.counts()}; });
   return counts;
 }
 
 std::vector<TraceEntry> KvTransfer::trace(const std::optional<RequestKey>& key) {
   std::vector<TraceEntry> entries;
-  ask([&] { entries = trace_.entries(key); });
+  ask([&] { entries = figures_.trace().entries(key); });
   return entries;
 }
 
@@ -175,45 +162,6 @@ void KvTransfer::check_idle() {
           ", sends outstanding ", counts.transport.sends_outstanding, ", receives outstanding ",
           counts.transport.receives_outstanding);
   });
-}
-
-// ---- The engine thread: stamps and posts
-
-void KvTransfer::on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int tokens, int cached_tokens) {
-  inbox_.push(
-      [this, at = monotonic_seconds(), event = event::Scheduled{key, std::move(blocks), tokens, cached_tokens}] {
-        trace_.add({.time = at,
-                    .key = event.key,
-                    .point = TracePoint::kScheduled,
-                    .first_token = event.cached_tokens,
-                    .tokens = event.tokens - event.cached_tokens});
-        if (const auto start = starts_.find(event.key); start != starts_.end())
-          start->second.cached_tokens = event.cached_tokens;
-        handle(event);
-      });
-}
-
-void KvTransfer::on_layers_computed(const ComputedLayers& piece) { inbox_.push(piece); }
-
-void KvTransfer::on_prefilled(const RequestKey& key, int32_t token, float logprob,
-                              std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) {
-  SampledToken first{.token = token, .logprob = logprob, .finish = finish, .top_logprobs = std::move(top_logprobs)};
-  inbox_.push([this, at = monotonic_seconds(), event = event::Prefilled{key, std::move(first)}]() mutable {
-    trace_.add({.time = at, .key = event.key, .point = TracePoint::kFirstToken});
-    if (const auto start = starts_.find(event.key); start != starts_.end()) {
-      event.first.position = start->second.position;
-      event.first.num_cached_tokens = start->second.cached_tokens;
-    }
-    handle(event);
-  });
-}
-
-void KvTransfer::on_finished(const RequestKey& key, FinishReason finish) {
-  inbox_.push([this, event = event::Finished{key, finish}] { handle(event); });
-}
-
-void KvTransfer::on_failed(const std::string& message) {
-  inbox_.push([message] { throw Error(concat("the engine has failed: ", message)); });
 }
 
 // ---- The transfer thread
@@ -280,13 +228,13 @@ bool KvTransfer::hand_on_stored() {
 }
 
 void KvTransfer::hand_on(const ComputedLayers& piece, Seconds stored_at) {
-  trace_.add({.time = stored_at,
-              .key = piece.key,
-              .point = TracePoint::kLayersComputed,
-              .first_layer = piece.first_layer,
-              .num_layers = piece.num_layers,
-              .first_token = piece.first_token,
-              .tokens = piece.tokens});
+  figures_.trace().add({.time = stored_at,
+                        .key = piece.key,
+                        .point = TracePoint::kLayersComputed,
+                        .first_layer = piece.first_layer,
+                        .num_layers = piece.num_layers,
+                        .first_token = piece.first_token,
+                        .tokens = piece.tokens});
   handle(event::LayersComputed{piece.key, piece.first_layer, piece.num_layers, piece.first_token, piece.tokens});
 }
 
@@ -333,7 +281,8 @@ void KvTransfer::handle(Event event) {
   for (size_t i = 0; i < events_.size(); ++i) {
     Event next = std::move(events_[i]);
     complete(next);
-    note(next);
+    if (const auto* from = std::get_if<event::FromReceiver>(&next)) figures_.heard(from->body, now());
+    if (const auto* lost = std::get_if<event::ReceiverLost>(&next)) data_.abandon(lost->receiver);
     Actions actions;
     wants_room_ = true;  // before the pool is asked, so no room is missed
     handover_.handle(next, now(), actions);
@@ -352,7 +301,7 @@ void KvTransfer::complete(Event& event) const {
     if (!reserve) return;
     SequenceSpec joining = *reserve->spec;
     joining.output.push_back(0);
-    if (auto failed = objection(joining, Role::kAlone)) from->invalid = std::move(failed->message);
+    if (auto failed = bridge_.objection(joining, Role::kAlone)) from->invalid = std::move(failed->message);
     return;
   }
   auto* from = std::get_if<event::FromRouter>(&event);
@@ -362,34 +311,7 @@ void KvTransfer::complete(Event& event) const {
   from->max_queued_tokens = std::min(from->max_queued_tokens, config_.max_queued_tokens);
   if (from->invalid) return;
   const Role role = runs_alone(*submit, self_) ? Role::kAlone : Role::kSender;
-  from->invalid = objection(*submit->spec, role);
-}
-
-std::optional<message::Failed> KvTransfer::objection(const SequenceSpec& spec, Role role) const {
-  try {
-    engine_.validate(spec, role);
-    return std::nullopt;
-  } catch (const InvalidArgument& error) {
-    return failed(spec.key, error);
-  }
-}
-
-// Keeps trace and figures.
-void KvTransfer::note(const Event& event) {
-  if (const auto* from = std::get_if<event::FromReceiver>(&event)) {
-    if (const auto* granted = std::get_if<message::Granted>(&from->body))
-      trace_.add(
-          {.time = now(), .key = granted->key, .point = TracePoint::kGranted, .first_token = granted->prefix_tokens});
-    if (const auto* committed = std::get_if<message::PeerCommitted>(&from->body)) {
-      trace_.add({.time = now(), .key = committed->key, .point = TracePoint::kCommitted});
-      if (const auto first = first_posted_.find(committed->key); first != first_posted_.end()) {
-        ++counts_.committed_sent;
-        counts_.send_seconds += now() - first->second;
-        first_posted_.erase(first);
-      }
-    }
-  }
-  if (const auto* lost = std::get_if<event::ReceiverLost>(&event)) data_.abandon(lost->receiver);
+  from->invalid = bridge_.objection(*submit->spec, role);
 }
 
 void KvTransfer::perform(Actions actions) {
@@ -399,67 +321,33 @@ void KvTransfer::perform(Actions actions) {
 void KvTransfer::perform(const action::ToRouter& action) { outbox_.push(action); }
 
 void KvTransfer::perform(const action::ToSender& action) {
-  if (const auto* granted = std::get_if<message::Granted>(&action.body))
-    trace_.add(
-        {.time = now(), .key = granted->key, .point = TracePoint::kGranted, .first_token = granted->prefix_tokens});
-  counts_.no_room += std::holds_alternative<message::NoRoom>(action.body);
-  counts_.expired += std::holds_alternative<message::Expired>(action.body);
-  counts_.bad_checksum += std::holds_alternative<message::BadChecksum>(action.body);
+  figures_.said(action.body, now());
   outbox_.push(action);
 }
 
 void KvTransfer::perform(const action::ToReceiver& action) {
-  if (const auto* commit = std::get_if<message::Commit>(&action.body))
-    trace_.add({.time = now(), .key = commit->key, .point = TracePoint::kCommitSent, .bytes = commit->bytes});
+  figures_.said(action.body, now());
   outbox_.push(action);
 }
 
 void KvTransfer::perform(const action::Meet& action) { outbox_.push(action); }
 
-void KvTransfer::perform(const action::EnqueueSequence& action) {
-  const RequestKey& key = action.spec->key;
-  if (action.role == Role::kSender) starts_[key] = {.position = static_cast<int32_t>(action.spec->output.size())};
-  try {
-    engine_.add(*action.spec, action.role);
-  } catch (const InvalidArgument& error) {
-    reject(key, error);
-  }
-}
-
-// The machines' requests were made elsewhere: one that this engine can't run ends alone.
-void KvTransfer::reject(const RequestKey& key, const InvalidArgument& error) {
-  handle(event::Rejected{failed(key, error)});
-}
+void KvTransfer::perform(const action::EnqueueSequence& action) { bridge_.enqueue(action); }
 
 void KvTransfer::perform(const action::JoinSequence& action) {
-  const RequestKey& key = action.spec->key;
-  trace_.add({.time = now(), .key = key, .point = TracePoint::kCommitted});
-  ++counts_.committed_received;
-  counts_.prefix_hit_tokens += static_cast<uint64_t>(action.prefix_tokens);
-  if (const auto first = first_accepted_.find(key); first != first_accepted_.end())
-    counts_.receive_seconds += now() - first->second;
-  std::erase_if(first_accepted_, [&](const auto& entry) {
-    return entry.first == key || !handover_.receiver().knows(entry.first);  // its grant is void
-  });
-  try {
-    engine_.join(*action.spec, action.blocks);
-  } catch (const InvalidArgument& error) {
-    engine_.slot_pool().give_back(key.router_epoch);
-    engine_.block_pool().release(action.blocks);
-    reject(key, error);
-  }
+  figures_.joined(action, [this](const RequestKey& key) { return handover_.receiver().knows(key); }, now());
+  bridge_.join(action);
 }
 
-void KvTransfer::perform(const action::CancelSequence& action) { engine_.cancel(action.key); }
+void KvTransfer::perform(const action::CancelSequence& action) { bridge_.cancel(action); }
 
 void KvTransfer::perform(const action::ReleaseBlocks& action) {
-  starts_.erase(action.key);
-  first_posted_.erase(action.key);
-  engine_.release(action.key);
+  figures_.released(action.key);
+  bridge_.release(action);
 }
 
 void KvTransfer::perform(const action::PushLayers& action) {
-  first_posted_.try_emplace(action.key, now());
+  figures_.posted(action.key, now());
   data_.push(action);
 }
 

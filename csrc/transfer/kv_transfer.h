@@ -19,7 +19,6 @@
 #include <optional>
 #include <string>
 #include <thread>
-#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -27,8 +26,10 @@
 #include "handover/token_columns.h"
 #include "transfer/block_grants.h"
 #include "transfer/data_plane.h"
+#include "transfer/engine_bridge.h"
 #include "transfer/engine_port.h"
 #include "transfer/event_queue.h"
+#include "transfer/handover_figures.h"
 #include "transfer/trace.h"
 #include "transfer/wakeup.h"
 
@@ -63,17 +64,12 @@ struct Fault {
 using Outgoing = std::variant<outgoing::ToRouter, outgoing::ToSender, outgoing::ToReceiver, outgoing::Meet,
                               outgoing::WantEndpoint, outgoing::Warning, outgoing::Fault>;
 
-struct KvTransferCounts {
+struct KvTransferCounts : HandoverTotals {
   HandoverCounts handover;
   DataPlaneCounts data;
-  double send_seconds = 0;     // of committed handovers, from the first message posted to Committed
-  double receive_seconds = 0;  // from the first message accepted to the join
-  uint64_t committed_sent = 0, committed_received = 0;
-  uint64_t prefix_hit_tokens = 0;                       // of committed handovers: in this receiver's cache, so not sent
-  uint64_t no_room = 0, expired = 0, bad_checksum = 0;  // said here as receiver
 };
 
-class KvTransfer : private EngineListener {
+class KvTransfer {
  public:
   // Opens UCX, listens, and becomes the engine's listener. REQUIRES: the engine has not started; device and engine
   // outlive this. Throws UcxError, InvalidArgument.
@@ -107,16 +103,7 @@ class KvTransfer : private EngineListener {
   void check_idle();
 
  private:
-  using Task = std::function<void()>;
-  using Posted = std::variant<ComputedLayers, Task>;  // the first once a layer group: posting it allocates nothing
-
-  // EngineListener, on the engine thread.
-  void on_scheduled(const RequestKey& key, std::vector<int32_t> blocks, int tokens, int cached_tokens) override;
-  void on_layers_computed(const ComputedLayers& piece) override;
-  void on_prefilled(const RequestKey& key, int32_t token, float logprob,
-                    std::vector<std::pair<int32_t, float>> top_logprobs, FinishReason finish) override;
-  void on_finished(const RequestKey& key, FinishReason finish) override;
-  void on_failed(const std::string& message) override;
+  using Task = TransferTask;
 
   // The transfer thread.
   void run();
@@ -127,9 +114,6 @@ class KvTransfer : private EngineListener {
   Seconds now();
   void handle(Event event);
   void complete(Event& event) const;
-  std::optional<message::Failed> objection(const SequenceSpec& spec, Role role) const;
-  void note(const Event& event);
-  void reject(const RequestKey& key, const InvalidArgument& error);
   void perform(const Task& task);
   void perform(const ComputedLayers& piece);
   bool hand_on_stored();
@@ -156,30 +140,24 @@ class KvTransfer : private EngineListener {
   const HandoverConfig handover_config_;
   std::string address_;
 
-  EventQueue<Posted> inbox_;
+  TransferInbox inbox_;
   EventQueue<Outgoing> outbox_;
   std::atomic<bool> wants_room_ = false;  // a Reserve waits
 
   // The transfer thread's.
   BlockGrants grants_;
   Handover handover_;
-  Trace trace_;
+  HandoverFigures figures_;
+  EngineBridge bridge_;
   DataPlane data_;
   Wakeup wakeup_;
   Seconds last_now_ = 0;
-  std::vector<Posted> taken_;  // from the inbox, being done
+  std::vector<std::variant<ComputedLayers, Task>> taken_;  // from the inbox, being done
   size_t next_taken_ = 0;
   std::deque<ComputedLayers> launched_;  // layers that the device is not known to have stored yet, in order
   bool handling_ = false;
   std::vector<Event> events_;  // that came up while another one was handled
   Actions actions_;            // of accept(): done when UCX has returned
-  struct Start {               // of a kSender sequence
-    int32_t position = 0;
-    int32_t cached_tokens = 0;
-  };
-  std::unordered_map<RequestKey, Start> starts_;
-  std::unordered_map<RequestKey, Seconds> first_posted_, first_accepted_;
-  KvTransferCounts counts_;
 
   std::mutex mutex_;  // guards what follows
   std::optional<std::string> fault_;
