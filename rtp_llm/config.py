@@ -12,18 +12,21 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -118,6 +121,26 @@ class EngineSettings(_Section):
         return value
 
 
+class _Overrides(_Section):
+    """Some settings of another section, of its types and limits. What is not given is None here and not dumped."""
+
+    @model_serializer(mode="wrap")
+    def _given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
+
+
+def _overriding(cls: type[_Section], section: str) -> type[_Overrides]:
+    fields: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        typed = (field.annotation, *field.metadata, Field(description=f"{section}.{name} of this pool"))
+        fields[name] = (Annotated[typed], None)
+    return create_model("_Overrides", __base__=_Overrides, **fields)
+
+
+class PoolEngineSettings(_overriding(EngineSettings, "engine")):  # type: ignore[misc]
+    """Engine settings that differ in a pool."""
+
+
 class TransferSettings(_Section):
     mode: Literal["auto", "shm", "tcp"] = Field("auto", description="UCX transports between workers")
     host: str = Field(
@@ -189,9 +212,9 @@ class PoolSettings(_Section):
         None, ge=0, description="GPUs that Ray reserves a worker; default: 1 with engine.device cuda, else 0"
     )
     resources: dict[str, float] = Field(default_factory=dict, description="Ray resources of a worker")
-    engine: dict[str, Any] = Field(default_factory=dict, description="engine settings that differ in this pool")
+    engine: PoolEngineSettings = PoolEngineSettings()
 
-    @field_validator("resources", "engine", mode="before")
+    @field_validator("resources", mode="before")
     @classmethod
     def _mapping(cls, value: Any) -> Any:
         """On the command line and in the environment a mapping is JSON."""
@@ -263,9 +286,9 @@ class Config(_Section):
         """Engine settings of this pool: the common ones, overridden by its own.
 
         Raises:
-            ConfigError: one of its own is unknown or wrong.
+            ConfigError: one of its own doesn't go with the others.
         """
-        own = self.pool(pool).engine
+        own = self.pool(pool).engine.model_dump()
         return _validated(EngineSettings, {**self.engine.model_dump(), **own}, f"{pool}.engine")
 
     def num_gpus_of(self, pool: Pool) -> float:
@@ -317,11 +340,15 @@ def load_config(
 
 def settings() -> dict[str, Any]:
     """Every setting's path → pydantic FieldInfo, in order: what the CLI and the documentation are generated from."""
-    return {
-        f"{section}.{name}": field
-        for section, info in Config.model_fields.items()
-        for name, field in info.annotation.model_fields.items()  # type: ignore[union-attr]
-    }
+    return dict(_settings_in("", Config))
+
+
+def _settings_in(prefix: str, section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            yield from _settings_in(f"{prefix}{name}.", field.annotation)
+        else:
+            yield f"{prefix}{name}", field
 
 
 def _read_yaml(file: str | Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rtp_llm.config import Pool, load_config
+from rtp_llm.config import Config, Pool, load_config, settings
 from rtp_llm.errors import ConfigError
 
 
@@ -25,6 +25,28 @@ def test_a_pools_own_engine_settings_override_the_common_ones() -> None:
     assert (config.engine_of("decode").num_threads, config.engine_of("decode").max_num_seqs) == (3, 9)
 
 
+def test_a_pools_engine_setting_is_a_setting_as_others_are() -> None:
+    environ = {"RTP_LLM_DECODE__ENGINE__NUM_THREADS": "2", "RTP_LLM_DECODE__ENGINE__MAX_NUM_SEQS": "5"}
+    engine = load_config(overrides={"decode.engine.num_threads": "3"}, environ=environ).engine_of(Pool.DECODE)
+    assert (engine.num_threads, engine.max_num_seqs) == (3, 5)
+    found = settings()
+    common = {path for path in found if path.startswith("engine.")}
+    for pool in Pool:
+        assert {path for path in found if path.startswith(f"{pool}.engine.")} == {f"{pool}.{path}" for path in common}
+    assert all(found[f"decode.{path}"].annotation == found[path].annotation for path in common)
+
+
+def test_a_pool_may_take_back_what_is_set_for_all() -> None:
+    tree = {"engine": {"kv_cache_bytes": 5}, "decode": {"engine": {"kv_cache_bytes": None}}}
+    config = Config.model_validate(tree)
+    for each in (config, Config.model_validate(config.model_dump())):  # as it travels to a replica
+        assert [each.engine_of(pool).kv_cache_bytes for pool in Pool] == [5, None]
+        assert (each.model_dump()["prefill"]["engine"], each.model_dump()["decode"]["engine"]) == (
+            {},
+            {"kv_cache_bytes": None},
+        )
+
+
 def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")
@@ -40,7 +62,14 @@ def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.Mon
         ("engine.speed", 1, "engine.speed: Extra inputs are not permitted, got 1"),
         ("motor.speed", 1, "motor: Extra inputs are not permitted"),
         ("prefill.engine", {"speed": 1}, "prefill.engine.speed: Extra inputs are not permitted, got 1"),
-        ("decode.engine", '{"num_threads": 0}', "decode.engine.num_threads: Input should be greater than"),
+        (
+            "decode.engine.num_threads",
+            "0",
+            "decode.engine.num_threads: Input should be greater than or equal to 1, got '0'",
+        ),
+        ("decode.engine.num_threads", None, "decode.engine.num_threads: Input should be a valid integer, got None"),
+        ("decode.engine.block_tokens", 513, "decode.engine.block_tokens: Input should be less than or equal to 512"),
+        ("prefill.engine", 5, "prefill.engine: Input should be a valid dictionary"),
         ("decode.resources", {"a": "b"}, "decode.resources.a: Input should be a valid number"),
     ],
 )

@@ -29,7 +29,8 @@ the command line. A wrong setting is refused by path and value, an unknown one t
 | command line of `rtp-llm serve` | `--engine.max-num-seqs 8` |
 
 `prefill.engine` and `decode.engine` override single settings of `engine` in their pool:
-`decode: {{engine: {{num_threads: 2}}}}`. On the command line and in the environment a mapping is written as JSON.
+`decode: {{engine: {{num_threads: 2}}}}`, or `--decode.engine.num-threads 2`. On the command line and in the environment a
+mapping is written as JSON.
 """
 
 
