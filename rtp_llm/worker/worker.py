@@ -19,7 +19,7 @@ from rtp_llm._native import _engine
 from rtp_llm.config import Config, Pool
 from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
-from rtp_llm.wire.convert import outputs_by_router
+from rtp_llm.wire.convert import key_of, outputs_by_router
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, metrics_method
@@ -211,6 +211,9 @@ class Worker:
         self._machines.router_lost(router_epoch)
 
     def router_said(self, router_epoch: int, message: RouterMessage) -> None:
+        if message.HasField("submit"):
+            submit = message.submit
+            log.debug("request %.100r is placed here as %s", submit.request.request_id, key_of(submit.key))
         self._machines.router_said(router_epoch, message)
         self._changed()
 

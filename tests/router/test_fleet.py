@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
 from rtp_llm.router.policies import PlacementQuery, WorkerView, least_loaded
+from rtp_llm.wire import session as session_module
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -94,6 +97,14 @@ def connect(
     worker.connected(pb.WorkerMessage(hello=hello), resumed=False)
     worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100)))
     return worker
+
+
+@pytest.mark.parametrize("message", [pb.Load, pb.WorkerHello])
+def test_a_worker_says_nothing_that_no_router_reads(message: Any) -> None:
+    rooms = Path(fleet_module.__file__).parent, Path(session_module.__file__).parent
+    text = "".join(path.read_text() for room in rooms for path in room.glob("*.py"))
+    read = set(re.findall(r"\b(?:load|hello)\.(\w+)", text))
+    assert [field.name for field in message.DESCRIPTOR.fields if field.name not in read] == []
 
 
 async def test_a_worker_counts_once_its_load_is_known(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,8 @@ async def test_a_request_alone_streams_its_tokens_and_leaves_nothing() -> None:
         end = await router.connect(worker.key, worker.address)
         assert end.hello.pool == "prefill"
         assert end.hello.peer_address == worker.address
+        await router.until(lambda: end.load is not None and end.load.blocks_free > 0)
+        blocks_free = end.load.blocks_free
         end.submit(router.key(1), PROMPT, 12, logprobs=2)
         tokens = await router.finished(router.key(1))
         assert len(tokens) == 12
@@ -32,7 +35,18 @@ async def test_a_request_alone_streams_its_tokens_and_leaves_nothing() -> None:
         assert first.logprob < 0
         assert len(first.top_logprobs) == 2
         await idle(worker)
-        await router.until(lambda: end.load.running == 0 and end.load.blocks_free == end.load.blocks_total)
+        await router.until(lambda: end.load.running == 0 and end.load.blocks_free == blocks_free)
+        await router.close()
+
+
+async def test_a_workers_log_says_which_request_a_key_belongs_to(caplog: pytest.LogCaptureFixture) -> None:
+    async with tiny_worker("prefill") as worker:
+        router = ScriptedRouter()
+        end = await router.connect(worker.key, worker.address)
+        with caplog.at_level(logging.DEBUG, "rtp_llm.worker"):
+            end.submit(router.key(1), PROMPT, 1)
+            await router.finished(router.key(1))
+        assert f"request 't' is placed here as {router.key(1)}" in caplog.messages
         await router.close()
 
 
@@ -78,7 +92,7 @@ async def test_a_load_follows_a_refused_submit_though_it_is_the_same_again() -> 
     async with tiny_worker("prefill") as worker:
         router = ScriptedRouter()
         end = await router.connect(worker.key, worker.address)
-        await router.until(lambda: end.load is not None and end.load.blocks_total > 0)
+        await router.until(lambda: end.load is not None and end.load.blocks_free > 0)
         before, end.load = end.load, None
         end.submit(router.key(1), [5, VOCAB])
         await router.until(lambda: router.kinds("failed"))

@@ -225,15 +225,11 @@ class Fenced(_message.Message):
     def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_tokens", "waiting", "running", "blocks_total", "blocks_free", "blocks_referenced", "blocks_granted", "step_seconds", "max_queued_tokens", "block_tokens", "slots", "slots_of_others")
+    __slots__ = ("queued_tokens", "waiting", "running", "blocks_free", "max_queued_tokens", "block_tokens", "slots", "slots_of_others")
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_REFERENCED_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_GRANTED_FIELD_NUMBER: _ClassVar[int]
-    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -241,16 +237,12 @@ class Load(_message.Message):
     queued_tokens: int
     waiting: int
     running: int
-    blocks_total: int
     blocks_free: int
-    blocks_referenced: int
-    blocks_granted: int
-    step_seconds: float
     max_queued_tokens: int
     block_tokens: int
     slots: int
     slots_of_others: int
-    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_referenced: _Optional[int] = ..., blocks_granted: _Optional[int] = ..., step_seconds: _Optional[float] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., slots: _Optional[int] = ..., slots_of_others: _Optional[int] = ...) -> None: ...
+    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_free: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., slots: _Optional[int] = ..., slots_of_others: _Optional[int] = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ()
