@@ -214,6 +214,16 @@ def test_python_third_parties_have_one_home() -> None:
     assert broken == []
 
 
+def test_in_the_router_messages_are_read_at_the_fleets_edge_alone() -> None:
+    homes = {
+        path.name
+        for path in (PACKAGE / "router").glob("*.py")
+        for _, module in imported(path)
+        if module.startswith("rtp_llm.wire.v1")
+    }
+    assert homes == {"fleet.py"}
+
+
 @pytest.mark.parametrize("table", [INCLUDES, IMPORTS], ids=["csrc", "rtp_llm"])
 def test_the_tables_are_free_of_rings(table: dict[str, set[str]]) -> None:
     left = {room: set(allowed) for room, allowed in table.items()}

@@ -20,9 +20,8 @@ from rtp_llm.router.arrival import arrived
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.policies import Placement, PlacementQuery, Policy
 from rtp_llm.router.request_machine import RequestMachine
-from rtp_llm.wire.convert import error_of, key_message, key_of, outputs_of, request_message, worker_message
+from rtp_llm.wire.convert import attach_message, cancel_message, fence_message, submit_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
-from rtp_llm.wire.v1 import router_pb2 as pb
 
 log = logging.getLogger("rtp_llm.router")
 
@@ -123,37 +122,21 @@ class Dispatcher:
 
     # --- FleetListener
 
-    def said(self, worker: WorkerKey, message: pb.WorkerMessage) -> None:
-        kind = message.WhichOneof("message")
-        if kind == "outputs":
-            for key, output in outputs_of(message.outputs, self._fleet.router_epoch):
-                self._deliver(machine.Output(key, worker, output))
-        elif kind == "failed":
-            self._deliver(machine.Failed(key_of(message.failed.key), worker, error_of(message.failed)))
-        elif kind == "busy":
-            if (found := self._fleet.find(worker)) is not None:
-                found.is_full(message.busy.queued_tokens, message.busy.limit)
-            self._deliver(machine.Busy(key_of(message.busy.key), worker))
-        elif kind == "released":
-            self._deliver(machine.Released(key_of(message.released.key), worker))
-        elif kind == "committed":
-            self._deliver(machine.Committed(key_of(message.committed.key), worker))
-        elif kind == "fenced":
-            self._deliver(machine.Fenced(key_of(message.fenced.key), worker))
+    def said(self, said: machine.WorkerSaid) -> None:
+        worker = self._fleet.find(said.worker)
+        if worker is not None:
+            worker.forget(said.key)
+        answer = self._answers.get((said.key.request, said.key.choice))
+        if answer is None:
+            if isinstance(said, machine.Output | machine.Released | machine.Committed):
+                self._cancel(said.worker, said.key)
+            return
+        self._run(answer, answer.machine.handle(said))
 
     def resumed(self, worker: WorkerKey) -> None:
         entries = [(a, entry) for a in self._answers.values() if (entry := a.machine.attach_entry(worker)) is not None]
-        attach = pb.Attach(
-            entries=[
-                pb.AttachEntry(
-                    key=key_message(entry.key),
-                    next_position=entry.next_position,
-                    role=pb.AttachRole.Name(entry.role.value),
-                )
-                for _, entry in entries
-            ]
-        )
-        self._fleet.send(worker, pb.RouterMessage(attach=attach))
+        listed = [(entry.key, entry.next_position, entry.role.value) for _, entry in entries]
+        self._fleet.send(worker, attach_message(listed))
         for answer, _ in entries:
             self._run(answer, answer.machine.handle(machine.Resumed(worker)))
 
@@ -192,20 +175,6 @@ class Dispatcher:
     def _end(self, answer: Answer, error: RtpLlmError) -> None:
         self._run(answer, answer.machine.handle(machine.Ended(error)))
 
-    def _deliver(
-        self,
-        event: machine.Output | machine.Busy | machine.Released | machine.Fenced | machine.Committed | machine.Failed,
-    ) -> None:
-        worker = self._fleet.find(event.worker)
-        if worker is not None:
-            worker.forget(event.key)
-        answer = self._answers.get((event.key.request, event.key.choice))
-        if answer is None:
-            if isinstance(event, machine.Output | machine.Released | machine.Committed):
-                self._cancel(event.worker, event.key)
-            return
-        self._run(answer, answer.machine.handle(event))
-
     def _run(self, answer: Answer, actions: Iterable[machine.Action]) -> None:
         for action in actions:
             if isinstance(action, machine.Emit):
@@ -215,7 +184,7 @@ class Dispatcher:
             elif isinstance(action, machine.Cancel):
                 self._cancel(action.worker, action.key)
             elif isinstance(action, machine.Fence):
-                self._fleet.send(action.worker, pb.RouterMessage(fence=pb.Fence(key=key_message(action.key))))
+                self._fleet.send(action.worker, fence_message(action.key))
             elif isinstance(action, machine.Place):
                 self._wait(answer, action.cause)
             elif isinstance(action, machine.Fail):
@@ -270,7 +239,7 @@ class Dispatcher:
     def _cancel(self, worker: WorkerKey, key: RequestKey) -> None:
         if (found := self._fleet.find(worker)) is not None:
             found.note_over(key)
-        self._fleet.send(worker, pb.RouterMessage(cancel=pb.Cancel(key=key_message(key))))
+        self._fleet.send(worker, cancel_message(key))
 
     # --- Placement
 
@@ -364,23 +333,16 @@ class Dispatcher:
                     worker.note_over(key)
 
     def _submit(self, answer: Answer, action: machine.Submit) -> None:
-        submit = pb.Submit(
-            key=key_message(action.key),
-            request=request_message(answer.request),
-            output=action.output,
-            alone=action.receiver is None,
-        )
+        receiver = None if action.receiver is None else self._fleet.find(action.receiver)
+        address = "" if receiver is None else receiver.peer_address
+        submit = submit_message(action.key, answer.request, action.output, action.receiver, address)
         answer.placed = (action.key, [action.worker] if action.receiver is None else [action.worker, action.receiver])
-        if action.receiver is not None:
-            submit.receiver.CopyFrom(worker_message(action.receiver))
-            receiver = self._fleet.find(action.receiver)
-            if receiver is not None:
-                submit.receiver_address = receiver.hello.peer_address
-                receiver.note_receives(action.key)
+        if receiver is not None:
+            receiver.note_receives(action.key)
         sender = self._fleet.find(action.worker)
         if sender is not None:
             sender.note_submitted(action.key, answer.prompt_tokens, runs=action.receiver is None)
-        self._fleet.send(action.worker, pb.RouterMessage(submit=submit))
+        self._fleet.send(action.worker, submit)
 
 
 def _is_too_long(answer: Answer, longest: int | None) -> bool:

@@ -10,16 +10,20 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
+from rtp_llm.router import request_machine as machine
 from rtp_llm.router.policies import WorkerView
+from rtp_llm.router.request_machine import WorkerSaid
+from rtp_llm.wire.convert import error_of, key_of, outputs_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics
-from rtp_llm.wire.v1.router_pb2 import DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
+from rtp_llm.wire.v1.router_pb2 import Busy, DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
 
 log = logging.getLogger("rtp_llm.router")
 
@@ -30,8 +34,8 @@ WORKER_STATES = ("live", "draining", "connecting", "unreachable", "refused")
 class FleetListener(Protocol):
     """Called on the loop; must not block."""
 
-    def said(self, worker: WorkerKey, message: WorkerMessage) -> None:
-        """Outputs or a notice about a key."""
+    def said(self, said: WorkerSaid) -> None:
+        """An output, or a notice about a key."""
 
     def draining(self, worker: WorkerKey) -> None:
         """It wants no new work. Answered by `Fleet.acknowledge_draining` once no live answer names it."""
@@ -46,6 +50,55 @@ class FleetListener(Protocol):
         """A worker came, or its load changed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerLoad:
+    """A worker's last Load, as placement reads it."""
+
+    queued_tokens: int = 0
+    max_queued_tokens: int = 0  # 0: no Load has come
+    sequences: int = 0
+    free_blocks: int = 0
+    block_tokens: int = 0
+    free_slots: int = 0  # this router's own placements not taken off
+
+    @classmethod
+    def of(cls, load: Load) -> WorkerLoad:
+        return cls(
+            queued_tokens=load.queued_tokens,
+            max_queued_tokens=load.max_queued_tokens,
+            sequences=load.running + load.waiting,
+            free_blocks=load.blocks_free,
+            block_tokens=load.block_tokens,
+            free_slots=load.slots - load.slots_of_others,
+        )
+
+    def when_busy(self, busy: Busy) -> WorkerLoad:
+        """After this answer: nothing is placed there until a Load says that its queue has shrunk."""
+        return replace(self, queued_tokens=max(busy.queued_tokens, busy.limit), max_queued_tokens=busy.limit)
+
+
+def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Iterator[WorkerSaid]:
+    """What `worker` says about keys; nothing for a message that a later version added.
+
+    Raises:
+        ProtocolError: as outputs_of.
+    """
+    kind = message.WhichOneof("message")
+    if kind == "outputs":
+        for key, output in outputs_of(message.outputs, router_epoch):
+            yield machine.Output(key, worker, output)
+    elif kind == "failed":
+        yield machine.Failed(key_of(message.failed.key), worker, error_of(message.failed))
+    elif kind == "busy":
+        yield machine.Busy(key_of(message.busy.key), worker)
+    elif kind == "released":
+        yield machine.Released(key_of(message.released.key), worker)
+    elif kind == "committed":
+        yield machine.Committed(key_of(message.committed.key), worker)
+    elif kind == "fenced":
+        yield machine.Fenced(key_of(message.fenced.key), worker)
+
+
 class RemoteWorker:
     """One place in the fleet: its session, and the incarnation that lives there now."""
 
@@ -53,7 +106,7 @@ class RemoteWorker:
         self.member = member
         self.key = WorkerKey(member.id, 0)
         self.hello = WorkerHello()
-        self.load = Load()
+        self.load = WorkerLoad()
         self.draining = False
         self.is_refused = False  # by it, for ever
         self.departed = False  # the membership doesn't name it any more
@@ -79,6 +132,11 @@ class RemoteWorker:
         return self.key.epoch != 0 and self.session.is_connected
 
     @property
+    def peer_address(self) -> str:
+        """Where senders meet it."""
+        return self.hello.peer_address
+
+    @property
     def state(self) -> str:
         """One of WORKER_STATES."""
         if self.is_refused or (self.is_live and not self._fleet.serves_this_model(self)):
@@ -94,9 +152,9 @@ class RemoteWorker:
             pool=self.hello.pool,
             queued_tokens=self.load.queued_tokens + sum(self._submitted.values()),
             max_queued_tokens=self.load.max_queued_tokens,
-            running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
-            free_blocks=self.load.blocks_free,
-            free_slots=max(self.load.slots - self.load.slots_of_others - len(self._runs), 0),
+            running=self.load.sequences + len(self._submitted) + len(self._received),
+            free_blocks=self.load.free_blocks,
+            free_slots=max(self.load.free_slots - len(self._runs), 0),
             block_tokens=self.load.block_tokens,
             max_model_len=self.hello.max_model_len,
             layout=self.hello.layout_fingerprint,
@@ -124,11 +182,6 @@ class RemoteWorker:
         self.forget(key)
         self._runs.discard(key)
 
-    def is_full(self, queued_tokens: int, limit: int) -> None:
-        """It answered Busy: nothing is placed on it until a Load says that its queue has shrunk."""
-        self.load.queued_tokens = max(queued_tokens, limit)
-        self.load.max_queued_tokens = limit
-
     # --- SessionEvents
 
     def connected(self, hello: WorkerMessage, *, resumed: bool) -> None:
@@ -137,7 +190,7 @@ class RemoteWorker:
         if resumed:
             self._fleet.listener.resumed(self.key)
             return
-        self.load, self.draining = Load(), False
+        self.load, self.draining = WorkerLoad(), False
         self._forget_placements()
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
         self._fleet.check_model(self)
@@ -147,15 +200,18 @@ class RemoteWorker:
     def message(self, message: WorkerMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "load":
-            self.load = message.load
+            self.load = WorkerLoad.of(message.load)
             self._submitted.clear()
             self._fleet.worker_changed()
         elif kind == "draining":
             self.draining = True
             self._fleet.listener.draining(self.key)
             self._fleet.worker_changed()
-        elif kind is not None:
-            self._fleet.listener.said(self.key, message)
+        else:
+            if kind == "busy":
+                self.load = self.load.when_busy(message.busy)
+            for said in said_of(message, self.key, self._fleet.router_epoch):
+                self._fleet.listener.said(said)
 
     def broken(self, reason: str) -> None:
         log.info("session with worker %s broke: %s", self.key, reason)

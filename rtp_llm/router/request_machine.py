@@ -109,7 +109,8 @@ class Ended:
     error: RtpLlmError | None = None
 
 
-Event: TypeAlias = Planned | Output | Busy | Released | Fenced | Committed | Failed | Lost | Resumed | Ended
+WorkerSaid: TypeAlias = Output | Busy | Released | Fenced | Committed | Failed
+Event: TypeAlias = Planned | WorkerSaid | Lost | Resumed | Ended
 
 # --- Actions.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rtp_llm import errors
@@ -70,6 +70,42 @@ def request_message(request: Request) -> types_pb2.Request:
         sampling=types_pb2.SamplingParams(**sampling.for_engine()),
         cache_salt=request.cache_salt,
     )
+
+
+def submit_message(
+    key: RequestKey, request: Request, output: Sequence[int], receiver: WorkerKey | None, receiver_address: str
+) -> router_pb2.RouterMessage:
+    """`output`: tokens so far. `receiver` None: alone. REQUIRES: as request_message."""
+    submit = router_pb2.Submit(
+        key=key_message(key),
+        request=request_message(request),
+        output=output,
+        alone=receiver is None,
+        receiver=None if receiver is None else worker_message(receiver),
+        receiver_address=receiver_address,
+    )
+    return router_pb2.RouterMessage(submit=submit)
+
+
+def cancel_message(key: RequestKey) -> router_pb2.RouterMessage:
+    return router_pb2.RouterMessage(cancel=router_pb2.Cancel(key=key_message(key)))
+
+
+def fence_message(key: RequestKey) -> router_pb2.RouterMessage:
+    return router_pb2.RouterMessage(fence=router_pb2.Fence(key=key_message(key)))
+
+
+def attach_message(entries: Iterable[tuple[RequestKey, int, int]]) -> router_pb2.RouterMessage:
+    """`entries`: (key, next position, number of the wire's AttachRole)."""
+    attach = router_pb2.Attach(
+        entries=[
+            router_pb2.AttachEntry(
+                key=key_message(key), next_position=next_position, role=router_pb2.AttachRole.Name(role)
+            )
+            for key, next_position, role in entries
+        ]
+    )
+    return router_pb2.RouterMessage(attach=attach)
 
 
 def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:

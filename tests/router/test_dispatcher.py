@@ -11,12 +11,13 @@ from prometheus_client import CollectorRegistry
 from rtp_llm.config import RouterSettings
 from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
 from rtp_llm.metrics import RouterMetrics
-from rtp_llm.request import FinishReason, Request
+from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.policies import DECODE, PREFILL, Policy, WorkerView, least_loaded, round_robin
+from rtp_llm.router.request_machine import Busy, Failed, Output
 from rtp_llm.sampling_params import SamplingParams
-from rtp_llm.wire.convert import key_message, key_of
+from rtp_llm.wire.convert import key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
 
@@ -28,9 +29,8 @@ class ScriptedWorker:
     """Remembers what the dispatcher tells the fleet's record of a worker."""
 
     def __init__(self) -> None:
-        self.hello = pb.WorkerHello(peer_address="127.0.0.1:1")
+        self.peer_address = "127.0.0.1:1"
         self.placed: set[RequestKey] = set()
-        self.full: tuple[int, int] | None = None
 
     def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:
         self.placed.add(key)
@@ -43,9 +43,6 @@ class ScriptedWorker:
 
     def note_over(self, key: RequestKey) -> None:
         self.placed.discard(key)
-
-    def is_full(self, queued_tokens: int, limit: int) -> None:
-        self.full = (queued_tokens, limit)
 
 
 class ScriptedFleet:
@@ -94,15 +91,8 @@ class ScriptedFleet:
 
     def output(self, worker: WorkerKey, key: RequestKey, position: int, finish: int = 0) -> None:
         failed = finish == FinishReason.FAILED
-        outputs = pb.Outputs(
-            request=[key.request],
-            choice=[key.choice],
-            attempt=[key.attempt],
-            position=[position],
-            token=[-1 if failed else 100 + position],
-            finish=[FinishReason(finish).value],
-        )
-        self.listener.said(worker, pb.WorkerMessage(outputs=outputs))
+        token = TokenOutput(position, -1 if failed else 100 + position, finish_reason=FinishReason(finish))
+        self.listener.said(Output(key, worker, token))
 
 
 @pytest.fixture
@@ -170,7 +160,7 @@ async def test_an_attempt_that_s_was_too_busy_for_counts_at_r_no_more(fleet: Scr
     await turn()
     first = fleet.key()
     assert fleet.find(P).placed == fleet.find(D).placed == {first}
-    fleet.listener.said(P, pb.WorkerMessage(busy=pb.Busy(key=key_message(first), queued_tokens=9, limit=9)))
+    busy(fleet, first)
     await turn()
     assert fleet.key() != first
     assert fleet.find(P).placed == fleet.find(D).placed == {fleet.key()}
@@ -245,10 +235,10 @@ async def test_closing_the_stream_cancels_on_both_workers(fleet: ScriptedFleet) 
 
 
 def busy(fleet: ScriptedFleet, key: RequestKey) -> None:
-    fleet.listener.said(P, pb.WorkerMessage(busy=pb.Busy(key=key_message(key), queued_tokens=120, limit=100)))
+    fleet.listener.said(Busy(key, P))
 
 
-async def test_a_busy_worker_is_full_until_its_next_load(fleet: ScriptedFleet) -> None:
+async def test_what_a_busy_worker_refused_is_placed_again_when_there_is_room(fleet: ScriptedFleet) -> None:
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request()))
     await turn()
@@ -257,7 +247,7 @@ async def test_a_busy_worker_is_full_until_its_next_load(fleet: ScriptedFleet) -
     fleet.there = []
     busy(fleet, key)
     await turn()
-    assert fleet.find(P).full == (120, 100) and fleet.find(P).placed == set() and len(fleet.sent) == 1
+    assert fleet.find(P).placed == set() and len(fleet.sent) == 1
     fleet.there = ScriptedFleet().there
     fleet.listener.room_changed()
     assert fleet.sent[-1][1].submit.key.attempt == 1
@@ -332,8 +322,7 @@ async def test_a_refused_request_fails_with_the_workers_error(fleet: ScriptedFle
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request()))
     await turn()
-    failed = pb.Failed(key=key_message(fleet.key()), type="EngineError", message="broken")
-    fleet.listener.said(P, pb.WorkerMessage(failed=failed))
+    fleet.listener.said(Failed(fleet.key(), P, EngineError("broken")))
     with pytest.raises(EngineError, match="broken"):
         await task
 

@@ -12,12 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rtp_llm.directory import Member, StaticMembership
-from rtp_llm.errors import TaskError
+from rtp_llm.errors import EngineError, TaskError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
 from rtp_llm.router.policies import PlacementQuery, WorkerView, least_loaded
+from rtp_llm.router.request_machine import Busy, Committed, Failed, Fenced, Output, Released, WorkerSaid
 from rtp_llm.wire import session as session_module
+from rtp_llm.wire.convert import key_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -46,10 +48,10 @@ class ScriptedSession:
 
 class Listener:
     def __init__(self) -> None:
-        self.heard: list[tuple[str, WorkerKey | None]] = []
+        self.heard: list[tuple[str, Any]] = []
 
-    def said(self, worker: WorkerKey, message: pb.WorkerMessage) -> None:
-        self.heard.append(("said", worker))
+    def said(self, said: WorkerSaid) -> None:
+        self.heard.append(("said", said))
 
     def draining(self, worker: WorkerKey) -> None:
         self.heard.append(("draining", worker))
@@ -182,10 +184,30 @@ async def test_handovers_under_way_count_whatever_loads_come_in_between(fleet: F
 
 async def test_a_busy_worker_accepts_again_after_its_next_load(fleet: Fleet) -> None:
     worker = connect(fleet, "a")
-    worker.is_full(40, 100)
-    assert not worker.view().accepts
+    before = worker.load
+    worker.message(pb.WorkerMessage(busy=pb.Busy(key=key_message(KEY), queued_tokens=40, limit=100)))
+    assert not worker.view().accepts and before.queued_tokens == 0
+    assert fleet.listener.heard[-1] == ("said", Busy(KEY, WorkerKey("a", 1)))  # type: ignore[attr-defined]
     worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, queued_tokens=99)))
     assert worker.view().accepts
+
+
+async def test_what_a_worker_says_of_a_key_is_an_event_of_its_machine(fleet: Fleet) -> None:
+    worker, key = connect(fleet, "a"), key_message(KEY)
+    outputs = pb.Outputs(request=[1, 1], choice=[0, 0], attempt=[0, 0], position=[0, 1], token=[5, 6], finish=[0, 2])
+    failed = pb.Failed(key=key, type="EngineError", message="broken")
+    fleet.listener.heard.clear()  # type: ignore[attr-defined]
+    worker.message(pb.WorkerMessage(outputs=outputs))
+    worker.message(pb.WorkerMessage(failed=failed))
+    worker.message(pb.WorkerMessage(released=pb.Released(key=key)))
+    worker.message(pb.WorkerMessage(committed=pb.Committed(key=key)))
+    worker.message(pb.WorkerMessage(fenced=pb.Fenced(key=key)))
+    worker.message(pb.WorkerMessage())  # of a later version
+    heard = [said for _, said in fleet.listener.heard]  # type: ignore[attr-defined]
+    assert [type(said) for said in heard] == [Output, Output, Failed, Released, Committed, Fenced]
+    assert {(said.key, said.worker) for said in heard} == {(KEY, WorkerKey("a", 1))}
+    assert [(said.output.position, said.output.token) for said in heard[:2]] == [(0, 5), (1, 6)]
+    assert repr(heard[2].error) == repr(EngineError("broken"))
 
 
 async def test_only_a_worker_that_was_met_can_be_lost(fleet: Fleet) -> None:
