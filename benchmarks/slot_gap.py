@@ -110,7 +110,7 @@ async def run(arguments: argparse.Namespace) -> None:
         print(
             f"{name:6} median {statistics.median(values):8.1f}  max {values[-1]:8.1f}  {'ms' if unit > 1 else 'steps'}"
         )
-    counts = workers[1]._machines.counts()
+    counts = workers[1]._transfer.counts()
     print(
         f"step {decode.load().step_s * 1e3:.1f} ms; committed {counts['committed_received']}, no room {counts['no_room']}"
     )

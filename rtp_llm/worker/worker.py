@@ -1,7 +1,7 @@
 """Worker: one process with one native engine, and everything that speaks for it.
 
     routers   ◀─gRPC─▶ Routers    ┐
-    senders   ◀─gRPC─▶ AsReceiver ├── events ──▶ Machines (transfer thread) ──▶ engine thread, UCX
+    senders   ◀─gRPC─▶ AsReceiver ├── events ──▶ TransferThread ──▶ engine thread, UCX
     receivers ◀─gRPC─▶ AsSender   ┘ ◀── outbox ──┘             outputs ◀──────────┘
 
 Everything here runs on one event loop and never blocks it: what sessions say becomes events of the native machines, what these
@@ -30,8 +30,8 @@ from rtp_llm.worker.as_sender import AsSender
 from rtp_llm.worker.drain import Drain
 from rtp_llm.worker.figures import Figures, load_message, slots_of_others
 from rtp_llm.worker.identity import Identity, draw_epoch
-from rtp_llm.worker.machines import Machines
 from rtp_llm.worker.routers import Routers
+from rtp_llm.worker.transfer_thread import TransferThread
 
 log = logging.getLogger("rtp_llm.worker")
 
@@ -58,7 +58,7 @@ class Worker:
         key = WorkerKey(worker_id, draw_epoch())
         settings = config.engine_of(pool)
         rows, self._step_timeout_s = settings.max_num_batched_tokens, settings.step_timeout_s
-        self._machines = Machines(
+        self._transfer = TransferThread(
             engine, key, config.transfer, config.handover, config.worker, max(rows, engine.block_tokens)
         )
         self.identity = Identity(
@@ -71,15 +71,15 @@ class Worker:
             numerics_id=engine.numerics_id,
             max_model_len=engine.max_model_len,
             block_tokens=engine.block_tokens,
-            transport_address=self._machines.transport_address,
+            transport_address=self._transfer.transport_address,
             describe=_engine.describe_difference,
             on_numerics_mismatch=self._figures.metrics.numerics_mismatches.inc,
         )
         timing = SessionTiming.of(config.handover)
         token = config.worker.token.get_secret_value()
         self._routers = Routers(key, self.identity.worker_hello, self, timing, config.handover.router_expiry_s)
-        self._as_receiver = AsReceiver(self.identity, self._machines.expect, self._machines, timing)
-        self._as_sender = AsSender(self.identity, self._machines, timing, token)
+        self._as_receiver = AsReceiver(self.identity, self._transfer.expect, self._transfer, timing)
+        self._as_sender = AsSender(self.identity, self._transfer, timing, token)
         self._drain = Drain(self._routers, self.is_idle)
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, token)
         self._server.add(
@@ -123,7 +123,7 @@ class Worker:
         """Start the native threads, then listen."""
         self._engine.notify_through(self._outputs_fd)
         asyncio.get_running_loop().add_reader(self._outputs_fd, self._on_outputs)
-        self._machines.start(self)
+        self._transfer.start(self)
         self._engine.start()
         self._on_pulse()
         self.identity.peer_address = await self._server.start()
@@ -149,7 +149,7 @@ class Worker:
                 log.error("the engine's thread is left behind: this process must be ended by force")
                 return
             await asyncio.to_thread(self._engine.stop)
-            await self._machines.stop()
+            await self._transfer.stop()
             os.close(fd)
 
     @property
@@ -183,41 +183,41 @@ class Worker:
 
     def metrics(self) -> bytes:
         """Prometheus' text."""
-        return self._figures.text(self._engine.load(), self._machines.counts(), self._engine.allocations())
+        return self._figures.text(self._engine.load(), self._transfer.counts(), self._engine.allocations())
 
     def is_idle(self) -> bool:
         """Nothing runs, waits or is in flight."""
         load = self._engine.load()
-        return load.running == 0 and load.waiting == 0 and self._machines.is_idle()
+        return load.running == 0 and load.waiting == 0 and self._transfer.is_idle()
 
     def check_idle(self) -> None:
         """
         Raises:
             EngineError: a block, a grant, a sequence or a transfer is left over; names it.
         """
-        self._machines.check_idle()
+        self._transfer.check_idle()
         self._engine.check_idle()
 
     def trace(self) -> list[tuple[object, ...]]:
         """When the parts of recent handovers happened; csrc/transfer/trace.h."""
-        return self._machines.trace()
+        return self._transfer.trace()
 
     # --- RouterListener; the machines hear the other listeners' events themselves
 
     def router_connected(self, router_epoch: int) -> None:
-        self._machines.router_connected(router_epoch)
+        self._transfer.router_connected(router_epoch)
 
     def router_lost(self, router_epoch: int) -> None:
-        self._machines.router_lost(router_epoch)
+        self._transfer.router_lost(router_epoch)
 
     def router_said(self, router_epoch: int, message: RouterMessage) -> None:
         if message.HasField("submit"):
             submit = message.submit
             log.debug("request %.100r is placed here as %s", submit.request.request_id, key_of(submit.key))
-        self._machines.router_said(router_epoch, message)
+        self._transfer.router_said(router_epoch, message)
         self._changed()
 
-    # --- MachinesListener
+    # --- TransferListener
 
     def to_router(self, router_epoch: int, message: WorkerMessage) -> None:
         self._routers.send(router_epoch, message)
@@ -259,7 +259,7 @@ class Worker:
         for router_epoch, outputs in outputs_by_router(columns).items():
             self._routers.send(router_epoch, WorkerMessage(outputs=outputs))
         if len(columns):
-            self._machines.remember(columns)
+            self._transfer.remember(columns)
         if failure := self._engine.failure:
             self.fault(failure)
         self._changed()

@@ -22,7 +22,7 @@ from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
-from rtp_llm.worker.machines import Machines
+from rtp_llm.worker.transfer_thread import TransferThread
 from tests.worker.tiny import tiny_config, tiny_engine
 
 MESSAGES = int(os.environ.get("RTP_FUZZ_MESSAGES", "300"))
@@ -137,17 +137,17 @@ def mutate_bytes(data: bytes, draw: random.Random) -> bytes:
     return bytes(mutated)
 
 
-async def idle(machines: Machines, engine: Any) -> None:
+async def idle(transfer: TransferThread, engine: Any) -> None:
     """Until nothing is held; routers and receivers that are lost end what they began."""
     for _ in range(200):
         try:
-            machines.check_idle()
+            transfer.check_idle()
             engine.check_idle()
         except EngineError:
             await asyncio.sleep(0.1)
         else:
             return
-    machines.check_idle()
+    transfer.check_idle()
     engine.check_idle()
 
 
@@ -155,16 +155,16 @@ async def idle(machines: Machines, engine: Any) -> None:
 async def test_a_worker_survives_whatever_is_said_over_the_wire(make: Callable[[random.Random], Message]) -> None:
     config = tiny_config(handover__lease_s=1.0, handover__lease_margin_s=0.2, handover__reserve_wait_s=0.1)
     engine, listener = tiny_engine(config), Silent()
-    machines = Machines(engine, WorkerKey("here", 1), config.transfer, config.handover, config.worker, 64)
-    machines.start(listener)  # type: ignore[arg-type]
+    transfer = TransferThread(engine, WorkerKey("here", 1), config.transfer, config.handover, config.worker, 64)
+    transfer.start(listener)  # type: ignore[arg-type]
     engine.start()
     taken = 0
     try:
-        machines.router_connected(ROUTER)
+        transfer.router_connected(ROUTER)
         for number in range(MESSAGES):
             draw = random.Random(number)
             if make is from_receiver and number % 4 == 0:  # somebody must wait for it
-                machines.router_said(ROUTER, from_router(draw))
+                transfer.router_said(ROUTER, from_router(draw))
             right = make(draw)
             wrong = type(right)()
             wrong.CopyFrom(right)
@@ -176,24 +176,24 @@ async def test_a_worker_survives_whatever_is_said_over_the_wire(make: Callable[[
                     continue
             try:
                 if isinstance(wrong, router_pb2.RouterMessage):
-                    machines.router_said(ROUTER, wrong)
+                    transfer.router_said(ROUTER, wrong)
                 elif isinstance(wrong, peer_pb2.SenderMessage):
-                    machines.sender_said(PEER, wrong)
+                    transfer.sender_said(PEER, wrong)
                 else:
                     assert isinstance(wrong, peer_pb2.ReceiverMessage)
-                    machines.receiver_said(PEER, wrong)
+                    transfer.receiver_said(PEER, wrong)
                 taken += 1
             except ProtocolError:
                 continue
             if number % 16 == 0:
                 await asyncio.sleep(0)
                 engine.take_outputs()
-        machines.sender_lost(PEER)
-        machines.receiver_lost(PEER, "over")
-        machines.router_lost(ROUTER)
-        await idle(machines, engine)
+        transfer.sender_lost(PEER)
+        transfer.receiver_lost(PEER, "over")
+        transfer.router_lost(ROUTER)
+        await idle(transfer, engine)
         assert not listener.faults and not engine.failure
         assert taken > MESSAGES / 3
     finally:
         engine.stop()
-        await machines.stop()
+        await transfer.stop()

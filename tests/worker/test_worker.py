@@ -245,7 +245,7 @@ async def test_a_step_that_hangs_is_a_fault_and_its_thread_is_not_waited_for(mon
         assert stopped == []
     monkeypatch.undo()
     engine.stop()
-    await worker._machines.stop()
+    await worker._transfer.stop()
 
 
 async def test_a_message_after_the_stop_is_no_reason_to_look_at_the_engine_again(

@@ -1,4 +1,4 @@
-"""Machines: the door to the native transfer thread, which owns the handover's state machines and the data plane."""
+"""TransferThread: the door to the native thread that owns the handover's state machines and the data plane."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SENDER_BUSY = ("queued", "computing", "pushing", "awaiting", "committing", "loc
 _RECEIVER_BUSY = ("queued", "granted", "verifying", "running", "quarantined_grants", "receives_in_flight")
 
 
-class MachinesListener(Protocol):
+class TransferListener(Protocol):
     """What the machines want said. Called on the loop, in order."""
 
     def to_router(self, router_epoch: int, message: WorkerMessage) -> None: ...
@@ -40,7 +40,7 @@ class MachinesListener(Protocol):
         """The transfer thread has ended; nothing more will come."""
 
 
-class Machines:
+class TransferThread:
     """Opens UCX, listens and becomes the engine's listener. REQUIRES: the engine has not started.
 
     Posting never blocks. After a fault, and after stop(), it does nothing.
@@ -64,7 +64,7 @@ class Machines:
             max_push_tokens=max_push_tokens,
             max_queued_tokens=settings.max_queued_tokens,
         )
-        self._listener: MachinesListener
+        self._listener: TransferListener
         self._over = False
         self._said: dict[type, Callable[[Any], None]] = {
             _engine.action.ToRouter: lambda a: self._listener.to_router(a.router_epoch, to_wire.to_router(a.body)),
@@ -84,7 +84,7 @@ class Machines:
     def transport_address(self) -> str:
         return str(self._native.address)
 
-    def start(self, listener: MachinesListener) -> None:
+    def start(self, listener: TransferListener) -> None:
         """Start the transfer thread; `listener` hears on this loop."""
         self._listener = listener
         self._native.start()

@@ -11,7 +11,7 @@ import pytest
 from rtp_llm.wire.convert import key_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
-from rtp_llm.worker.machines import Machines
+from rtp_llm.worker.transfer_thread import TransferThread
 from tests.worker.tiny import tiny_config, tiny_engine
 
 ROUTER = 77
@@ -39,15 +39,15 @@ async def test_what_cannot_be_said_is_logged_and_the_rest_of_its_batch_is_said(
 ) -> None:
     config = tiny_config()
     engine = tiny_engine(config)
-    machines = Machines(engine, WorkerKey("w", 1), config.transfer, config.handover, config.worker, 64)
+    transfer = TransferThread(engine, WorkerKey("w", 1), config.transfer, config.handover, config.worker, 64)
     listener = FaultyListener()
-    machines.start(listener)  # type: ignore[arg-type]
+    transfer.start(listener)  # type: ignore[arg-type]
     try:
         unknown = [
             pb.AttachEntry(key=key_message(RequestKey(ROUTER, n, 0, 0)), next_position=0, role=3) for n in (1, 2, 3)
         ]
-        machines.router_connected(ROUTER)
-        machines.router_said(ROUTER, pb.RouterMessage(attach=pb.Attach(entries=unknown)))
+        transfer.router_connected(ROUTER)
+        transfer.router_said(ROUTER, pb.RouterMessage(attach=pb.Attach(entries=unknown)))
         time.sleep(0.1)  # noqa: ASYNC251 (the loop must not take the first alone)
         with caplog.at_level(logging.ERROR, "rtp_llm.worker"):
             await asyncio.wait_for(listener.all_came.wait(), 5)
@@ -55,4 +55,4 @@ async def test_what_cannot_be_said_is_logged_and_the_rest_of_its_batch_is_said(
         assert "a session in a bad state" in caplog.text and "/1/0#0" in caplog.text
     finally:
         engine.stop()
-        await machines.stop()
+        await transfer.stop()
