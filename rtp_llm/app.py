@@ -206,7 +206,6 @@ class _Application:
         self._http = http
         self._progress = progress
         self._is_deployed = False
-        self._since: float | None = None  # when Serve took it: tells it from one that has replaced it
 
     def start(self, replace: bool) -> str:
         """Returns the URL at which it is ready."""
@@ -226,7 +225,6 @@ class _Application:
             serve.run(application, name=self.name, route_prefix=http.route_prefix)
         except RuntimeError as error:
             raise UnavailableError(f"the application didn't start: {_causes(self.name, error)}") from error
-        self._since = self._deployed_at()
         url = _url(http)
         progress(f"connecting workers, asking {url}/health" if _joins() else "connecting workers")
         _wait_ready(url, config.num_workers)
@@ -261,17 +259,13 @@ class _Application:
 
     def _is_still_ours(self) -> bool:
         """On a Ray of our own everything is."""
-        found = self._deployed_at()
-        if not _joins() or self._since is None or found is None or found == self._since:
+        import ray
+
+        deployers = serve_internals.deployers(self.name) if _joins() else set()
+        if not deployers or ray.get_runtime_context().get_job_id() in deployers:
             return True
         self._progress(f"application {self.name!r} was deployed anew by somebody else: it stays")
         return False
-
-    def _deployed_at(self) -> float | None:
-        from ray import serve
-
-        status = serve.status().applications.get(self.name)
-        return None if status is None else status.last_deployed_time_s
 
     def _delete(self) -> None:
         from ray import serve

@@ -38,6 +38,17 @@ def routes() -> dict[str, str | None]:
     return {name: application["route_prefix"] for name, application in found.items()}
 
 
+def deployers(application: str) -> set[str]:
+    """Job ids of the drivers that deployed what the application consists of; empty: there is no such application. Its time of
+    deployment, which serve.status() tells, is the first one's for whatever serve.run() has deployed since
+    (ray/serve/_private/application_state.py)."""
+    import ray
+
+    client = _client()
+    infos = ray.get(client._controller.list_deployments_internal.remote()) if client is not None else {}
+    return {str(info.deployer_job_id) for id, (info, _) in infos.items() if id.app_name == application}
+
+
 def _client() -> Any:
     from ray.serve.context import _get_global_client
 

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray import serve
 
-from rtp_llm import app
-from rtp_llm.config import HttpSettings
+from rtp_llm import app, directory, serve_internals
+from rtp_llm.config import HttpSettings, load_config
 from rtp_llm.errors import UnavailableError
 
 
@@ -102,3 +105,93 @@ def test_all_replicas_look_for_a_relative_model_in_one_place(tmp_path: Path, mon
     bound = [application._bound_deployment, *application._bound_deployment.init_args[1:]]
     sections = [each.init_args[0] for each in (bound[0], *(pool._bound_deployment for pool in bound[1:]))]
     assert [each["model"]["path"] for each in sections] == [str(tmp_path / "models" / "m")] * 3
+
+
+class JoinedServe:
+    """Serve of a Ray that was joined: its applications with their routes, and which driver has deployed each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **routes: str) -> None:
+        self.routes = routes
+        self.deployers = dict.fromkeys(routes, "somebody")
+        self.driver = "first"  # who calls
+        self.broken = False
+        self.removed_directories: list[str] = []
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+        monkeypatch.setattr(serve_internals, "routes", lambda: self.routes)
+        monkeypatch.setattr(
+            serve_internals, "deployers", lambda name: {self.deployers[n] for n in self.routes if n == name}
+        )
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: self.driver))
+        monkeypatch.setattr(directory, "remove_directory", self.removed_directories.append)
+        monkeypatch.setattr(app, "_wait_ready", lambda *_: None)
+        monkeypatch.setattr(app, "_room", lambda _: [])
+        for name in ("start", "run", "status", "delete"):
+            monkeypatch.setattr(serve, name, getattr(self, name))
+
+    def start(self, **_: object) -> None: ...
+
+    def run(self, _: object, *, name: str, route_prefix: str) -> None:
+        self.routes[name], self.deployers[name] = route_prefix, self.driver
+        if self.broken:
+            raise RuntimeError("a deployment failed")
+
+    def status(self) -> Any:
+        return SimpleNamespace(applications={})
+
+    def delete(self, name: str) -> None:
+        del self.routes[name], self.deployers[name]
+
+
+def application(said: list[str] | None = None, **http: Any) -> app._Application:
+    config = load_config(environ={}).with_token()
+    return app._Application(config, HttpSettings(port=8000, **http), (said if said is not None else []).append)
+
+
+def test_an_application_deletes_what_it_has_deployed_and_its_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = JoinedServe(monkeypatch, other="/other")
+    ours = application()
+    assert ours.start(replace=False) == "http://127.0.0.1:8000"
+    ours.stop()
+    assert there.routes == {"other": "/other"} and len(there.removed_directories) == 1
+    there.broken = True
+    failed = application()
+    with pytest.raises(UnavailableError, match="the application didn't start"):
+        failed.start(replace=False)
+    failed.stop()
+    assert there.routes == {"other": "/other"}
+
+
+def test_an_application_takes_no_others_name_unless_it_replaces_it_nor_its_route(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = JoinedServe(monkeypatch, other="/other")
+    refused = application(route_prefix="/other")
+    with pytest.raises(UnavailableError, match=r"http\.route_prefix /other belongs to application 'other'"):
+        refused.start(replace=True)
+    refused.stop()
+    assert there.deployers == {"other": "somebody"} and there.removed_directories == []
+
+    there = JoinedServe(monkeypatch, demo="/", other="/other")
+    refused = application()
+    with pytest.raises(UnavailableError, match="'demo' is on this Ray already: --replace takes its place"):
+        refused.start(replace=False)
+    refused.stop()
+    assert there.deployers == {"demo": "somebody", "other": "somebody"}
+    application().start(replace=True)
+    assert there.deployers == {"demo": "first", "other": "somebody"}
+
+
+def test_an_application_that_was_replaced_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = JoinedServe(monkeypatch)
+    said: list[str] = []
+    first, second = application(said), application()
+    first.start(replace=False)
+    there.driver = "second"
+    second.start(replace=True)
+    there.driver = "first"
+    first.stop()
+    assert there.routes == {"demo": "/"} and there.removed_directories == []
+    assert said[-1] == "application 'demo' was deployed anew by somebody else: it stays"
+    there.driver = "second"
+    second.stop()
+    assert there.routes == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray._private import utils, worker
 from ray.serve import context
-from ray.serve._private import client, constants, controller, proxy_state, replica
+from ray.serve._private import client, constants, controller, deployment_info, proxy_state, replica
 
 from rtp_llm import serve_internals
 from rtp_llm.app import serve_environment
@@ -39,6 +39,9 @@ def test_the_controller_tells_address_and_routes_and_shuts_down() -> None:
     assert isinstance(client.ServeControllerClient.http_config, property)
     assert callable(client.ServeControllerClient.get_serve_details)
     assert "graceful_shutdown" in dir(controller.ServeController)
+    assert "list_deployments_internal" in dir(controller.ServeController)
+    assert "deployer_job_id" in inspect.signature(deployment_info.DeploymentInfo).parameters
+    assert "self._controller: Any = controller" in inspect.getsource(client.ServeControllerClient)
     assert constants.SERVE_CONTROLLER_NAME and constants.SERVE_NAMESPACE
 
 

@@ -125,6 +125,32 @@ def test_a_second_serve_on_one_ray_that_would_disturb_the_first_is_refused(deplo
     assert deployment.replicas("router") + deployment.replicas("prefill") + deployment.replicas("decode") == before
 
 
+@pytest.mark.slow
+def test_replace_takes_an_applications_place_and_who_was_replaced_deletes_nothing(deployment: Deployment) -> None:
+    """Two drivers on the Ray of a third, whose own application goes on beside them."""
+    port = deployment.url.rpartition(":")[2]
+    joining = ["env", *(f"{name}={value}" for name, value in (JOIN | {"RAY_ADDRESS": deployment.ray_address}).items())]
+    flags = ["--port", port, "--decode", "0", "--served-model-name", "other", "--http.route-prefix", "/other"]
+    first = Deployment(*flags, prefix=joining)
+    replaced = first.metrics().workers("prefill")
+    second = Deployment(*flags, "--replace", prefix=joining)
+    assert second.url == first.url == f"{deployment.url}/other"
+    second.wait_workers(1)
+    running = second.metrics().workers("prefill")
+    assert running and not running & replaced
+
+    assert first.stop(signal.SIGINT) == 0, "\n".join(first.lines)
+    assert any("application 'other' was deployed anew by somebody else: it stays" in line for line in first.lines)
+    body = {"messages": [{"role": "user", "content": "What is 23 + 58?"}], "temperature": 0}
+    answer = httpx.post(f"{second.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.json()["choices"][0]["message"]["content"] == "23 + 58 = 81."
+    assert second.metrics().workers("prefill") == running
+
+    assert second.stop(signal.SIGINT) == 0, "\n".join(second.lines)
+    assert httpx.get(f"{second.url}/health").status_code == 404
+    assert deployment.is_healthy() and deployment.models() == ["demo"]
+
+
 BESIDE = """
 import ray, sys
 from ray import serve
