@@ -56,7 +56,8 @@ class WorkerLoad:
 
     queued_tokens: int = 0
     max_queued_tokens: int = 0  # 0: no Load has come
-    sequences: int = 0
+    running: int = 0
+    waiting: int = 0
     free_blocks: int = 0
     block_tokens: int = 0
     free_slots: int = 0  # this router's own placements not taken off
@@ -66,7 +67,8 @@ class WorkerLoad:
         return cls(
             queued_tokens=load.queued_tokens,
             max_queued_tokens=load.max_queued_tokens,
-            sequences=load.running + load.waiting,
+            running=load.running,
+            waiting=load.waiting,
             free_blocks=load.blocks_free,
             block_tokens=load.block_tokens,
             free_slots=load.slots - load.slots_of_others,
@@ -152,7 +154,7 @@ class RemoteWorker:
             pool=self.hello.pool,
             queued_tokens=self.load.queued_tokens + sum(self._submitted.values()),
             max_queued_tokens=self.load.max_queued_tokens,
-            running=self.load.sequences + len(self._submitted) + len(self._received),
+            running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
             free_blocks=self.load.free_blocks,
             free_slots=max(self.load.free_slots - len(self._runs), 0),
             block_tokens=self.load.block_tokens,
