@@ -115,12 +115,15 @@ class ClientEndpoint(Endpoint[OutT, InT]):
                 f"/{self._dialect.service}/Session", None, self._dialect.incoming.FromString
             )
             call = open_stream(metadata=self._metadata)
-            answer = await self._greet(call)
+            # Iterated: call.read() drops what has arrived already once a write has failed, as it does when the other end has
+            # ended the call.
+            responses = aiter(call)
+            answer = await self._greet(call, responses)
             if answer is None:
                 return False
             self._failure = ""
             self._is_known_to_fail = True  # from here on, broken and lost say what there is to say
-            connection = Connection(lambda: _next(call), call.write)
+            connection = Connection(lambda: anext(responses, None), call.write)
             reason = await self._speak(connection, answer)
             log.info("session with %s at %s: %s", self.other, self.address, reason)
             return True
@@ -128,10 +131,10 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             channel, self._channel = self._channel, None
             await channel.close()
 
-    async def _greet(self, call: Any) -> InT | None:
+    async def _greet(self, call: Any, responses: Any) -> InT | None:
         """Exchange hellos. None: no connection this time."""
         try:
-            answer = await asyncio.wait_for(self._exchange(call), self._timing.lost_after_s)
+            answer = await asyncio.wait_for(self._exchange(call, responses), self._timing.lost_after_s)
         except (grpc.RpcError, asyncio.InvalidStateError, asyncio.TimeoutError, ProtocolError) as error:
             self._failed(await self._reason(call, error))
             if call.done() and await call.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -162,9 +165,9 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             return f"{(await call.code()).name}: {await call.details()}"
         return describe(error)
 
-    async def _exchange(self, call: Any) -> InT:
+    async def _exchange(self, call: Any, responses: Any) -> InT:
         await call.write(self._stamped(self._hello()))
-        answer: InT | None = await _next(call)
+        answer: InT | None = await anext(responses, None)
         if answer is None:
             raise ProtocolError(f"{self.address} closed the session before its hello")
         if (kind := answer.WhichOneof("message")) not in ("hello", "refused"):
@@ -191,8 +194,3 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             self._lose(reason)
         self._stop()
         self._events.refused(reason)
-
-
-async def _next(call: Any) -> Any:
-    message = await call.read()
-    return None if message is grpc.aio.EOF else message

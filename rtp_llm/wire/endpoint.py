@@ -112,6 +112,7 @@ class Connection:
         self.wake = asyncio.Event()
         self.flushed = asyncio.Event()  # nothing waits, nothing is being written
         self.flushed.set()
+        self.write_has_failed = False
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def put(self, data: bytes) -> None:
@@ -267,12 +268,17 @@ class Endpoint(Generic[OutT, InT]):
             self._watch()
 
     async def _read(self, connection: Connection) -> None:
-        while (message := await connection.read()) is not None:
-            if connection.ended.done() or self._judge_silence():
-                return
-            self._last_message = self._loop.time()
-            if not self._receive(message, connection):
-                return
+        try:
+            while (message := await connection.read()) is not None:
+                if connection.ended.done() or self._judge_silence():
+                    return
+                self._last_message = self._loop.time()
+                if not self._receive(message, connection):
+                    return
+        except Exception as error:
+            if not (connection.write_has_failed and is_transport_error(error)):
+                raise
+            # All has been read, and gRPC's last word is of the write.
         connection.end("closed by the other end")
 
     def _receive(self, message: InT, connection: Connection) -> bool:
@@ -306,8 +312,26 @@ class Endpoint(Generic[OutT, InT]):
                 else:
                     data = connection.queue.popleft()
                     connection.queued_bytes -= len(data)
-                await connection.write(data)
+                try:
+                    await connection.write(data)
+                except Exception as error:
+                    if not is_transport_error(error):
+                        raise
+                    # The other end has ended the connection, or it broke: what had been said before is still read.
+                    connection.write_has_failed = True
+                    if await self._has_read_all(connection):
+                        return
+                    raise
             connection.flushed.set()
+
+    async def _has_read_all(self, connection: Connection) -> bool:
+        """Until reading has ended the connection, or brings nothing any more."""
+        while not connection.ended.done():
+            last = self._last_message
+            await asyncio.wait([connection.ended], timeout=self._timing.heartbeat_s)
+            if self._last_message == last:
+                break
+        return connection.ended.done()
 
     async def _beat(self, connection: Connection) -> None:
         while True:

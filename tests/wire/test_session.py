@@ -518,6 +518,25 @@ async def test_a_server_that_finishes_writes_what_waits_before_it_ends() -> None
         assert await events.next("broken") == "closed by the other end"
 
 
+async def test_what_a_server_said_before_its_end_is_read_by_who_goes_on_writing() -> None:
+    async with served() as (worker, proxy), session_to(proxy.address) as (session, events):
+        await events.next("connected")
+        await worker.events[0].next("connected")
+
+        def write_on() -> None:
+            if session.send(cancel_message()):
+                asyncio.get_running_loop().call_soon(write_on)
+
+        write_on()
+        for number in range(500):
+            worker.endpoints[0].send(router_pb2.WorkerMessage(load=router_pb2.Load(running=number)))
+        await worker.acceptor.finish(timeout_s=30)
+        await worker.server.stop(grace_s=30)
+        got = [(await events.next("message")).load.running for _ in range(500)]
+        assert got == list(range(500))
+        assert await events.next("broken") == "closed by the other end"
+
+
 async def test_a_server_says_the_address_that_others_connect_to() -> None:
     with pytest.raises(ConfigError, match=r"worker\.advertise_host"):
         SessionServer("0.0.0.0")
