@@ -52,6 +52,11 @@ test-slow: setup ## the tests marked slow
 test-parity: setup $(VENV)/.hf ## compare live with transformers (installs torch; TORCH_SPEC=…)
 	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest tests/parity $(ARGS)
 
+.PHONY: sanitize
+sanitize: $(VENV)/.build-requirements ## the C++ tests of engine, kv, handover, transfer under ASan with UBSan, and TSan
+	tools/prerequisites.sh --compiler
+	JOBS=$(JOBS) tools/sanitize.sh
+
 .PHONY: build-cuda
 build-cuda: setup ## build the CUDA backend beside the CPU's (needs nvcc ≥ 12.8; CUDA_ARCH="80;90a")
 	$(CUDA_CMAKE) -B build/cuda -DRTP_CUDA_ARCHITECTURES="$(CUDA_ARCH)" -DRTP_BUILD_TESTS=ON -DRTP_BUILD_BENCHMARKS=ON

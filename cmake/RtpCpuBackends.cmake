@@ -2,11 +2,21 @@
 # else, inline templates of headers too, stays local, so that code for a higher level can never be
 # picked by the linker for a lower one.
 #
-# Each level's sources see RTP_CPU_ISA (a string) and the compiler's own __AVX2__, __AVX512BF16__, __AMX_BF16__.
+# RTP_CPU_ISAS names the levels that are built. Each level's sources see RTP_CPU_ISA (a string) and the compiler's own
+# __AVX2__, __AVX512BF16__, __AMX_BF16__.
 
 rtp_glob(RTP_CPU_SOURCES "csrc/device/cpu")
 
+foreach(isa IN LISTS RTP_CPU_ISAS)
+  if(NOT isa MATCHES "^(generic|avx2|avx512bf16|amxbf16)$")
+    message(FATAL_ERROR "RTP_CPU_ISAS has '${isa}'; generic, avx2, avx512bf16 and amxbf16 are known")
+  endif()
+endforeach()
+
 function(rtp_cpu_backend isa)
+  if(NOT isa IN_LIST RTP_CPU_ISAS)
+    return()
+  endif()
   foreach(flag IN LISTS ARGN)
     string(MAKE_C_IDENTIFIER "RTP_HAS${flag}" known)
     check_cxx_compiler_flag("${flag}" ${known})

@@ -2,8 +2,7 @@
 // the events of a worker that does its part. Whatever comes: no contract breaks, nothing outside of a sequence's blocks
 // is named, and when all is over nothing is held.
 //
-// RTP_FUZZ_MESSAGES says how many messages a machine gets (100,000), for example under the address sanitizer:
-//   RTP_FUZZ_MESSAGES=1000000 build/asan/tests/handover_test fuzz_test
+// RTP_FUZZ_MESSAGES says how many messages a machine gets (100,000; `make sanitize`: 500,000).
 #include <cmath>
 #include <cstdlib>
 #include <limits>
