@@ -68,6 +68,19 @@ def test_fifty_prompts_at_concurrency_8_equal_the_undivided_engine(mode: str, un
         assert receiver["counts"]["committed_received"] == sender["counts"]["committed_sent"] == 50
 
 
+def test_on_devices_that_run_behind_the_host_a_handover_changes_no_token(
+    undivided: dict[int, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RTP_LLM_QUEUED_DEVICE", "7")
+    with Cluster("shm", ["prefill", "decode"]) as cluster:
+        run(cluster, "prefill", "decode", requests(50, 1)[:20], 8)
+        cluster.wait_idle()
+        assert {number: answer.tokens() for number, answer in cluster.answers.items()} == {
+            n: undivided[n] for n in range(20)
+        }
+        assert cluster.ask("decode", "figures")["load"]["prompt_tokens_computed"] == 0
+
+
 def test_a_request_that_must_end_with_its_first_token_runs_alone() -> None:
     with Cluster("shm", ["prefill", "decode"]) as cluster:
         answer = cluster.submit("prefill", "decode", spec(1, list(range(1, 40)), max_tokens=1, temperature=0.0))
