@@ -212,7 +212,7 @@ class Rig {
   }
   // Nothing is left. What a launched step may still touch gets the time to end.
   void check_idle() {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(120);
     while (device->runs_behind() && std::chrono::steady_clock::now() < deadline) {
       try {
         return engine->check_idle();

@@ -97,7 +97,7 @@ struct Couple {
   // Moves both until `holds`, or only one of them.
   template <class Condition>
   void until(Condition holds, bool move_s = true, bool move_r = true) {
-    const double end = now_s() + 20;
+    const double end = now_s() + kHangS;
     while (!holds()) {
       REQUIRE(now_s() < end);
       bool any = false;

@@ -107,7 +107,7 @@ struct Pair {
   void prefilled() { s.engine.listener->on_prefilled(kKey, 17, -0.5f, {{17, -0.5f}}, FinishReason::kNone); }
 
   void until(const std::function<bool()>& holds) {
-    const double end = now_s() + 20;
+    const double end = now_s() + kHangS;
     while (!holds()) {
       REQUIRE(now_s() < end);
       carry();

@@ -60,7 +60,7 @@ struct Bench {
   // The next message of this kind that the transfer wants sent; what comes before it is passed over.
   template <class Body>
   Body hear() {
-    const double end = now_s() + 20;
+    const double end = now_s() + kHangS;
     for (;;) {
       for (; next < heard.size(); ++next) {
         if (const auto* to = std::get_if<outgoing::ToSender>(&heard[next]))

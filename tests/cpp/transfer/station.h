@@ -14,6 +14,9 @@
 
 namespace rtp_llm::testing {
 
+// Ends what hangs. Nothing depends on how long it takes: a busy machine may give a process no time for seconds.
+inline constexpr double kHangS = 120;
+
 inline double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -62,7 +65,7 @@ class Station : public TransportListener {
   }
 
   // Blocks on the event fd (and `other_fd`) until `done` or the time is over; returns whether done.
-  bool run_until(const std::function<bool()>& done, double timeout_s = 10, int other_fd = -1) {
+  bool run_until(const std::function<bool()>& done, double timeout_s = kHangS, int other_fd = -1) {
     const double end = now_s() + timeout_s;
     while (!done()) {
       const double now = now_s();

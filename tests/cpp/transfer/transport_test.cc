@@ -24,6 +24,7 @@ const WorkerKey kThere{"there", 22};
 TransportConfig config_of(const std::string& mode) {
   TransportConfig config;
   config.mode = transport_mode_from_name(mode);
+  config.hello_timeout_s = kHangS;
   return config;
 }
 
@@ -62,7 +63,7 @@ class Peer {
   // The next line that starts with `word`, while `station` keeps running.
   std::string hear(Station& station, const std::string& word) {
     std::string answer;
-    const double end = now_s() + 20;
+    const double end = now_s() + kHangS;
     while (now_s() < end) {
       for (size_t at; (at = pending_.find('\n')) != std::string::npos;) {
         const std::string line = pending_.substr(0, at);
@@ -215,19 +216,24 @@ TEST(an_endpoint_that_never_says_a_nonce_is_closed) {
   int port = 0;
   address >> host >> port;
   ucx::Endpoint silent = ucx::Endpoint::connect(worker, host, port, [](void*, ucp_ep_h, ucs_status_t) {}, nullptr);
-  const double begin = now_s();
-  while (station.transport.counts().inbound == 0 && now_s() - begin < 5) {
+  const auto came = [&] {
+    const TransportCounts counts = station.transport.counts();
+    return counts.inbound > 0 || counts.endpoints_rejected > 0;
+  };
+  for (const double end = now_s() + kHangS; !came() && now_s() < end;) {
     worker.progress();
     station.transport.progress(now_s());
   }
-  CHECK(station.run_until([&] { return station.transport.counts().endpoints_rejected == 1; }, 3));
-  CHECK(station.run_until([&] { return station.transport.counts().inbound == 0; }, 3));
+  CHECK(station.run_until([&] { return station.transport.counts().endpoints_rejected == 1; }));
+  CHECK(station.run_until([&] { return station.transport.counts().inbound == 0; }));
 }
 
 namespace {
 
 void killed_sender(const std::string& mode) {
-  Station station(config_of(mode), 64 << 20);
+  TransportConfig config = config_of(mode);
+  config.ucx_settings["KEEPALIVE_INTERVAL"] = "inf";  // the death is heard, not found by asking now and then
+  Station station(config, 64 << 20);
   Peer peer(mode);
   peer.connect_to(station);
   for (uint64_t grant = 0; grant < 8; ++grant) {
@@ -236,9 +242,7 @@ void killed_sender(const std::string& mode) {
   }
   CHECK(station.run_until([&] { return station.count("received ") >= 2; }));
   peer.signal_(SIGKILL);
-  const double killed = now_s();
   CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }));
-  CHECK(now_s() - killed < 2);
   CHECK_EQ(station.transport.counts().receives_outstanding, 0);
   CHECK_EQ(station.untold_at_close, 0);
   CHECK_EQ(station.transport.counts().inbound, 0);
@@ -292,7 +296,7 @@ void stopped_sender(const std::string& mode) {
     CHECK_EQ(station.untold.size(), outstanding);
     most_outstanding = std::max(most_outstanding, outstanding);
     REQUIRE(station.transport.close_by_force(Direction::kReceive, kThere));
-    CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }, 3));
+    CHECK(station.run_until([&] { return station.count("closed-in there") == 1; }));
     CHECK_EQ(station.transport.counts().receives_outstanding, 0);
     CHECK_EQ(station.untold_at_close, 0);
     std::fill(station.memory.begin(), station.memory.end(), 0xee);
