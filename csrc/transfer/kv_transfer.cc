@@ -112,13 +112,14 @@ void KvTransfer::post_outputs(const TokenColumns& columns) {
 void KvTransfer::ask(const Task& task) {
   auto done = std::make_shared<std::promise<void>>();  // the task's alone: one that is dropped breaks the promise
   std::future<void> answered = done->get_future();
-  Task answer = [done = std::move(done), &task] {
+  std::exception_ptr failed;  // the asker's: it reads and destroys it
+  Task answer = [done = std::move(done), &task, &failed] {
     try {
       task();
-      done->set_value();
     } catch (...) {
-      done->set_exception(std::current_exception());
+      failed = std::current_exception();
     }
+    done->set_value();
   };
   {
     std::lock_guard lock(mutex_);
@@ -128,6 +129,7 @@ void KvTransfer::ask(const Task& task) {
       answer();
   }
   answered.get();
+  if (failed) std::rethrow_exception(failed);
 }
 
 KvTransferCounts KvTransfer::counts() {
