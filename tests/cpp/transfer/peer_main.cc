@@ -3,7 +3,7 @@
 //   address                            -> "address TEXT"
 //   expect ID EPOCH                    -> "nonce N"
 //   connect ID EPOCH NONCE ADDRESS...
-//   send ID EPOCH GRANT BYTES SEED     the message's bytes are pattern(SEED, i); the tag is GRANT
+//   send ID EPOCH GRANT BYTES SEED     the message's bytes are pattern(SEED, i), of SEED 0 zeros; the tag is GRANT
 //   live GRANT                         accept messages of this grant
 //   check GRANT BYTES SEED             -> "check same|different"
 // Each event of the station is a line.
@@ -47,8 +47,10 @@ void obey(Station& station, const std::string& line) {
     in >> peer.id >> peer.epoch >> grant >> bytes >> seed;
     std::vector<Piece> pieces = station.pieces_of(grant, bytes);
     uint64_t i = 0;
-    for (Piece& piece : pieces)
-      for (uint64_t j = 0; j < piece.bytes; ++j) static_cast<uint8_t*>(piece.data)[j] = pattern(seed, i++);
+    for (Piece& piece : pieces) {
+      if (seed == 0) std::memset(piece.data, 0, piece.bytes);
+      for (uint64_t j = 0; seed != 0 && j < piece.bytes; ++j) static_cast<uint8_t*>(piece.data)[j] = pattern(seed, i++);
+    }
     KvMessageHeader header{.grant = grant};
     if (!station.transport.send(peer, header, pieces, grant)) say("nowhere");
   }
