@@ -424,9 +424,11 @@ TEST(load_counts_what_came_during_a_step_from_its_end_on) {
   rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kSender);
   rig.start();
   ear.wait([&] { return ear.prefilled.contains(key_of(1)); });
-  CHECK_EQ(ear.load.queued_tokens, 30);
-  CHECK_EQ(ear.load.waiting, 1);
-  CHECK_EQ(ear.load.running, 0);  // a sender that has sampled
+  // A sender that has sampled runs no more. Where steps are launched ahead, the next one has taken in what came.
+  const bool taken = rig.device->runs_behind();
+  CHECK_EQ(ear.load.queued_tokens, taken ? 0 : 30);
+  CHECK_EQ(ear.load.waiting, taken ? 0 : 1);
+  CHECK_EQ(ear.load.running, taken ? 1 : 0);
   CHECK_EQ(ear.load.prompt_tokens_computed, 20);
   rig.wait_for(key_of(2));
   rig.engine->release(key_of(1));
