@@ -145,6 +145,7 @@ TEST(a_handover_from_submit_to_join_is_told_traced_and_counted_on_both_sides) {
   Pair two;
   two.submit();
   two.schedule();
+  two.until([&] { return !two.s.met.empty(); });
   CHECK_EQ(two.s.met, std::vector<std::string>{"r at r:1"});
   two.computed(4, 6);
   two.prefilled();
