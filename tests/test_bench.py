@@ -36,7 +36,7 @@ def test_each_table_has_its_rows_and_the_file_has_the_same(tmp_path: Path, capsy
         read = row["limit_ms"] / 1e3 * head["read_gb_per_s"] * 1e9
         context = (read - head["weight_bytes"]) / row["decode"] / head["kv_bytes_per_token"]
         assert context == pytest.approx(row["context"], abs=0.51)
-        assert 20 < row["context"] < 40
+        assert row["context"] > 20
 
 
 def test_the_bytes_of_a_step_are_those_of_the_checkpoints_matrices() -> None:
