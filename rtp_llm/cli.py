@@ -86,8 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         help="serve a model over HTTP on a local Ray (or on RAY_ADDRESS's)",
         usage="rtp-llm serve [MODEL] [options]",
     )
-    serve.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
-    serve.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
     serve.add_argument(
         "--replace", action="store_true", help="take the place of the application of this name on RAY_ADDRESS's Ray"
     )
@@ -129,8 +127,6 @@ def _add_bench(commands: Any) -> None:
         help="one engine, without a server, against the rate that memory is read at",
         usage="rtp-llm bench engine [MODEL] [options]",
     )
-    engine.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
-    engine.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
     engine.add_argument("--decode", type=_numbers, default=(1, 8), metavar="N,…", help="batches (default: 1,8)")
     engine.add_argument("--prefill", type=_numbers, default=(512,), metavar="N,…", help="tokens (default: 512)")
     engine.add_argument("--saturated", type=_numbers, default=(), metavar="N,…", help="tokens of each of many prompts")
@@ -161,7 +157,10 @@ _numbers.__name__ = "list of positive numbers"
 
 
 def _add_settings(parser: argparse.ArgumentParser, sections: Collection[str] | None = None) -> None:
-    """Short flags, then every setting of the config tree by its path, a group a section; of `sections` only, if given."""
+    """The model, a file, short flags, then every setting of the config tree by its path, a group a section; of `sections`
+    only, if given."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
     for flag, (path, metavar) in SHORT_FLAGS.items():
         if sections is None or path.partition(".")[0] in sections:
             parser.add_argument(flag, dest=path, metavar=metavar, help=_setting_help(path))

@@ -505,17 +505,21 @@ async def test_a_sender_may_ask_for_another_hello() -> None:
         assert (await events.next("message")).hello.transport_nonce == 2
 
 
+async def all_is_read_before_the_end(worker: ServedWorker, events: Events, count: int) -> None:
+    for number in range(count):
+        worker.endpoints[0].send(router_pb2.WorkerMessage(load=router_pb2.Load(running=number)))
+    await worker.acceptor.finish(timeout_s=30)
+    await worker.server.stop(grace_s=30)
+    got = [(await events.next("message")).load.running for _ in range(count)]
+    assert got == list(range(count))
+    assert await events.next("broken") == "closed by the other end"
+
+
 async def test_a_server_that_finishes_writes_what_waits_before_it_ends() -> None:
     async with served() as (worker, proxy), session_to(proxy.address) as (_, events):
         await events.next("connected")
         await worker.events[0].next("connected")
-        for number in range(2000):
-            worker.endpoints[0].send(router_pb2.WorkerMessage(load=router_pb2.Load(running=number)))
-        await worker.acceptor.finish(timeout_s=30)
-        await worker.server.stop(grace_s=30)
-        got = [(await events.next("message")).load.running for _ in range(2000)]
-        assert got == list(range(2000))
-        assert await events.next("broken") == "closed by the other end"
+        await all_is_read_before_the_end(worker, events, 2000)
 
 
 async def test_what_a_server_said_before_its_end_is_read_by_who_goes_on_writing() -> None:
@@ -528,13 +532,7 @@ async def test_what_a_server_said_before_its_end_is_read_by_who_goes_on_writing(
                 asyncio.get_running_loop().call_soon(write_on)
 
         write_on()
-        for number in range(500):
-            worker.endpoints[0].send(router_pb2.WorkerMessage(load=router_pb2.Load(running=number)))
-        await worker.acceptor.finish(timeout_s=30)
-        await worker.server.stop(grace_s=30)
-        got = [(await events.next("message")).load.running for _ in range(500)]
-        assert got == list(range(500))
-        assert await events.next("broken") == "closed by the other end"
+        await all_is_read_before_the_end(worker, events, 500)
 
 
 async def test_a_server_says_the_address_that_others_connect_to() -> None:
