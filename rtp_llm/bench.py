@@ -13,7 +13,7 @@ import select
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,11 +143,11 @@ class EngineRun:
         over = frozenset(request for request, finish in zip(requests, columns.finish, strict=True) if finish)
         return Outputs(at, Counter(requests), over)
 
-    def publications(self) -> Iterator[Outputs]:
-        """Without an end."""
-        while True:
-            if seen := self.next():
-                yield seen
+    def following(self) -> Outputs:
+        """The next publication, whenever it comes."""
+        while (seen := self.next()) is None:
+            pass
+        return seen
 
     def cancel(self, requests: Iterable[int]) -> None:
         """Until nothing runs, and no step that was launched holds blocks."""
@@ -178,9 +178,8 @@ class Bench:
             requests, begin, length = self._all_decode(batch, context)
             tokens, over = 0, False
             while tokens < batch * steps and not over:
-                if seen := self._run.next():
-                    tokens, over = tokens + seen.tokens.total(), bool(seen.finished)
-                    end = seen.at
+                seen = self._run.following()
+                tokens, over = tokens + seen.tokens.total(), bool(seen.finished)
             self._run.cancel(requests)
             if tokens >= batch * steps:
                 break
@@ -189,7 +188,7 @@ class Bench:
                 f"of {batch} sequences only {tokens} tokens were seen one step after the other, {batch * steps} are to be: "
                 "this process gets too little CPU time beside the engine"
             )
-        step = (end - begin) * batch / tokens
+        step = (seen.at - begin) * batch / tokens
         context_mean = length + tokens / batch / 2
         limit = self._cost.decode_bytes(batch, context_mean) / self._read_rate
         return {
@@ -225,15 +224,10 @@ class Bench:
         for spec in specs:
             self._run.add(spec)
         finished = 0
-        for seen in self._run.publications():
+        while finished < prompts:
+            seen = self._run.following()
             finished += len(seen.finished)
-            if finished == prompts:
-                return {
-                    "saturated": tokens,
-                    "prompts": prompts,
-                    "tokens_per_s": prompts * tokens / (seen.at - begin),
-                }
-        raise AssertionError("publications() doesn't end")
+        return {"saturated": tokens, "prompts": prompts, "tokens_per_s": prompts * tokens / (seen.at - begin)}
 
     def mixed(self, batch: int, context: int, seconds: float = MIXED_SECONDS, longest: int = MIXED_PROMPTS[1]) -> Row:
         """`batch` sequences decode while prompts arrive at random: the gaps between a sequence's tokens, against a decode
@@ -278,20 +272,19 @@ class Bench:
         max_tokens = min(native.max_model_len, held) - context
         requests = [self._run.add(self._run.spec(context, max_tokens)) for _ in range(batch)]
         had: Counter[int] = Counter()
-        for seen in self._run.publications():
+        while len(had) < batch:
+            seen = self._run.following()
             had.update(seen.tokens)
-            if len(had) == batch:
-                return requests, seen.at, context + had.total() / batch
-        raise AssertionError("publications() doesn't end")
+        return requests, seen.at, context + had.total() / batch
 
     def _first_token(self, tokens: int) -> float:
         spec = self._run.spec(tokens, 1)
         begin = time.perf_counter()
         request = self._run.add(spec)
-        for seen in self._run.publications():  # one may be empty: what it told of was taken with the one before
-            if request in seen.tokens:
-                return seen.at - begin
-        raise AssertionError("publications() doesn't end")
+        # One may be empty: what it told of was taken with the one before.
+        while request not in (seen := self._run.following()).tokens:
+            pass
+        return seen.at - begin
 
 
 def bench_engine(config: Config, plan: Plan, show: Callable[[str], None]) -> list[Row]:
