@@ -2,16 +2,18 @@
 //
 // A CTA stays and draws tiles of 128 rows of one query head. Its copying warp brings Q and the blocks of K and V, in a
 // ring, by the copy engine; two warpgroups of 64 rows each keep scores, the block's output and the running output in
-// registers. While one computes weights, the other has the tensor cores: they take turns.
+// registers.
 //
 //   shared memory   Q [2 warpgroups][64 rows], ring of blocks K0 V0 K1 V1 ... [128 positions]; halves of 64 dims each
-//   a turn          output of block j = p V(j); then scores of block j + 1 = Q K(j + 1), while the output is merged
+//   a block         output of block j = p V(j) in parts of 32 positions: a part's products run while the next part's
+//                   weights are computed; then scores of block j + 1 = Q K(j + 1), while the output is merged
 #include "device/cuda/attention_fold.cuh"
 #include "device/cuda/attention_shapes.h"
 #include "device/cuda/attention_tiles.cuh"
 #include "device/cuda/attention_wgmma.cuh"
 #include "device/cuda/kv_map.h"
 #include "device/cuda/launch.h"
+#include "device/cuda/quad.cuh"
 #include "device/cuda/tensor_map.h"
 
 namespace rtp_llm::cuda {
@@ -19,6 +21,7 @@ namespace {
 
 constexpr int kGroups = 2, kGroupRows = 64, kTile = kGroups * kGroupRows;
 constexpr int kThreads = 128 * (kGroups + 1);        // warpgroup 0 copies
+[[maybe_unused]] constexpr int kParts = 4;           // of a block's weights
 [[maybe_unused]] constexpr int kHalfRowBytes = 128;  // 64 dims
 
 template <int kHeadDim>
@@ -40,7 +43,8 @@ struct WgmmaParameters {
   bf16* out;
   int64_t out_stride;
   int num_heads;
-  int box;  // positions
+  int box;                  // positions
+  uint32_t inverse_tokens;  // 2^32 / tokens of a page, rounded up: exact for positions below 2^32 / tokens
   float log2_scale;
   uint32_t* drawn;  // tickets, then CTAs that have drawn their last; zero between launches
   uint32_t* finished;
@@ -76,14 +80,25 @@ struct Cursor {
 
 // ---- Copying warp --------------------------------------------------------------------------------------------------
 
+// Its own arithmetic counts: a block takes the warpgroups some 3,000 clocks, and this is one warp. So each lane has one
+// box of every block, and nothing is divided but once a tile.
 template <int kHeadDim>
 struct Producer {
   using L = Layout<kHeadDim>;
+  // What this lane copies of a block; the same of K and of V.
+  struct Box {
+    int page;   // -1: nothing
+    int row;    // of the page
+    int head;   // of KV
+    int bytes;  // of the block, by all lanes
+  };
   const WgmmaParameters& p;
   Shared& shared;
   uint32_t queries, ring;
   int lane = threadIdx.x % 32;
-  Cursor at{0, 1};  // parity of `empty`: passes at once in the first round
+  int place = lane % (kBlockPositions / p.box) * p.box;  // of this lane's box in a block
+  int half = lane / (kBlockPositions / p.box);           // of its dims; behind the last: no box
+  Cursor at{0, 1};                                       // parity of `empty`: passes at once in the first round
 
   __device__ bool draw(Task& task) const {
     int ticket = 0;
@@ -117,25 +132,23 @@ struct Producer {
     __syncwarp();
   }
 
-  // This lane's page of a block; boxes lie in positions order, the first half of dims before the second.
-  __device__ int page_of(const Task& task, int base) const {
-    const int position = base + lane % (kBlockPositions / p.box) * p.box;
-    return position < task.tile.end
-               ? p.block_tables[task.tile.slot * p.block_table_stride + position / p.kv.block_tokens]
-               : -1;
+  // REQUIRES: base < tile.end
+  __device__ Box box_of(const PrefillTile& tile, int kv_head, int base) const {
+    const int position = base + place, index = static_cast<int>(__umulhi(position, p.inverse_tokens));
+    Box box{-1, position - index * p.kv.block_tokens, kv_head,
+            min(kBlockPositions, (tile.end - base + p.box - 1) & -p.box) * kHeadDim * 2};
+    if (position < tile.end && half < L::kHalves) box.page = p.block_tables[tile.slot * p.block_table_stride + index];
+    return box;
   }
 
-  __device__ void copy_block(const Task& task, int base, int plane, int page) {
-    const int boxes = kBlockPositions / p.box;
-    const int present = min(boxes, (task.tile.end - base + p.box - 1) / p.box);
+  // Boxes lie in positions order, the first half of dims before the second.
+  __device__ void copy(const Box& box, int plane) {
     barrier_wait(&shared.empty[at.slot], at.parity);
-    if (lane == 0) barrier_expect(&shared.full[at.slot], present * p.box * kHeadDim * 2);
+    if (lane == 0) barrier_expect(&shared.full[at.slot], box.bytes);
     __syncwarp();
-    const int box = lane % boxes, half = lane / boxes;
-    if (half < L::kHalves && box < present)
-      copy_box(ring + at.slot * L::kBlockBytes + half * kBlockPositions * kHalfRowBytes + box * p.box * kHalfRowBytes,
-               &p.kv_boxes, half * 64, (base + box * p.box) % p.kv.block_tokens,
-               task.head / (p.num_heads / p.kv.num_heads), plane, page, &shared.full[at.slot]);
+    if (box.page >= 0)
+      copy_box(ring + at.slot * L::kBlockBytes + (half * kBlockPositions + place) * kHalfRowBytes, &p.kv_boxes,
+               half * 64, box.row, box.head, plane, box.page, &shared.full[at.slot]);
     at.advance(L::kSlots);
   }
 
@@ -143,23 +156,23 @@ struct Producer {
 
   __device__ void run() {
     wait_for_predecessor();
-    Task task, next;
+    const int heads_of_kv = p.num_heads / p.kv.num_heads;
+    Task task;
     bool any = draw(task);
     while (any) {
-      int page = page_of(task, 0);
-      copy_block(task, 0, 0, page);
+      const PrefillTile tile = task.tile;
+      const int kv_head = task.head / heads_of_kv;
+      Box box = box_of(tile, kv_head, 0);
+      copy(box, 0);
       for (int group = 0; group < kGroups; ++group) tell(group, task, true);
       task_parity ^= 1;
-      any = draw(next);
-      copy_block(task, 0, 1, page);
-      page = page_of(task, kBlockPositions);
-      for (int base = kBlockPositions; base <= task.tile.position; base += kBlockPositions) {
-        const int next_page = page_of(task, base + kBlockPositions);
-        copy_block(task, base, 0, page);
-        copy_block(task, base, 1, page);
-        page = next_page;
+      copy(box, 1);
+      any = draw(task);
+      for (int base = kBlockPositions; base <= tile.position; base += kBlockPositions) {
+        box = box_of(tile, kv_head, base);
+        copy(box, 0);
+        copy(box, 1);
       }
-      task = next;
     }
     close();
     task.head = -1;
@@ -181,10 +194,7 @@ struct Consumer {
   int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   Cursor at;
 
-  __device__ void sync_group() const { asm volatile("bar.sync %0, 128;" ::"r"(4 + group) : "memory"); }
-  // The tensor cores are one warpgroup's at a time.
-  __device__ void take_turn() const { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); }
-  __device__ void give_turn() const { asm volatile("bar.arrive %0, 256;" ::"r"(1 + (group ^ 1)) : "memory"); }
+  __device__ void sync_group() const { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
 
   __device__ void wait_full(Cursor slot) const { barrier_wait(&shared.full[slot.slot], slot.parity); }
   __device__ void release(Cursor slot) const {
@@ -242,22 +252,6 @@ struct Consumer {
       maximum[r] = block_maximum(fmaxf(maximum[r], __shfl_xor_sync(~0u, maximum[r], 2)), p.log2_scale);
     }
   }
-  // Scores become weights, as multiply_add's a, and their sums.
-  __device__ void weigh(const float (&scores)[64], const float (&maximum)[2], uint32_t (&weights)[kUnits][4],
-                        float (&sums)[4]) const {
-    sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
-#pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        weights[unit][i] = pack_bf16(weight_of(scores[unit * 8 + 2 * i], p.log2_scale, maximum[i & 1]),
-                                     weight_of(scores[unit * 8 + 2 * i + 1], p.log2_scale, maximum[i & 1]));
-      multiply_add(sums, weights[unit][0], weights[unit][1], weights[unit][2], weights[unit][3], kOnes, kOnes);
-    }
-    keep_in_place(sums);
-    keep_in_place(weights);
-  }
-
   struct State {
     float maximum[2], sum[2], total[kOut];
   };
@@ -285,11 +279,27 @@ struct Consumer {
     for (int j = 0; j < kHeadDim / 16; ++j) score_step(scores, query, keys, j);
     warpgroup_commit();
   }
-  __device__ void start_output(float (&out)[kOut], const uint32_t (&weights)[kUnits][4], uint64_t values) const {
-    warpgroup_fence();
+  // Scores become weights, as multiply_add's a, and their sums, part after part; a part's products begin at once.
+  __device__ void start_output(float (&out)[kOut], float (&sums)[4], uint32_t (&weights)[kUnits][4],
+                               const float (&scores)[64], const float (&maximum)[2], uint64_t values) const {
+    constexpr int kPartUnits = kUnits / kParts;
+    sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
 #pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) output_step(out, weights[unit], values, unit);
-    warpgroup_commit();
+    for (int first = 0; first < kUnits; first += kPartUnits) {
+#pragma unroll
+      for (int unit = first; unit < first + kPartUnits; ++unit) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          weights[unit][i] = pack_bf16(weight_of(scores[unit * 8 + 2 * i], p.log2_scale, maximum[i & 1]),
+                                       weight_of(scores[unit * 8 + 2 * i + 1], p.log2_scale, maximum[i & 1]));
+        multiply_add(sums, weights[unit][0], weights[unit][1], weights[unit][2], weights[unit][3], kOnes, kOnes);
+      }
+      keep_in_place(weights);
+      warpgroup_fence();
+#pragma unroll
+      for (int unit = first; unit < first + kPartUnits; ++unit) output_step(out, weights[unit], values, unit);
+      warpgroup_commit();
+    }
   }
 
   // A block whose scores are there. kLast: the tile's last, whose V has `stored` positions; else the scores of the next
@@ -300,13 +310,11 @@ struct Consumer {
     uint32_t weights[kUnits][4];
     if (kLast) mask(scores);
     find_maxima(scores, maximum);
-    weigh(scores, maximum, weights, sums);
-    const Factors factors = merge_sums(state, maximum, sums);
     const Cursor v = next();
     wait_full(v);
     if (kLast && stored < kBlockPositions) clear_values(v, stored);
-    take_turn();
-    start_output(out, weights, renewed(values_of(v)));
+    start_output(out, sums, weights, scores, maximum, renewed(values_of(v)));
+    const Factors factors = merge_sums(state, maximum, sums);
     warpgroup_wait<0>();
     keep_in_place(out);
     release(v);
@@ -314,7 +322,6 @@ struct Consumer {
       const Cursor k = next();
       wait_full(k);
       start_scores(scores, renewed(keys_of(k)));
-      give_turn();
       wait_full(k);  // it is: a branch, across which the compiler doesn't move the merge, in between the products
       keep_in_place(out);
       merge_output(state, out, factors);
@@ -322,7 +329,6 @@ struct Consumer {
       keep_in_place(scores);
       release(k);
     } else {
-      give_turn();
       merge_output(state, out, factors);
     }
   }
@@ -331,18 +337,22 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = group * kGroupRows + warp * 16 + lane / 4 + r * 8, position = task.tile.position + row;
-      if (position < task.tile.begin || position >= task.tile.end) continue;
+      const bool inside = position >= task.tile.begin && position < task.tile.end;
       const Quotient quotient(state.sum[r]);
-      bf16* to = p.out + (task.tile.row + row) * p.out_stride + task.head * kHeadDim + lane % 4 * 2;
+      bf16* to = p.out + (task.tile.row + row) * p.out_stride + task.head * kHeadDim;
 #pragma unroll
-      for (int i = 0; i < kHeadDim / 8; ++i)
-        *reinterpret_cast<uint32_t*>(to + i * 8) =
-            pack_bf16(quotient.of(state.total[4 * i + 2 * r]), quotient.of(state.total[4 * i + 2 * r + 1]));
+      for (int quad = 0; quad < kHeadDim / 32; ++quad) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          words[i] = pack_bf16(quotient.of(state.total[quad * 16 + 4 * i + 2 * r]),
+                               quotient.of(state.total[quad * 16 + 4 * i + 2 * r + 1]));
+        store_quad(to + quad * 32, inside, words);
+      }
     }
   }
 
   __device__ void run() {
-    if (group == 1) give_turn();
     for (uint32_t parity = 0;; parity ^= 1) {
       barrier_wait(&shared.queries_full[group], parity);
       const int last_base = uniform(shared.task[group][parity].tile.position);
@@ -367,7 +377,6 @@ struct Consumer {
       fold_block<true>(state, scores, task.tile.end - last_base);
       write(state, task);
     }
-    if (group == 0) take_turn();  // the other's last
   }
 };
 
@@ -442,6 +451,7 @@ void prefill_wgmma(cudaStream_t stream, int num_sms, const AttentionProblem& pro
                           .out_stride = problem.out_stride,
                           .num_heads = problem.num_heads,
                           .box = box,
+                          .inverse_tokens = static_cast<uint32_t>(((uint64_t{1} << 32) - 1) / kv.block_tokens + 1),
                           .log2_scale = problem.scale * kLog2E,
                           .drawn = counters,
                           .finished = counters + 1};

@@ -16,6 +16,7 @@
 #include "device/cuda/launch.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_epilogue.cuh"
+#include "device/cuda/quad.cuh"
 #include "device/cuda/tensor_map.h"
 #include "device/cuda/wgmma.cuh"
 
@@ -247,36 +248,6 @@ struct Pipeline {
     }
   }
 };
-
-// Words of four lanes exchanged: word i of lane t becomes word t of lane i. Its own inverse.
-__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
-  const int t = threadIdx.x % 4;
-#pragma unroll
-  for (int distance = 1; distance < 4; distance *= 2) {
-    const bool upper = t & distance;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & distance) continue;
-      const uint32_t sent = upper ? words[i] : words[i + distance];
-      const uint32_t got = __shfl_xor_sync(~0u, sent, distance);
-      if (upper)
-        words[i] = got;
-      else
-        words[i + distance] = got;
-    }
-  }
-}
-
-// A row of 32 features in four blocks of 8, two neighbours a lane, to 16 contiguous bytes a lane; and back, all but the
-// exchange.
-__device__ __forceinline__ void load_quad(const bf16* row, bool valid, uint32_t (&words)[4]) {
-  const uint4 raw = valid ? *reinterpret_cast<const uint4*>(row + threadIdx.x % 4 * 8) : uint4{};
-  words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
-}
-__device__ __forceinline__ void store_quad(bf16* row, bool valid, uint32_t (&words)[4]) {
-  transpose_quad(words);
-  if (valid) *reinterpret_cast<uint4*>(row + threadIdx.x % 4 * 8) = {words[0], words[1], words[2], words[3]};
-}
 
 // What a lane has of 16 tokens x kColumns rows of W: sum[4j + e] is of token lane / 4 (+ 8 for e >= 2) and column
 // 8j + lane % 4 * 2 + e % 2. Each step is one pass over the sums, taken or not as a whole: this code runs once a tile,
