@@ -56,7 +56,14 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
     from rtp_llm.prefill.deployment import prefill_pool
     from rtp_llm.router.deployment import router_ingress
 
-    config = load_config(overrides=_paths(args or {})).with_absolute_path()
+    settings = _paths(args or {})
+    token = settings.get("worker.token")
+    if isinstance(token, str) and token:  # out of a YAML file: that of `running` comes wrapped
+        raise ConfigError(
+            "worker.token stands in the application's args, which Serve's dashboard and `serve config` show: leave it to Ray's "
+            "token, or put it in a file (worker.token_file)"
+        )
+    config = load_config(overrides=settings).with_absolute_path()
     _check(config)
     pools = {Pool.PREFILL: prefill_pool, Pool.DECODE: decode_pool}
     return router_ingress(config, [deploy(config) for pool, deploy in pools.items() if config.pool(pool).replicas])

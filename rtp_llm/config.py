@@ -8,6 +8,7 @@ command line.
 from __future__ import annotations
 
 import enum
+import hmac
 import json
 import math
 import os
@@ -198,7 +199,11 @@ class WorkerSettings(_Section):
     token: SecretStr = Field(
         SecretStr(""),
         description="secret that sessions between routers and workers must bring; empty: none, on loopback only; "
-        "rtp-llm serve draws one",
+        "rtp-llm serve draws one, on a Ray with a token of its own it is derived from that; not in Serve's `args`, which the "
+        "dashboard shows",
+    )
+    token_file: str = Field(
+        "", description="file with worker.token, at this path on each host; spaces around the secret don't count"
     )
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
@@ -297,11 +302,33 @@ class Config(_Section):
         return given if given is not None else float(self.engine_of(pool).device == "cuda")
 
     def with_token(self) -> Config:
-        """The same with a random worker.token, unless one is set."""
-        if self.worker.token.get_secret_value():
+        """The same with a random worker.token, unless one is set, or a file of one."""
+        if self.worker.token.get_secret_value() or self.worker.token_file:
             return self
-        token = SecretStr(secrets.token_urlsafe(32))
-        return self.model_copy(update={"worker": self.worker.model_copy(update={"token": token})})
+        return self._with_worker_token(secrets.token_urlsafe(32))
+
+    def with_token_read(self) -> Config:
+        """The same with worker.token out of worker.token_file, if that is set. On the host where the token is needed.
+
+        Raises:
+            ConfigError: both are set, the file can't be read, or has nothing in it.
+        """
+        if not self.worker.token_file:
+            return self
+        if self.worker.token.get_secret_value():
+            raise ConfigError(f"worker.token is set, so is worker.token_file {self.worker.token_file}")
+        return self._with_worker_token(read_secret("worker.token_file", self.worker.token_file))
+
+    def with_token_derived(self, key: str) -> Config:
+        """The same with a worker.token that follows from `key`, another secret which all of this fleet's processes have, and
+        from the fleet's directory; unless one is set. REQUIRES: worker.directory is named."""
+        if self.worker.token.get_secret_value() or not key:
+            return self
+        what = f"rtp_llm worker.token {self.worker.directory}"
+        return self._with_worker_token(hmac.new(key.encode(), what.encode(), "sha256").hexdigest())
+
+    def _with_worker_token(self, token: str) -> Config:
+        return self.model_copy(update={"worker": self.worker.model_copy(update={"token": SecretStr(token)})})
 
     def with_absolute_path(self) -> Config:
         """The same for processes with another working directory."""
@@ -336,6 +363,22 @@ def load_config(
     for pool in Pool:
         config.engine_of(pool)
     return config
+
+
+def read_secret(setting: str, path: str) -> str:
+    """
+    Raises:
+        ConfigError: the file can't be read, or has nothing in it; its text is in no error.
+    """
+    try:
+        found = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{setting} {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{setting} {path}: not UTF-8") from None
+    if not found:
+        raise ConfigError(f"{setting} {path}: nothing in it")
+    return found
 
 
 def settings() -> dict[str, Any]:

@@ -12,25 +12,26 @@ import ray.util
 from ray import serve
 
 from rtp_llm.config import Config
-from rtp_llm.serve_internals import handle_calls_listen_on
+from rtp_llm.serve_internals import cluster_token, handle_calls_listen_on
 
 NODE = "node"
 
 
 def prepare_replica(sections: Mapping[str, Any]) -> Config:
-    """First thing in a deployment's constructor: its config, with the host "node" replaced by this node's address in Ray, and
-    `worker.directory` by the name of this application's."""
+    """First thing in a deployment's constructor: its config, with the host "node" replaced by this node's address in Ray,
+    `worker.directory` by the name of this application's, and `worker.token` out of its file, or derived from Ray's own."""
     _log_with_serve()
     here = {"host": ray.util.get_node_ip_address()}
     handle_calls_listen_on(here["host"])
     config = Config.model_validate(sections)
     worker = {"directory": config.directory_of(serve.get_replica_context().app_name)}
-    return config.model_copy(
+    config = config.model_copy(
         update={
             "worker": config.worker.model_copy(update=worker | (here if config.worker.host == NODE else {})),
             "transfer": config.transfer.model_copy(update=here if config.transfer.host == NODE else {}),
         }
     )
+    return config.with_token_read().with_token_derived(cluster_token())
 
 
 def _log_with_serve() -> None:

@@ -24,6 +24,16 @@ def sigterm_left_alone() -> Iterator[None]:
         utils.set_sigterm_handler = set_sigterm_handler
 
 
+def cluster_token() -> str:
+    """The secret that each call to this Ray brings (RAY_AUTH_MODE=token); empty: it asks for none."""
+    import ray
+
+    raylet: Any = ray._raylet
+    if raylet.get_authentication_mode() != raylet.AuthenticationMode.TOKEN:
+        return ""
+    return str(raylet.AuthenticationTokenLoader.instance().get_raw_token())
+
+
 def http_address() -> tuple[str, int] | None:
     """Host and port that the running Serve's proxies listen on; None: no Serve runs. serve.start() leaves one that runs
     as it is and says so in its log only (ray/serve/_private/api.py)."""

@@ -16,7 +16,7 @@ from ray import serve
 
 from rtp_llm import app, directory, serve_internals
 from rtp_llm.config import HttpSettings, load_config
-from rtp_llm.errors import UnavailableError
+from rtp_llm.errors import ConfigError, UnavailableError
 
 
 @contextmanager
@@ -195,3 +195,11 @@ def test_an_application_that_was_replaced_stays(monkeypatch: pytest.MonkeyPatch)
     there.driver = "second"
     second.stop()
     assert there.routes == {}
+
+
+def test_a_token_in_serves_args_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"worker\.token_file") as refused:
+        app.build({"worker": {"token": "s3cret"}})
+    assert "s3cret" not in str(refused.value)
+    assert app.build({"worker": {"token": ""}}) is not None
+    assert app.build(load_config(environ={}).with_token().model_dump()) is not None  # rtp-llm serve's own

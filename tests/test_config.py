@@ -141,3 +141,44 @@ def test_a_worker_on_a_gpu_reserves_one() -> None:
     config = load_config(overrides={"decode.engine": {"device": "cuda"}, "prefill.num_gpus": 0.5})
     assert (config.num_gpus_of(Pool.DECODE), config.num_gpus_of(Pool.PREFILL)) == (1.0, 0.5)
     assert load_config(overrides={}).num_gpus_of(Pool.PREFILL) == 0.0
+
+
+def token_of(config: Config) -> str:
+    return config.worker.token.get_secret_value()
+
+
+def test_a_token_out_of_a_file_is_read_where_it_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    config = load_config(overrides={"worker.token_file": str(file)}, environ={})
+    file.write_text(" s3cret\n")
+    assert token_of(config) == "" and token_of(config.with_token_read()) == "s3cret"
+    assert config.with_token() is config  # none is drawn beside it
+    assert load_config(environ={}).with_token_read() == load_config(environ={})
+
+
+def test_a_token_file_that_is_none_is_named_and_its_text_is_not(tmp_path: Path) -> None:
+    def read(path: Path, **also: str) -> str:
+        config = load_config(overrides={"worker.token_file": str(path), **also}, environ={})
+        with pytest.raises(ConfigError, match=r"worker\.token_file") as wrong:
+            config.with_token_read()
+        assert str(path) in str(wrong.value)
+        return str(wrong.value)
+
+    assert "No such file" in read(tmp_path / "none")
+    (tmp_path / "empty").write_text(" \n")
+    assert "nothing in it" in read(tmp_path / "empty")
+    (tmp_path / "binary").write_bytes(b"s3cret\xff")
+    assert "s3cret" not in read(tmp_path / "binary")
+    (tmp_path / "good").write_text("s3cret")
+    assert "s3cret" not in read(tmp_path / "good", **{"worker.token": "another"})
+
+
+def test_a_derived_token_is_one_fleets_and_tells_nothing_of_its_key() -> None:
+    def derived(key: str, directory: str = "a", **also: str) -> str:
+        config = load_config(overrides={"worker.directory": directory, **also}, environ={})
+        return token_of(config.with_token_derived(key))
+
+    assert derived("key") == derived("key") and len(derived("key")) == 64
+    assert len({derived("key"), derived("yek"), derived("key", "b"), "key"}) == 4
+    assert derived("") == ""
+    assert derived("key", **{"worker.token": "own"}) == "own"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from ray._private import utils, worker
+from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.serve import context
 from ray.serve._private import client, constants, controller, deployment_info, proxy_state, replica
 
@@ -63,3 +64,15 @@ def test_nobody_else_opens_rays_private_rooms() -> None:
         if module.startswith("ray.") and ("_private" in module or "._" in module) and path.name != "serve_internals.py"
     ]
     assert private == []
+
+
+def test_rays_token_is_told_where_ray_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "5ecret")
+    try:
+        for mode, expected in (("token", "5ecret"), ("disabled", "")):
+            monkeypatch.setenv("RAY_AUTH_MODE", mode)
+            reset_auth_token_state()
+            assert serve_internals.cluster_token() == expected
+    finally:
+        monkeypatch.undo()
+        reset_auth_token_state()

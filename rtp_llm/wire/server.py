@@ -131,7 +131,8 @@ class SessionServer:
             raise ConfigError(f"worker.host {host}: needs worker.advertise_host, the address that others connect to")
         if not token and not _is_loopback(host):
             raise ConfigError(
-                f"worker.host {host} can be reached from other hosts: needs worker.token, equal for all routers and workers"
+                f"worker.host {host} can be reached from other hosts: needs worker.token, equal for all routers and "
+                "workers (RAY_AUTH_MODE=token gives them one)"
             )
         self._host = host
         self._advertise_host = advertise_host or host

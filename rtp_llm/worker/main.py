@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    config = load_config(options.config, dict(_setting(text) for text in options.set))
+    config = load_config(options.config, dict(_setting(text) for text in options.set)).with_token_read()
     worker = await Worker.load(config, options.pool, options.id)
     await worker.start()
     print(
