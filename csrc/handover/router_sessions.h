@@ -22,6 +22,8 @@ class RouterSessions {
   // sequences end if it never comes. False if it has expired.
   bool admits(uint64_t router_epoch, Seconds now);
   bool expired(uint64_t router_epoch) const { return expired_.contains(router_epoch); }
+  // No other router may have work here: the one that is known sees all of it.
+  bool at_most_one() const { return connected_.size() + lost_.size() <= 1; }
   // Routers whose time ran out by now; forgets old ones.
   std::vector<uint64_t> expire(Seconds now);
   std::optional<Seconds> next_deadline() const;

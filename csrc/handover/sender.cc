@@ -122,6 +122,8 @@ void Sender::on(const event::Prefilled& event, Seconds now, Actions& out) {
   } else if (attempt->state == SenderState::kPush) {
     table_->say_first(*attempt, out);
     table_->go_on_pushing(*attempt, now, out);
+  } else if (table_->routers.at_most_one()) {  // which plans no handover beyond the receiver's slots
+    table_->say_first(*attempt, out);
   }
   table_->settle(event.key);
 }

@@ -51,6 +51,7 @@ struct Sending : BenchWorker {
     done(1);
     done(1);
   }
+  void second_router() { post(event::RouterConnected{kRouter + 1}); }
   void check_state(SenderState state) const { CHECK(sends(k) == state); }
 };
 
@@ -221,6 +222,7 @@ TEST(silence_for_a_second_repeats_the_reserve) {
 
 TEST(reserves_that_nobody_answers_are_done_without_after_three) {
   Sending s;
+  s.second_router();
   s.to_compute();
   s.compute_all();
   s.prefill();
@@ -263,6 +265,7 @@ TEST(no_room_lets_the_prompt_go_on_to_its_end_and_then_be_released_without_its_f
 
 TEST(no_room_after_the_first_token_releases_without_it) {
   Sending s;
+  s.second_router();
   s.to_compute();
   s.compute_all();
   s.prefill();
@@ -372,6 +375,7 @@ TEST(a_receiver_lost_while_the_request_is_queued_is_never_asked) {
 
 TEST(the_first_token_waits_for_the_answer_and_goes_out_with_the_grant) {
   Sending s;
+  s.second_router();
   s.to_compute();
   s.compute_all();
   s.prefill();
@@ -384,6 +388,37 @@ TEST(the_first_token_waits_for_the_answer_and_goes_out_with_the_grant) {
   CHECK_EQ(s.all<action::PushLayers>().size(), 2u);
 }
 
+TEST(where_one_router_sees_all_slots_the_first_token_waits_for_nothing) {
+  Sending s;
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  CHECK_EQ(s.only<message::Outputs>().tokens.at(0).token, 9);
+  s.check_state(SenderState::kCompute);
+  s.grant(1);
+  CHECK(!s.did<message::Outputs>());
+  CHECK_EQ(s.all<action::PushLayers>().size(), 2u);
+}
+
+TEST(a_router_that_is_lost_may_have_work_at_the_receiver_until_it_expires) {
+  Sending s;
+  s.second_router();
+  s.post(event::RouterLost{kRouter + 1});
+  s.to_compute();
+  s.compute_all();
+  s.prefill();
+  CHECK(!s.did<message::Outputs>());
+
+  Sending alone;
+  alone.second_router();
+  alone.post(event::RouterLost{kRouter + 1});
+  alone.advance(HandoverTimes{}.router_expiry + 1);
+  alone.to_compute();
+  alone.compute_all();
+  alone.prefill();
+  CHECK(alone.did<message::Outputs>());
+}
+
 TEST(once_granted_the_first_token_goes_out_at_once) {
   Sending s;
   s.to_push();
@@ -394,6 +429,7 @@ TEST(once_granted_the_first_token_goes_out_at_once) {
 
 TEST(a_first_token_between_two_grants_waits_for_the_second) {
   Sending s;
+  s.second_router();
   s.to_push();
   s.receive(message::Expired{k, 1});
   s.prefill();
@@ -407,6 +443,7 @@ TEST(a_first_token_between_two_grants_waits_for_the_second) {
 
 TEST(a_first_token_that_waits_goes_out_when_the_receiver_is_lost) {
   Sending s;
+  s.second_router();
   s.to_compute();
   s.compute_all();
   s.prefill();
@@ -417,6 +454,7 @@ TEST(a_first_token_that_waits_goes_out_when_the_receiver_is_lost) {
 
 TEST(a_first_token_that_waits_is_dropped_by_a_cancel) {
   Sending s;
+  s.second_router();
   s.to_compute();
   s.compute_all();
   s.prefill();
