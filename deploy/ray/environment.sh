@@ -5,6 +5,10 @@ spec = importlib.util.find_spec(sys.argv[1]) or sys.exit(f"{sys.argv[1]}: not in
 print(pathlib.Path(spec.origin).parent / sys.argv[2])' "$@"; }
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 export RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
+# Three such checks fill the 60 s in which Serve must have started.
+export RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="${RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S:-20}"
+# Ray's 15 is for batch jobs: any other busy process would keep a replica from its heartbeats.
+export RAY_worker_niceness="${RAY_worker_niceness:-0}"
 # At least the longest stream: each change of the routers' number reloads HAProxy and cuts older streams after this time.
 export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S="${RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S:-3600}"
 export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-2}"

@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import yaml
+
+from rtp_llm.app import serve_environment
+from rtp_llm.config import HttpSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(__file__).parent / "bin" / "rtp-llm"  # as pip installs it: the working directory isn't on its path
@@ -114,6 +119,42 @@ class Deployment:
     def wait_workers(self, count: int) -> None:
         response = httpx.get(f"{self.url}/health", params={"wait_s": 60, "workers": count}, timeout=70)
         assert response.status_code == 200, response.text
+
+
+class FileDeployment(Deployment):
+    """deploy/ray's file for Serve on a Ray of its own, started as docs/deployment.md says: the variables of environment.sh
+    first. Only the ports and the place of HAProxy's files are others, so that two may stand on one host."""
+
+    def __init__(self, file: str, state: Path) -> None:
+        declared = yaml.safe_load((ROOT / "deploy" / "ray" / file).read_text())
+        self._port = declared["http_options"]["port"] = _free_port()
+        path = state / file
+        path.write_text(yaml.safe_dump(declared))
+        places = {
+            name: value
+            for name, value in serve_environment(HttpSettings(), state).items()
+            if re.fullmatch(r"RAY_SERVE_HAPROXY_(\w+_(LOC|PATH|BASE|FILE|PORT))", name) and "BINARY" not in name
+        }
+        script = f"source deploy/ray/environment.sh && exec serve run --address local {path}"
+        binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        env = environment() | places | {"PATH": binaries}
+        self._start(["bash", "-euc", script], env, ROOT, ready="Submitted deploy config")
+        wait_for(self._answers, timeout_s=START_TIMEOUT_S)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/health").status_code == 200
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _stop_with_parent() -> None:
