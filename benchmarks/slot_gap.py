@@ -24,7 +24,7 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import Request
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.policies import least_loaded
+from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.worker.worker import Worker
@@ -98,7 +98,7 @@ async def run(arguments: argparse.Namespace) -> None:
     for number in range(arguments.routers):
         metrics = RouterMetrics(CollectorRegistry())
         fleet = Fleet(StaticMembership(members), "random", f"r{number}", 100 + number, SessionTiming(), metrics)
-        routers.append(Dispatcher(fleet, least_loaded, RouterSettings(), metrics))
+        routers.append(Dispatcher(fleet, LeastLoaded(), RouterSettings(), metrics))
         fleet.start()
         await fleet.wait_ready(10, 2)
         fleets.append(fleet)

@@ -31,7 +31,7 @@ from rtp_llm import serve_internals
 from rtp_llm.config import Config, HttpSettings, Pool, load_config
 from rtp_llm.errors import ConfigError, UnavailableError
 from rtp_llm.metrics import readings
-from rtp_llm.router.policies import policy_named
+from rtp_llm.router.placement import policy_named
 
 if TYPE_CHECKING:
     from ray import serve
@@ -134,7 +134,7 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
 
 def _check(config: Config) -> None:
     """What the tree alone can't tell, said before anything starts."""
-    policy_named(config.router.policy)
+    policy_named(config.router.policy, config)
     if config.num_workers == 0:
         raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
 

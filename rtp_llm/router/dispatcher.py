@@ -18,7 +18,7 @@ from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
 from rtp_llm.router.arrival import arrived
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.policies import Placement, PlacementQuery, Policy
+from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy
 from rtp_llm.router.request_machine import RequestMachine
 from rtp_llm.wire.convert import attach_message, cancel_message, fence_message, submit_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -77,8 +77,6 @@ class Dispatcher:
         self._arrivals = 0
         self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
-        self._sender_turn = 0
-        self._receiver_turn = 0
         self._random = random.Random()
         fleet.listener = self
 
@@ -148,8 +146,12 @@ class Dispatcher:
         self._draining.add(worker)
         self._acknowledge_draining()
 
+    def observe(self, event: FleetEvent) -> None:
+        self._policy.observe([event])
+
     def room_changed(self) -> None:
-        self._place_waiting()
+        if self._waiting:
+            self._place_waiting()
 
     # --- Inside
 
@@ -267,7 +269,7 @@ class Dispatcher:
             answer.wait_timer = None
 
     def _give_up_waiting(self, answer: Answer) -> None:
-        found, longest = len(self._fleet.live()), self._fleet.longest_request()
+        found, longest = len(self._fleet.snapshot), self._fleet.longest_request()
         text = f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
         if _is_too_long(answer, longest):
             text += f"; prompt and answer have {answer.total_tokens} tokens, the largest of them holds {longest}"
@@ -289,7 +291,7 @@ class Dispatcher:
             if _is_too_long(answer, longest):
                 aside.append(heapq.heappop(self._order))
                 continue
-            placement = self._policy(self._fleet.views(), self._query(answer))
+            placement = self._policy.choose(self._fleet.snapshot, self._query(answer))
             if placement is None:
                 break
             heapq.heappop(self._order)
@@ -304,8 +306,6 @@ class Dispatcher:
             total_tokens=answer.total_tokens,
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
             prefer=[worker.id for worker in answer.machine.prefer],
-            sender_turn=self._sender_turn,
-            receiver_turn=self._receiver_turn,
             random=self._random,
         )
 
@@ -313,11 +313,9 @@ class Dispatcher:
         self._observe("queue", answer.waiting_since)
         if answer.first_placed is None:
             answer.first_placed = self._loop.time()
-        self._sender_turn += 1
         sender = WorkerKey(placement.sender.id, placement.sender.epoch)
         receiver = None
         if placement.receiver is not None:
-            self._receiver_turn += 1
             receiver = WorkerKey(placement.receiver.id, placement.receiver.epoch)
             if placement.receiver.numerics_id != placement.sender.numerics_id:
                 self._metrics.numerics_mismatches.inc()

@@ -12,13 +12,14 @@ import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import request_machine as machine
-from rtp_llm.router.policies import WorkerView
+from rtp_llm.router.placement import FleetEvent, Snapshot, ViewChanged, WorkerGone, WorkerView
 from rtp_llm.router.request_machine import WorkerSaid
 from rtp_llm.wire.convert import error_of, key_of, outputs_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -46,8 +47,11 @@ class FleetListener(Protocol):
     def lost(self, worker: WorkerKey) -> None:
         """This epoch of the worker is lost."""
 
+    def observe(self, event: FleetEvent) -> None:
+        """The snapshot has changed so."""
+
     def room_changed(self) -> None:
-        """A worker came, or its load changed."""
+        """A worker may take something that none took before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,7 @@ class RemoteWorker:
         # What this router has submitted and neither a word about it nor a later Load has shown. A Load that crosses a Submit
         # on the wire clears it too early; then the worker's own limit answers Busy.
         self._submitted: dict[RequestKey, int] = {}  # prompt tokens
+        self._submitted_tokens = 0
         # Handovers to it of which it hasn't spoken. No Load shows them: R hears of one when S schedules the prompt.
         self._received: set[RequestKey] = set()
         self._runs: set[RequestKey] = set()  # what this router has placed to run here: each has, or will want, a slot
@@ -152,7 +157,7 @@ class RemoteWorker:
             id=self.key.id,
             epoch=self.key.epoch,
             pool=self.hello.pool,
-            queued_tokens=self.load.queued_tokens + sum(self._submitted.values()),
+            queued_tokens=self.load.queued_tokens + self._submitted_tokens,
             max_queued_tokens=self.load.max_queued_tokens,
             running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
             free_blocks=self.load.free_blocks,
@@ -166,23 +171,36 @@ class RemoteWorker:
 
     def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:
         """`runs`: alone, to its end."""
+        self._submitted_tokens += prompt_tokens - self._submitted.get(key, 0)
         self._submitted[key] = prompt_tokens
         if runs:
             self._runs.add(key)
+        self._fleet.view_changed(self)
 
     def note_receives(self, key: RequestKey) -> None:
         self._received.add(key)
         self._runs.add(key)
+        self._fleet.view_changed(self)
 
     def forget(self, key: RequestKey) -> None:
         """The worker has spoken of `key`: its Load speaks for it now."""
-        self._submitted.pop(key, None)
-        self._received.discard(key)
+        if self._forget(key):
+            self._fleet.view_changed(self)
 
     def note_over(self, key: RequestKey) -> None:
         """The attempt is over: it ended, or was cancelled."""
-        self.forget(key)
-        self._runs.discard(key)
+        if self._forget(key) | (key in self._runs):
+            self._runs.discard(key)
+            self._fleet.view_changed(self)
+
+    def _forget(self, key: RequestKey) -> bool:
+        """Whether it counted."""
+        counted = key in self._received
+        self._received.discard(key)
+        if (tokens := self._submitted.pop(key, None)) is not None:
+            self._submitted_tokens -= tokens
+            return True
+        return counted
 
     # --- SessionEvents
 
@@ -190,10 +208,12 @@ class RemoteWorker:
         self.hello = hello.hello
         self.key = WorkerKey(self.member.id, hello.hello.worker.epoch)
         if resumed:
+            self._fleet.reconsider(self)
             self._fleet.listener.resumed(self.key)
             return
         self.load, self.draining = WorkerLoad(), False
         self._forget_placements()
+        self._fleet.reconsider(self)
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
         self._fleet.check_model(self)
         self._fleet.check_numerics(self)
@@ -202,21 +222,30 @@ class RemoteWorker:
     def message(self, message: WorkerMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "load":
+            is_first = self.load.max_queued_tokens == 0
             self.load = WorkerLoad.of(message.load)
             self._submitted.clear()
-            self._fleet.worker_changed()
+            self._submitted_tokens = 0
+            if is_first:
+                self._fleet.reconsider(self)
+            else:
+                self._fleet.view_changed(self)
+            self._fleet.room_changed(self)
         elif kind == "draining":
             self.draining = True
             self._fleet.listener.draining(self.key)
-            self._fleet.worker_changed()
+            self._fleet.reconsider(self)
+            self._fleet.listener.room_changed()  # the other pool may stand in for it
         else:
             if kind == "busy":
                 self.load = self.load.when_busy(message.busy)
+                self._fleet.view_changed(self)
             for said in said_of(message, self.key, self._fleet.router_epoch):
                 self._fleet.listener.said(said)
 
     def broken(self, reason: str) -> None:
         log.info("session with worker %s broke: %s", self.key, reason)
+        self._fleet.reconsider(self)
 
     def lost(self, reason: str) -> None:
         self._forget_placements()
@@ -227,8 +256,9 @@ class RemoteWorker:
             else:
                 log.warning("worker %s is lost: %s", key, reason)
                 self._fleet.metrics.worker_losses.inc()
+            self._fleet.reconsider(self)
             self._fleet.listener.lost(key)
-            self._fleet.worker_changed()
+            self._fleet.listener.room_changed()  # where a pool is empty now, the other stands in for it
         self._fleet.dismiss_if_departed(self)
 
     def refused(self, reason: str) -> None:
@@ -237,6 +267,7 @@ class RemoteWorker:
 
     def _forget_placements(self) -> None:
         self._submitted.clear()
+        self._submitted_tokens = 0
         self._received.clear()
         self._runs.clear()
 
@@ -273,7 +304,11 @@ class Fleet:
         self._workers: dict[str, RemoteWorker] = {}
         self._watching: LastingTask | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()  # set, and replaced, when a worker came or its load changed
+        self._changed = asyncio.Event()  # set, and replaced, when a worker came or went
+        self._snapshot: dict[str, WorkerView] = {}  # of those that serve this model, stand and have said their Load
+        self._reference: str | None = None  # the model digest of those that serve now
+        self._longest: int | None = None  # longest_request(), as long as nobody came, went or began to drain
+        self._longest_is_known = False
         self._warned: set[frozenset[str]] = set()
 
     def start(self) -> None:
@@ -293,21 +328,23 @@ class Fleet:
         await asyncio.gather(*(worker.session.close() for worker in self._workers.values()), *self._closing)
         self._workers.clear()
 
-    def live(self) -> list[RemoteWorker]:
-        """Workers that serve this model, whose session stands and whose Load is known."""
-        return [
-            worker
-            for worker in self._workers.values()
-            if worker.is_live and worker.load.max_queued_tokens > 0 and self.serves_this_model(worker)
-        ]
+    @property
+    def snapshot(self) -> Snapshot:
+        """The workers that serve this model, whose session stands and whose Load is known. Kept, not copied: a view is made
+        anew when its worker changes, and by nobody else's change."""
+        return self._snapshot
 
-    def views(self) -> list[WorkerView]:
-        return [worker.view() for worker in self.live()]
+    def live(self) -> list[RemoteWorker]:
+        """Those of the snapshot."""
+        return [self._workers[worker] for worker in self._snapshot]
 
     def longest_request(self) -> int | None:
         """Tokens of the longest request, prompt and answer, that a live worker can hold; None: nobody says."""
-        limits = [worker.hello.max_model_len for worker in self.live() if not worker.draining]
-        return max(limits) if limits and all(limits) else None
+        if not self._longest_is_known:
+            limits = [view.max_model_len for view in self._snapshot.values() if not view.draining]
+            self._longest = max(limits) if limits and all(limits) else None
+            self._longest_is_known = True
+        return self._longest
 
     def acknowledge_draining(self, key: WorkerKey) -> None:
         self.send(key, RouterMessage(draining_acknowledged=DrainingAcknowledged()))
@@ -347,10 +384,46 @@ class Fleet:
 
     # --- For RemoteWorker.
 
-    def worker_changed(self) -> None:
+    def view_changed(self, worker: RemoteWorker) -> None:
+        """What placement reads of it, or what this router has placed there."""
+        id = worker.member.id
+        if id in self._snapshot and (view := worker.view()) != self._snapshot[id]:
+            self._snapshot[id] = view
+            self.listener.observe(ViewChanged(view))
+
+    def room_changed(self, worker: RemoteWorker) -> None:
+        """Its Load has come."""
+        view = self._snapshot.get(worker.member.id)
+        if view is not None and (view.accepts or view.free_slots > 0):
+            self.listener.room_changed()
+
+    def reconsider(self, worker: RemoteWorker) -> None:
+        """It came, went, or began to drain."""
+        changed = [worker]
+        if self._reference is None or not any(map(self._serves, chain([worker], self._workers.values()))):
+            live = (each for each in self._workers.values() if each.is_live and each.hello.model == self.model)
+            first = next(live, None)
+            self._reference = None if first is None else first.hello.model_digest
+            changed = list(self._workers.values())
+        for each in changed:
+            self._enter_or_leave(each)
+
+    def _enter_or_leave(self, worker: RemoteWorker) -> None:
+        id = worker.member.id
+        if self._serves(worker) and worker.load.max_queued_tokens > 0:
+            is_new = id not in self._snapshot
+            self._snapshot[id] = view = worker.view()
+            self.listener.observe(ViewChanged(view))
+            if is_new or view.draining:
+                self._membership_changed()
+        elif self._snapshot.pop(id, None) is not None:
+            self.listener.observe(WorkerGone(id))
+            self._membership_changed()
+
+    def _membership_changed(self) -> None:
+        self._longest_is_known = False
         self._changed.set()
         self._changed = asyncio.Event()
-        self.listener.room_changed()
 
     def check_model(self, newcomer: RemoteWorker) -> None:
         """Workers of another model, or of other weights than those that serve now, get no requests."""
@@ -360,11 +433,11 @@ class Fleet:
             log.error("worker %s has other weights than the workers that serve now", newcomer.key)
 
     def serves_this_model(self, worker: RemoteWorker) -> bool:
-        """The weights are those of the worker that was met first among the live ones."""
-        if worker.hello.model != self.model:
-            return False
-        peers = (each for each in self._workers.values() if each.is_live and each.hello.model == self.model)
-        return worker.hello.model_digest == next(peers, worker).hello.model_digest
+        """The model is this router's, and its weights are those that live workers serve."""
+        return worker.hello.model == self.model and self._reference in (None, worker.hello.model_digest)
+
+    def _serves(self, worker: RemoteWorker) -> bool:
+        return worker.is_live and self.serves_this_model(worker)
 
     def check_numerics(self, newcomer: RemoteWorker) -> None:
         """Token-for-token equality holds between equal ids; unequal ones may work together, warned once a pair."""

@@ -20,7 +20,7 @@ from rtp_llm.router.arrival import arrived
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
-from rtp_llm.router.policies import policy_named
+from rtp_llm.router.placement import policy_named
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
 from rtp_llm.sampling_params import FIELDS, SamplingParams
@@ -107,7 +107,7 @@ class Service:
     """REQUIRES: made on the event loop that serves."""
 
     def __init__(self, config: Config, membership: Membership) -> None:
-        policy = policy_named(config.router.policy)
+        policy = policy_named(config.router.policy, config)
         self.config = config
         self.reader = BodyReader(config)
         self.bodies = BodyProcess(

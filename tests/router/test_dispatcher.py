@@ -1,8 +1,7 @@
 """The dispatcher over a scripted fleet: what is sent to whom, and what a client gets."""
 
 import asyncio
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,9 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
-from rtp_llm.router.policies import DECODE, PREFILL, Policy, WorkerView, least_loaded, round_robin
+from rtp_llm.router.placement import DECODE, PREFILL, Policy, ViewChanged, WorkerGone, WorkerView
+from rtp_llm.router.placement.least_loaded import LeastLoaded
+from rtp_llm.router.placement.round_robin import RoundRobin
 from rtp_llm.router.request_machine import Busy, Failed, Output
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.convert import key_of
@@ -31,27 +32,31 @@ class ScriptedWorker:
     def __init__(self) -> None:
         self.peer_address = "127.0.0.1:1"
         self.placed: set[RequestKey] = set()
+        self.changed: Callable[[], None] = lambda: None
 
     def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:
         self.placed.add(key)
+        self.changed()
 
     def note_receives(self, key: RequestKey) -> None:
         self.placed.add(key)
+        self.changed()
 
     def forget(self, key: RequestKey) -> None:
         self.placed.discard(key)
 
     def note_over(self, key: RequestKey) -> None:
         self.placed.discard(key)
+        self.changed()
 
 
 class ScriptedFleet:
     """Workers that take everything and say what the test makes them say."""
 
     router_epoch = EPOCH
-    listener: FleetListener
 
     def __init__(self) -> None:
+        self._listener: FleetListener | None = None
         self.there = [
             WorkerView(id="p", epoch=1, pool=PREFILL, max_queued_tokens=100),
             WorkerView(id="d", epoch=2, pool=DECODE, max_queued_tokens=100),
@@ -60,11 +65,27 @@ class ScriptedFleet:
         self.records: dict[WorkerKey, ScriptedWorker] = {}
         self.acknowledged: list[WorkerKey] = []
 
-    def views(self) -> Sequence[WorkerView]:
-        return self.there
+    @property
+    def listener(self) -> FleetListener:
+        assert self._listener is not None
+        return self._listener
 
-    def live(self) -> Sequence[WorkerView]:
-        return self.there
+    @listener.setter
+    def listener(self, listener: FleetListener) -> None:
+        self._listener = listener
+        self.there = self.there
+
+    @property
+    def there(self) -> list[WorkerView]:
+        return list(self.snapshot.values())
+
+    @there.setter
+    def there(self, views: Sequence[WorkerView]) -> None:
+        gone = self.snapshot.keys() - {view.id for view in views} if self._listener else set()
+        self.snapshot = {view.id: view for view in views}
+        for event in (*(WorkerGone(id) for id in gone), *(ViewChanged(view) for view in views)):
+            if self._listener is not None:
+                self._listener.observe(event)
 
     def longest_request(self) -> int | None:
         limits = [each.max_model_len for each in self.there]
@@ -100,9 +121,9 @@ def fleet() -> ScriptedFleet:
     return ScriptedFleet()
 
 
-def dispatcher(fleet: ScriptedFleet, policy: Policy = least_loaded, **settings: float) -> Dispatcher:
+def dispatcher(fleet: ScriptedFleet, policy: Policy | None = None, **settings: float) -> Dispatcher:
     metrics = RouterMetrics(CollectorRegistry())
-    return Dispatcher(fleet, policy, RouterSettings(**settings), metrics)  # type: ignore[arg-type]
+    return Dispatcher(fleet, policy or LeastLoaded(), RouterSettings(**settings), metrics)  # type: ignore[arg-type]
 
 
 def request(**sampling: object) -> Request:
@@ -167,13 +188,10 @@ async def test_an_attempt_that_s_was_too_busy_for_counts_at_r_no_more(fleet: Scr
     task.cancel()
 
 
-async def test_a_handover_waits_in_the_router_for_a_slot_at_r(
-    fleet: ScriptedFleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_handover_waits_in_the_router_for_a_slot_at_r(fleet: ScriptedFleet) -> None:
     prefill, decode = fleet.there
-    monkeypatch.setattr(
-        fleet, "views", lambda: [prefill, dataclasses.replace(decode, free_slots=1 - len(fleet.find(D).placed))]
-    )
+    placed = fleet.find(D).placed
+    fleet.find(D).changed = lambda: setattr(fleet, "there", [prefill, replace(decode, free_slots=1 - len(placed))])
     router = dispatcher(fleet)
     tasks = [asyncio.create_task(collect(router, request())) for _ in range(2)]
     await turn()
@@ -202,7 +220,7 @@ async def test_a_lost_decode_worker_is_replaced_and_the_stream_goes_on(fleet: Sc
     await turn()
     fleet.output(P, fleet.key(), 0)
     fleet.output(D, fleet.key(), 1)
-    fleet.there[1] = WorkerView(id="d2", epoch=3, pool=DECODE, max_queued_tokens=100)
+    fleet.there = [fleet.there[0], WorkerView(id="d2", epoch=3, pool=DECODE, max_queued_tokens=100)]
     fleet.listener.lost(D)
     await turn()
     retry = fleet.sent[-1][1].submit
@@ -295,8 +313,8 @@ async def test_what_is_cancelled_or_refused_counts_no_more_against_its_worker(fl
 
 
 async def test_an_answer_without_a_receiver_takes_no_receivers_turn(fleet: ScriptedFleet) -> None:
-    fleet.there.append(WorkerView(id="e", epoch=3, pool=DECODE, max_queued_tokens=100))
-    router = dispatcher(fleet, round_robin)
+    fleet.there = [*fleet.there, WorkerView(id="e", epoch=3, pool=DECODE, max_queued_tokens=100)]
+    router = dispatcher(fleet, RoundRobin())
     tasks = [asyncio.create_task(collect(router, request(max_tokens=n))) for n in (4, 1, 4, 1)]
     await turn()
     submits = [m.submit for _, m in fleet.sent if m.WhichOneof("message") == "submit"]
@@ -396,7 +414,7 @@ async def test_what_only_an_absent_worker_could_hold_waits_for_it_and_holds_up_n
     short = asyncio.create_task(collect(router, request(max_tokens=1)))
     await turn()
     assert [m.submit.request.sampling.max_tokens for _, m in fleet.sent] == [1]
-    fleet.there.append(large)
+    fleet.there = [*fleet.there, large]
     fleet.listener.room_changed()
     await turn()
     assert [(w, m.submit.request.sampling.max_tokens) for w, m in fleet.sent] == [("p", 1), ("p", 50)]
@@ -418,7 +436,7 @@ async def test_a_prompt_counts_once_and_its_times_run_from_the_requests_arrival(
     came = asyncio.get_running_loop().time() - 30
     monkeypatch.setattr("rtp_llm.router.dispatcher.arrived", lambda: came)
     registry = CollectorRegistry()
-    router = Dispatcher(fleet, least_loaded, RouterSettings(), RouterMetrics(registry))  # type: ignore[arg-type]
+    router = Dispatcher(fleet, LeastLoaded(), RouterSettings(), RouterMetrics(registry))  # type: ignore[arg-type]
 
     def total(name: str, **labels: str) -> float:
         return registry.get_sample_value(f"rtp_llm_{name}", labels) or 0

@@ -16,7 +16,8 @@ from rtp_llm.errors import EngineError, TaskError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
-from rtp_llm.router.policies import PlacementQuery, WorkerView, least_loaded
+from rtp_llm.router.placement import FleetEvent, PlacementQuery, ViewChanged, WorkerGone, WorkerView
+from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.request_machine import Busy, Committed, Failed, Fenced, Output, Released, WorkerSaid
 from rtp_llm.wire import session as session_module
 from rtp_llm.wire.convert import key_message
@@ -49,6 +50,7 @@ class ScriptedSession:
 class Listener:
     def __init__(self) -> None:
         self.heard: list[tuple[str, Any]] = []
+        self.observed: list[FleetEvent] = []
 
     def said(self, said: WorkerSaid) -> None:
         self.heard.append(("said", said))
@@ -61,6 +63,9 @@ class Listener:
 
     def lost(self, worker: WorkerKey) -> None:
         self.heard.append(("lost", worker))
+
+    def observe(self, event: FleetEvent) -> None:
+        self.observed.append(event)
 
     def room_changed(self) -> None:
         self.heard.append(("room_changed", None))
@@ -110,19 +115,19 @@ def test_a_worker_says_nothing_that_no_router_reads(message: Any) -> None:
 
 
 async def test_a_worker_counts_once_its_load_is_known(fleet: Fleet) -> None:
-    assert fleet.views() == []
+    assert not fleet.snapshot
     connect(fleet, "a")
-    assert [view.id for view in fleet.views()] == ["a"]
+    assert list(fleet.snapshot) == ["a"]
 
 
 async def test_a_worker_of_another_model_or_of_other_weights_gets_nothing(fleet: Fleet) -> None:
     connect(fleet, "a")
     connect(fleet, "b", model="other")
-    assert [view.id for view in fleet.views()] == ["a"]
+    assert list(fleet.snapshot) == ["a"]
     connect(fleet, "b", epoch=2, digest="other weights")
-    assert [view.id for view in fleet.views()] == ["a"]
+    assert list(fleet.snapshot) == ["a"]
     connect(fleet, "b", epoch=3)
-    assert [view.id for view in fleet.views()] == ["a", "b"]
+    assert list(fleet.snapshot) == ["a", "b"]
 
 
 async def test_a_placement_counts_until_the_worker_speaks_of_it(fleet: Fleet) -> None:
@@ -166,10 +171,11 @@ async def test_handovers_under_way_count_whatever_loads_come_in_between(fleet: F
     loads = [pb.Load(max_queued_tokens=100, slots=64, running=running) for running in DECODE_SEQUENCES]
     for worker, load in zip(workers, loads, strict=True):
         worker.message(pb.WorkerMessage(load=load))
-    draw, chosen = random.Random(0), Counter[str]()
+    draw, chosen, policy = random.Random(0), Counter[str](), LeastLoaded()
+    prefill = WorkerView(id="p", epoch=1, pool="prefill", max_queued_tokens=100)
     for number in range(64):
-        prefill = WorkerView(id="p", epoch=1, pool="prefill", max_queued_tokens=100)
-        placement = least_loaded([prefill, *fleet.views()], PlacementQuery(prompt_tokens=8, random=draw))
+        policy.observe([ViewChanged(view) for view in (prefill, *fleet.snapshot.values())])
+        placement = policy.choose({"p": prefill, **fleet.snapshot}, PlacementQuery(prompt_tokens=8, random=draw))
         assert placement is not None and placement.receiver is not None
         chosen[placement.receiver.id] += 1
         receiver = fleet.find(WorkerKey(placement.receiver.id, 1))
@@ -180,6 +186,56 @@ async def test_handovers_under_way_count_whatever_loads_come_in_between(fleet: F
                 worker.message(pb.WorkerMessage(load=load))
     ends = [running + chosen[f"d{i}"] for i, running in enumerate(DECODE_SEQUENCES)]
     assert max(ends) <= min(ends) * 1.1 + 1  # (52 + 64) / 4 each, but for the policy's 10%
+
+
+@pytest.mark.parametrize("membership", [StaticMembership([member(f"d{i}") for i in range(64)])])
+async def test_a_load_renews_the_view_of_its_worker_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = [connect(fleet, f"d{i}", max_model_len=100) for i in range(64)]
+    before, listener = dict(fleet.snapshot), fleet.listener
+    assert isinstance(listener, Listener)
+    assert fleet.longest_request() == 100
+    renewed: list[str] = []
+    view_of = RemoteWorker.view
+    monkeypatch.setattr(RemoteWorker, "view", lambda worker: renewed.append(worker.key.id) or view_of(worker))
+    listener.observed.clear()
+    workers[5].message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, running=3)))
+    assert renewed == ["d5"] and listener.observed == [ViewChanged(fleet.snapshot["d5"])]
+    assert fleet.snapshot["d5"].running == 3
+    assert all(fleet.snapshot[id] is before[id] for id in before if id != "d5")
+    workers[5].message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, running=3)))
+    assert len(listener.observed) == 1  # it says the same
+
+
+async def test_whose_session_broke_is_not_in_the_snapshot_until_it_is_back(fleet: Fleet) -> None:
+    worker, listener = connect(fleet, "a"), fleet.listener
+    assert isinstance(listener, Listener)
+    worker.session.is_connected = False  # type: ignore[misc]
+    worker.broken("cut")
+    assert not fleet.snapshot and listener.observed[-1] == WorkerGone("a")
+    worker.session.is_connected = True  # type: ignore[misc]
+    hello = pb.WorkerHello(worker=WorkerKeyMessage(id="a", epoch=1), pool="decode", model="m", model_digest="d")
+    worker.connected(pb.WorkerMessage(hello=hello), resumed=True)
+    assert listener.observed[-1] == ViewChanged(fleet.snapshot["a"])
+
+
+async def test_room_is_said_of_a_load_under_which_something_can_be_placed(fleet: Fleet) -> None:
+    worker, listener = connect(fleet, "a"), fleet.listener
+    assert isinstance(listener, Listener)
+    for load, said in [
+        (pb.Load(max_queued_tokens=100, queued_tokens=100), []),
+        (pb.Load(max_queued_tokens=100, queued_tokens=99), [("room_changed", None)]),
+        (pb.Load(max_queued_tokens=100, queued_tokens=100, slots=1), [("room_changed", None)]),
+    ]:
+        listener.heard.clear()
+        worker.message(pb.WorkerMessage(load=load))
+        assert listener.heard == said
+
+
+async def test_when_all_workers_of_the_weights_that_serve_are_gone_others_serve(fleet: Fleet) -> None:
+    first, second = connect(fleet, "a"), connect(fleet, "b", digest="other weights")
+    assert list(fleet.snapshot) == ["a"] and second.state == "refused"
+    first.lost("gone")
+    assert list(fleet.snapshot) == ["b"] and second.state == "live"
 
 
 async def test_a_busy_worker_accepts_again_after_its_next_load(fleet: Fleet) -> None:
@@ -244,7 +300,7 @@ async def test_the_longest_request_is_what_the_largest_worker_that_stays_holds(
     connect(fleet, "a", max_model_len=256)
     larger = connect(fleet, "b", max_model_len=512)
     assert fleet.longest_request() == 512
-    assert [view.max_model_len for view in fleet.views()] == [256, 512]
+    assert [view.max_model_len for view in fleet.snapshot.values()] == [256, 512]
     larger.message(pb.WorkerMessage(draining=pb.Draining()))
     assert fleet.longest_request() == 256
     [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -257,7 +313,7 @@ async def test_workers_of_other_blocks_are_told_of_once_and_get_no_handovers(
     connect(fleet, "a", layout_fingerprint="x", block_tokens=16)
     for epoch in (1, 2):
         connect(fleet, "b", epoch=epoch, layout_fingerprint="y", block_tokens=32)
-    assert [view.layout for view in fleet.views()] == ["x", "y"]
+    assert [view.layout for view in fleet.snapshot.values()] == ["x", "y"]
     [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "blocks of 16 tokens" in said and "(32)" in said and "nothing is handed over" in said
 

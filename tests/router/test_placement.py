@@ -2,11 +2,14 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
-from rtp_llm.router.policies import DECODE, PREFILL, PlacementQuery, Policy, WorkerView, least_loaded, round_robin
+from rtp_llm.router.placement import DECODE, PREFILL, Placement, PlacementQuery, Policy, ViewChanged, WorkerView
+from rtp_llm.router.placement.least_loaded import LeastLoaded
+from rtp_llm.router.placement.round_robin import RoundRobin
 
 
 def worker(name: str, pool: str, **fields: object) -> WorkerView:
@@ -21,6 +24,18 @@ FLEET = [
 ]
 
 
+def placements(
+    policy: Policy, fleet: Sequence[WorkerView], query: PlacementQuery, count: int
+) -> list[Placement | None]:
+    policy.observe([ViewChanged(view) for view in fleet])
+    snapshot = {view.id: view for view in fleet}
+    return [policy.choose(snapshot, query) for _ in range(count)]
+
+
+def least_loaded(fleet: Sequence[WorkerView], query: PlacementQuery) -> Placement | None:
+    return placements(LeastLoaded(), fleet, query, 1)[0]
+
+
 def query(**fields: object) -> PlacementQuery:
     return PlacementQuery(prompt_tokens=8, random=random.Random(0), **fields)  # type: ignore[arg-type]
 
@@ -33,12 +48,12 @@ def test_least_loaded_takes_the_shortest_queue_and_the_fewest_sequences() -> Non
 
 def test_least_loaded_spreads_over_workers_near_the_best() -> None:
     fleet = [worker(f"p{i}", PREFILL, queued_tokens=10) for i in range(4)]
-    chosen = {least_loaded(fleet, PlacementQuery(prompt_tokens=1)).sender.id for _ in range(200)}  # type: ignore[union-attr]
+    chosen = {placed.sender.id for placed in placements(LeastLoaded(), fleet, query(), 200) if placed}
     assert chosen == {"p0", "p1", "p2", "p3"}
 
 
 def round_robin_pairs(fleet: list[WorkerView], count: int) -> list[tuple[str, str]]:
-    turns = [round_robin(fleet, query(sender_turn=turn, receiver_turn=turn)) for turn in range(count)]
+    turns = placements(RoundRobin(), fleet, query(), count)
     return [(p.sender.id, p.receiver.id) for p in turns if p and p.receiver]
 
 
@@ -55,7 +70,10 @@ def test_in_round_robin_every_sender_meets_every_receiver_equally_often(prefill:
 
 
 def test_round_robins_pools_take_turns_of_their_own() -> None:
-    placement = round_robin(FLEET, query(sender_turn=4, receiver_turn=1))
+    policy = RoundRobin()
+    placements(policy, FLEET, query(must_run_alone=True), 3)
+    placements(policy, FLEET, query(), 1)
+    [placement] = placements(policy, FLEET, query(), 1)
     assert placement is not None and placement.receiver is not None
     assert (placement.sender.id, placement.receiver.id) == ("p0", "d1")
 
@@ -112,14 +130,13 @@ def test_a_draining_pool_is_stood_in_for_by_the_other_which_runs_alone() -> None
     assert placement is not None and placement.sender.pool == DECODE and placement.receiver is None
 
 
-@pytest.mark.parametrize("policy", [least_loaded, round_robin])
-def test_no_handover_is_planned_beyond_the_receivers_free_slots(policy: Policy) -> None:
+@pytest.mark.parametrize("make", [LeastLoaded, RoundRobin])
+def test_no_handover_is_planned_beyond_the_receivers_free_slots(make: Callable[[], Policy]) -> None:
     fleet = [worker("p0", PREFILL), worker("d0", DECODE, free_slots=0), worker("d1", DECODE, running=5, free_slots=1)]
-    for turn in range(4):
-        placement = policy(fleet, query(sender_turn=turn, receiver_turn=turn))
+    for placement in placements(make(), fleet, query(), 4):
         assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
-    assert policy(fleet[:2], query()) is None
-    alone = policy(fleet[:2], query(must_run_alone=True))  # waits for a slot before its first token
+    assert placements(make(), fleet[:2], query(), 1) == [None]
+    [alone] = placements(make(), fleet[:2], query(must_run_alone=True), 1)  # waits for a slot before its first token
     assert alone is not None and alone.receiver is None
 
 
@@ -133,25 +150,25 @@ def test_a_decode_worker_without_room_for_the_prompt_is_passed_over() -> None:
     assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
 
 
-@pytest.mark.parametrize("policy", [least_loaded, round_robin])
+@pytest.mark.parametrize("make", [LeastLoaded, RoundRobin])
 @pytest.mark.parametrize(
     ("tokens", "pair"),
     [(100, ("p", "d")), (101, ("p", None)), (201, None)],
     ids=["both hold it", "the sender alone", "nobody"],
 )
 def test_a_request_runs_where_context_and_pool_hold_it(
-    policy: Policy, tokens: int, pair: tuple[str, str | None] | None
+    make: Callable[[], Policy], tokens: int, pair: tuple[str, str | None] | None
 ) -> None:
     workers = [worker("p", PREFILL, max_model_len=200), worker("d", DECODE, max_model_len=100)]
-    placement = policy(workers, query(total_tokens=tokens))
+    [placement] = placements(make(), workers, query(total_tokens=tokens), 1)
     found = placement and (placement.sender.id, placement.receiver.id if placement.receiver else None)
     assert found == pair
 
 
-@pytest.mark.parametrize("policy", [least_loaded, round_robin])
-def test_kv_is_handed_over_between_equal_layouts_only(policy: Policy) -> None:
+@pytest.mark.parametrize("make", [LeastLoaded, RoundRobin])
+def test_kv_is_handed_over_between_equal_layouts_only(make: Callable[[], Policy]) -> None:
     workers = [worker("p", PREFILL, layout="a"), worker("d0", DECODE, layout="b"), worker("d1", DECODE, layout="a")]
-    placement = policy(workers, query())
+    [placement] = placements(make(), workers, query(), 1)
     assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
-    placement = policy(workers[:2], query())
+    [placement] = placements(make(), workers[:2], query(), 1)
     assert placement is not None and (placement.sender.id, placement.receiver) == ("p", None)

@@ -1,0 +1,186 @@
+"""What placement costs a router: the time of a decision in a large fleet, and the cores that fleet, policy and Loads take.
+
+The real Fleet and policy; sessions say what the benchmark makes them say, messages are parsed from bytes as gRPC would. No
+HTTP, no tokenizing, no RPC.
+
+    python benchmarks/placement.py --workers 1000            # decision time, Loads of all at 10/s
+    python benchmarks/placement.py --workers 64              # cores at 1,000 placements/s
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import random
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from rtp_llm.config import load_config
+from rtp_llm.directory import Member, StaticMembership
+from rtp_llm.metrics import RouterMetrics
+from rtp_llm.router import fleet as fleet_module
+from rtp_llm.router.fleet import Fleet
+from rtp_llm.router.placement import FleetEvent, PlacementQuery, Policy, policy_named
+from rtp_llm.wire.key import RequestKey, WorkerKey
+from rtp_llm.wire.session import SessionTiming
+from rtp_llm.wire.v1 import router_pb2 as pb
+from rtp_llm.wire.v1.types_pb2 import WorkerKey as WorkerKeyMessage
+
+LOADS_A_SECOND = 10  # of each worker
+SLOTS = 256
+
+
+class Session:
+    """In place of the wire."""
+
+    is_connected = True
+    failure = ""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Listener:
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def observe(self, event: FleetEvent) -> None:
+        self._policy.observe([event])
+
+    def room_changed(self) -> None: ...
+
+    def said(self, said: Any) -> None: ...
+
+    def lost(self, worker: WorkerKey) -> None: ...
+
+
+def load(draw: random.Random) -> bytes:
+    """Of a worker that is busy and takes more."""
+    said = pb.Load(
+        queued_tokens=draw.randrange(8000),
+        max_queued_tokens=1 << 30,
+        running=draw.randrange(100),
+        blocks_free=draw.randrange(2000, 10000),
+        block_tokens=64,
+        slots=SLOTS,
+        slots_of_others=draw.randrange(64),
+    )
+    return pb.WorkerMessage(load=said).SerializeToString()
+
+
+async def fleet_of(num_workers: int, policy: Policy, draw: random.Random) -> Fleet:
+    fleet_module.WorkerSession = Session  # type: ignore[assignment, misc]
+    pools = ["prefill" if i % 4 == 0 else "decode" for i in range(num_workers)]
+    members = [Member(id=f"w{i:04}", epoch=0, pool=pool, address=f"w{i}:1") for i, pool in enumerate(pools)]
+    metrics = RouterMetrics(CollectorRegistry())
+    fleet = Fleet(StaticMembership(members), "m", "r", 7, SessionTiming(), metrics)
+    fleet.listener = Listener(policy)  # type: ignore[assignment]
+    fleet.start()
+    await asyncio.sleep(0.01)
+    for member in members:
+        worker = fleet._workers[member.id]
+        hello = pb.WorkerHello(worker=WorkerKeyMessage(id=member.id, epoch=1), pool=member.pool, model="m")
+        worker.connected(pb.WorkerMessage(hello=hello), resumed=False)
+        worker.message(pb.WorkerMessage.FromString(load(draw)))
+    return fleet
+
+
+def query(draw: random.Random) -> PlacementQuery:
+    return PlacementQuery(prompt_tokens=1024, total_tokens=1280, random=draw)
+
+
+class Requests:
+    """Placements under way: each is noted, spoken of, and over, as the dispatcher tells the fleet."""
+
+    def __init__(self, fleet: Fleet, policy: Policy, draw: random.Random, stay: int) -> None:
+        self._fleet, self._policy, self._draw = fleet, policy, draw
+        self._number = 0
+        self._stay = stay  # placements between the first token and the end of one
+        self._placed: deque[tuple[RequestKey, list[Any]]] = deque()
+        self._spoken: deque[tuple[RequestKey, list[Any]]] = deque()
+
+    def place(self) -> float:
+        """Seconds of the decision."""
+        asked = query(self._draw)
+        began = time.perf_counter()
+        placement = self._policy.choose(self._fleet.snapshot, asked)
+        took = time.perf_counter() - began
+        if placement is None:
+            raise SystemExit("nobody takes a request: the benchmark's fleet is too small")
+        self._number += 1
+        key = RequestKey(7, self._number, 0, 0)
+        sender = self._fleet.find(WorkerKey(placement.sender.id, placement.sender.epoch))
+        assert sender is not None
+        workers = [sender]
+        if placement.receiver is not None:
+            receiver = self._fleet.find(WorkerKey(placement.receiver.id, placement.receiver.epoch))
+            assert receiver is not None
+            receiver.note_receives(key)
+            workers.append(receiver)
+        sender.note_submitted(key, asked.prompt_tokens, runs=placement.receiver is None)
+        self._placed.append((key, workers))
+        self._go_on()
+        return took
+
+    def _go_on(self) -> None:
+        if len(self._placed) > self._stay // 4:
+            key, workers = self._placed.popleft()
+            for worker in workers:  # the first token came, then R's own
+                worker.forget(key)
+            self._spoken.append((key, workers))
+        if len(self._spoken) > self._stay:
+            key, workers = self._spoken.popleft()
+            for worker in workers:
+                worker.note_over(key)
+
+
+async def run(args: argparse.Namespace) -> None:
+    draw = random.Random(0)
+    policy = policy_named(args.policy, load_config(environ={}))
+    fleet = await fleet_of(args.workers, policy, draw)
+    workers = fleet.live()
+    loads = [load(draw) for _ in range(4096)]
+    requests = Requests(fleet, policy, draw, stay=args.workers * 16)
+    count = int(args.seconds * args.rate)
+    loads_a_placement = args.workers * LOADS_A_SECOND / args.rate
+    due, decisions = 0.0, []
+    gc.collect()
+    gc.freeze()  # as a router does when it is up
+    began = time.process_time()
+    for _ in range(count):
+        due += loads_a_placement
+        while due >= 1:
+            due -= 1
+            worker = workers[draw.randrange(len(workers))]
+            worker.message(pb.WorkerMessage.FromString(loads[draw.randrange(len(loads))]))
+        decisions.append(requests.place())
+    cores = (time.process_time() - began) / args.seconds
+    p50, p99 = statistics.median(decisions), statistics.quantiles(decisions, n=100)[98]
+    print(
+        f"policy {args.policy}  workers {args.workers}  placements_per_s {args.rate}  loads_per_s "
+        f"{args.workers * LOADS_A_SECOND}  decision_p50_us {p50 * 1e6:.0f}  decision_p99_us {p99 * 1e6:.0f}  cores {cores:.2f}"
+    )
+    await fleet.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="least_loaded")
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--rate", type=int, default=1000, help="placements a second")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="so many seconds' worth of work is done, as fast as it goes"
+    )
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Policy: where a request runs, decided over what the router knows of the fleet.
+
+A policy is told of each change as it comes (`observe`) and keeps what it needs in an order of its own, so that a decision
+(`choose`) looks at a few workers and not at all of them. It never waits. One event loop.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from rtp_llm.config import Pool
+
+PREFILL = Pool.PREFILL.value
+DECODE = Pool.DECODE.value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerView:
+    """One live worker: its last `Load`, plus what this router has placed there and not heard back. A change makes a new one."""
+
+    id: str
+    epoch: int
+    pool: str
+    queued_tokens: int = 0  # prompt tokens that wait there, unacknowledged submits included
+    max_queued_tokens: int = 1
+    running: int = 0  # sequences, unacknowledged submits included
+    free_blocks: int = 0  # of the KV pool, cached ones included
+    block_tokens: int = 1
+    max_model_len: int = 0  # tokens of the longest request that its context and its pool hold; 0: not known
+    layout: str = ""  # fingerprint: KV goes between equal ones only
+    free_slots: int = 1  # sequences that could begin to run there, less what this router has placed there
+    numerics_id: str = ""
+    draining: bool = False
+
+    @property
+    def accepts(self) -> bool:
+        return not self.draining and self.queued_tokens < self.max_queued_tokens
+
+    @property
+    def free_tokens(self) -> int:
+        return self.free_blocks * self.block_tokens
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a request of so many tokens, prompt and answer, can ever run there."""
+        return self.max_model_len == 0 or tokens <= self.max_model_len
+
+
+Snapshot: TypeAlias = Mapping[str, WorkerView]  # by worker id: all that are live
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """S sends to R, or (receiver None) S runs the request alone."""
+
+    sender: WorkerView
+    receiver: WorkerView | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementQuery:
+    """What a policy knows of the request."""
+
+    prompt_tokens: int
+    total_tokens: int = 0  # with the answer at its longest
+    must_run_alone: bool = False  # after two Released, or a request that ends with its first token
+    prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
+    random: random.Random = field(default_factory=random.Random)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """A worker came, or what placement reads of it is another now."""
+
+    view: WorkerView
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """Nothing can be placed there any more; a later ViewChanged brings it back."""
+
+    id: str
+
+
+FleetEvent: TypeAlias = ViewChanged | WorkerGone
+
+
+class Policy(Protocol):
+    """Made by name: `router.policy`, one of the package's own or an entry point of the group `rtp_llm.policies`."""
+
+    def observe(self, events: Sequence[FleetEvent]) -> None:
+        """What has happened, in order. Every view in a snapshot was in a ViewChanged before."""
+        ...
+
+    def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
+        """None: nobody takes it now. Whatever else is chosen is carried out."""
+        ...

@@ -1,0 +1,44 @@
+"""Policies by name: the package's own, and what other distributions offer as entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+from rtp_llm.config import Config
+from rtp_llm.errors import ConfigError
+from rtp_llm.router.placement.least_loaded import LeastLoaded
+from rtp_llm.router.placement.policy import Policy
+from rtp_llm.router.placement.round_robin import RoundRobin
+
+ENTRY_POINTS = "rtp_llm.policies"  # the group; each names a callable that makes a Policy of the Config
+
+POLICIES: dict[str, Callable[[Config], Policy]] = {
+    "least_loaded": lambda config: LeastLoaded(),
+    "round_robin": lambda config: RoundRobin(),
+}
+
+
+def policy_named(name: str, config: Config) -> Policy:
+    """A new policy; one router has one.
+
+    Raises:
+        ConfigError: router.policy names none, or one whose entry point can't be loaded.
+    """
+    if (own := POLICIES.get(name)) is not None:
+        return own(config)
+    offered = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
+    if name not in offered:
+        raise ConfigError(f"router.policy: {name!r} is unknown, there are {', '.join(sorted({*POLICIES, *offered}))}")
+    return _made(offered[name], config)
+
+
+def _made(offered: EntryPoint, config: Config) -> Policy:
+    try:
+        make = offered.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"router.policy: {offered.name!r} is {offered.value}, which can't be loaded: {error}"
+        ) from error
+    policy: Policy = make(config)
+    return policy
