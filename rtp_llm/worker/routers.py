@@ -22,6 +22,13 @@ from rtp_llm.wire.v1.router_pb2 import (
 
 log = logging.getLogger("rtp_llm.worker")
 
+LOAD_INTERVAL_S = 0.1  # between two Loads to a router that say the same of what can be placed here
+
+
+def _takes(load: Load) -> tuple[bool, bool]:
+    """Whether a prompt, and whether a handover, can be placed on a worker of this load."""
+    return load.queued_tokens < load.max_queued_tokens, load.slots > load.slots_of_others
+
 
 class RouterListener(Protocol):
     """Called on the loop; must not block."""
@@ -63,16 +70,26 @@ class Routers:
         session.wants_load |= message.WhichOneof("message") in ("busy", "failed")
         return session.endpoint.send(message)
 
-    def publish(self, load: Load, slots_of_others: Callable[[int], int]) -> None:
+    def publish(self, load: Load, slots_of_others: Callable[[int], int], now: float) -> float | None:
         """Send `load` to every router, and to those that connect later, with the slots that others than it (by its epoch) have
-        taken. If none of its figures changed: only to routers that heard Busy or Failed since the last one, as they go on
-        counting that Submit until a Load comes."""
+        taken: at once where it flips whether something can be placed here, else when LOAD_INTERVAL_S are over since the last
+        one. If none of its figures changed: only to routers that heard Busy or Failed since, as they go on counting that
+        Submit until a Load comes. `now`: the loop's time.
+
+        Returns the seconds after which to call again for what was put off; None: nothing was.
+        """
         self._load, self._slots_of_others = load, slots_of_others
+        due: float | None = None
         for session in self._sessions.values():
             own = self._load_for(session)
-            if own != session.load or session.wants_load:
-                session.load = own
-                session.wants_load = not session.endpoint.send(WorkerMessage(load=own))
+            if own == session.load and not session.wants_load:
+                continue
+            wait = session.load_sent + LOAD_INTERVAL_S - now
+            if wait <= 0 or session.wants_load or _takes(own) != _takes(session.load):
+                session.send_load(own, now)
+            else:
+                due = wait if due is None else min(due, wait)
+        return due
 
     def _load_for(self, session: RouterSession) -> Load:
         load = Load()
@@ -107,8 +124,7 @@ class Routers:
     def connected(self, session: RouterSession) -> None:
         self._sessions[session.endpoint.other_epoch] = session
         self._listener.router_connected(session.endpoint.other_epoch)
-        session.load = self._load_for(session)
-        session.endpoint.send(WorkerMessage(load=session.load))
+        session.send_load(self._load_for(session), asyncio.get_running_loop().time())
         if self._draining:
             session.endpoint.send(WorkerMessage(draining=Draining()))
 
@@ -135,6 +151,7 @@ class RouterSession:
         self.endpoint = endpoint
         self.acknowledged = False
         self.load = Load()  # the last one that was sent
+        self.load_sent = 0.0  # when, by the loop's clock
         self.wants_load = False  # though it may be the same again
         self._routers = routers
         self._expiry: asyncio.TimerHandle | None = None
@@ -159,6 +176,10 @@ class RouterSession:
 
     def refused(self, reason: str) -> None:
         raise AssertionError("only the end that connects is refused")
+
+    def send_load(self, load: Load, now: float) -> None:
+        self.load, self.load_sent = load, now
+        self.wants_load = not self.endpoint.send(WorkerMessage(load=load))
 
     def cancel_expiry(self) -> None:
         if self._expiry is not None:

@@ -35,7 +35,9 @@ from rtp_llm.worker.transfer_thread import TransferThread
 
 log = logging.getLogger("rtp_llm.worker")
 
-LOAD_DELAY_S = 0.02  # a Load follows what changed it by so much: one for all that happens in between
+LOAD_DELAY_S = (
+    0.02  # the load is looked at so long after what may have changed it: once for all that happens in between
+)
 
 
 class Worker:
@@ -89,6 +91,7 @@ class Worker:
         self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pulse: asyncio.TimerHandle | None = None
         self._pulse_is_near = False
+        self._load_is_due = False  # the pulse comes for a Load that was put off
         self._stopping = False
         self._ran = False  # since the last idle check
         self._suspicious = False  # the last one found something
@@ -281,23 +284,27 @@ class Worker:
         self._pulse = asyncio.get_running_loop().call_later(delay_s, self._on_pulse)
 
     def _on_pulse(self) -> None:
-        quiet, self._pulse_is_near = not self._pulse_is_near, False
+        quiet, self._pulse_is_near = not (self._pulse_is_near or self._load_is_due), False
         self._schedule_pulse(self._config.handover.heartbeat_s)  # first: whatever fails below, the pulse goes on
-        self._publish_load()
+        due_s = self._publish_load()
+        self._load_is_due = due_s is not None
+        if due_s is not None:
+            self._schedule_pulse(min(due_s, self._config.handover.heartbeat_s))
         self._drain.look()
         self._check_step()
         if quiet and self._ran and self.is_idle():
             self._ran = self._check_what_is_left()
 
-    def _publish_load(self) -> None:
+    def _publish_load(self) -> float | None:
         load = self._engine.load()
-        self._routers.publish(
+        return self._routers.publish(
             load_message(
                 load,
                 max_queued_tokens=self._config.worker.max_queued_tokens,
                 block_tokens=self._engine.block_tokens,
             ),
             lambda router_epoch: slots_of_others(load, router_epoch),
+            asyncio.get_running_loop().time(),
         )
 
     def _check_step(self) -> None:
