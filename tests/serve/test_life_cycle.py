@@ -157,7 +157,7 @@ from ray import serve
 from rtp_llm.app import build
 
 ray.init(logging_level="WARNING", log_to_driver=False)
-serve.run(build({"decode": {"replicas": 0}, "worker": {"token": "the second's"}}), name="second", route_prefix="/second")
+serve.run(build({"decode": {"replicas": 0}}), name="second", route_prefix="/second")
 print("runs", flush=True)
 sys.stdin.read()
 serve.delete("second")

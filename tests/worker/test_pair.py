@@ -224,8 +224,11 @@ async def test_a_sender_with_a_smaller_pool_serves_what_the_pair_can() -> None:
 
 
 async def test_who_sees_a_first_token_has_a_slot_for_the_second() -> None:
-    """More handovers at once than R has slots: those beyond them are released before anybody has seen a token."""
+    """More handovers at once than R has slots, as several routers may plan: those beyond them are released before anybody has
+    seen a token."""
     async with pair(tiny_config(engine__num_kv_blocks=600, handover__reserve_wait_s=0.2)) as p:
+        another = ScriptedRouter(p.router.epoch + 1)
+        await another.connect(p.prefill.key, p.prefill.address)
         keys = [p.router.key(number) for number in range(24)]
         for number, k in enumerate(keys):
             p.s.submit(k, PROMPT[number:] + PROMPT[:number], 400, receiver=p.receiver)
@@ -240,6 +243,7 @@ async def test_who_sees_a_first_token_has_a_slot_for_the_second() -> None:
         assert not any(p.router.tokens(k) for k in released())
         for k in set(keys) - released():
             assert len(await p.router.finished(k, 60)) == 400
+        await another.close()
         await p.rest()
 
 
