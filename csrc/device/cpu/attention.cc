@@ -12,7 +12,7 @@ namespace rtp_llm::cpu {
 namespace {
 
 constexpr int64_t kMaxLanes = 192;     // of an item: amortises the tile loads, fits L2
-constexpr int64_t kMaxSplitRows = 16;  // decode rows that may be split over threads at segments
+constexpr int64_t kMaxSplitRows = 16;  // decode rows that may be split over threads at stretches
 
 using Item = AttentionItem;
 
@@ -44,15 +44,15 @@ struct Workplace {
     tile = {take(kTilePositions * dim), take(kTilePositions * dim), take(kTilePositions * dim)};
     q = take(lanes * dim);
     scores = take(lanes * kTilePositions);
-    segment = {take(lanes), take(lanes), nullptr};
+    stretch = {take(lanes), take(lanes), nullptr};
     total = {take(lanes), take(lanes), nullptr};
-    segment.out = take(lanes * dim);
+    stretch.out = take(lanes * dim);
     total.out = take(lanes * dim);
   }
   KvTile tile;
   float* q;
   float* scores;
-  FoldState segment;
+  FoldState stretch;
   FoldState total;
 };
 
@@ -69,10 +69,10 @@ void load_queries(const AttentionArgs& args, const Shape& shape, const Item& ite
   });
 }
 
-// Folds an item's lanes over the positions of one segment of 512.
-void fold_segment(const AttentionArgs& args, const Shape& shape, const Item& item, int64_t segment,
+// Folds an item's lanes over the positions of one stretch of 512.
+void fold_stretch(const AttentionArgs& args, const Shape& shape, const Item& item, int64_t stretch,
                   const Workplace& place) {
-  reset(place.segment, item.rows * shape.group, shape.padded_dim);
+  reset(place.stretch, item.rows * shape.group, shape.padded_dim);
   const int64_t last = item.position + item.rows - 1;
   const int32_t* blocks =
       args.step->slots->block_tables.as<const int32_t>() + item.slot * args.step->slots->block_tables.stride[0];
@@ -80,10 +80,10 @@ void fold_segment(const AttentionArgs& args, const Shape& shape, const Item& ite
     const int64_t lane = first * shape.group;
     fold_tile(place.tile, place.q + lane * shape.padded_dim, rows * shape.group, valid, args.scale, shape.padded_dim,
               place.scores,
-              {place.segment.max + lane, place.segment.sum + lane, place.segment.out + lane * shape.padded_dim});
+              {place.stretch.max + lane, place.stretch.sum + lane, place.stretch.out + lane * shape.padded_dim});
   };
-  const int64_t end = std::min((segment + 1) * kSegmentPositions, last + 1);
-  for (int64_t tile = segment * kSegmentPositions; tile < end; tile += kTilePositions) {
+  const int64_t end = std::min((stretch + 1) * kStretchPositions, last + 1);
+  for (int64_t tile = stretch * kStretchPositions; tile < end; tile += kTilePositions) {
     const int64_t count = std::min<int64_t>(kTilePositions, last + 1 - tile);
     load_tile(args.kv, item.kv_head, blocks, tile, static_cast<int>(count), shape.padded_dim, place.tile);
     // Rows whose position lies within the tile see part of it, later rows all of it.
@@ -108,11 +108,11 @@ void write_out(const AttentionArgs& args, const Shape& shape, const Item& item, 
   });
 }
 
-// Lanes before an item's first position of a segment took no part in it: their m is -inf. They are
-// skipped, so that each lane merges only segments it has positions in.
-void merge_segment(const Shape& shape, const Item& item, int64_t segment, const FoldState& total,
+// Lanes before an item's first position of a stretch took no part in it: their m is -inf. They are
+// skipped, so that each lane merges only stretches it has positions in.
+void merge_stretch(const Shape& shape, const Item& item, int64_t stretch, const FoldState& total,
                    const FoldState& part) {
-  const int64_t first_row = std::max<int64_t>(0, segment * kSegmentPositions - item.position);
+  const int64_t first_row = std::max<int64_t>(0, stretch * kStretchPositions - item.position);
   const int64_t lane = first_row * shape.group;
   const auto from = [&](const FoldState& state) {
     return FoldState{state.max + lane, state.sum + lane, state.out + lane * shape.padded_dim};
@@ -122,17 +122,17 @@ void merge_segment(const Shape& shape, const Item& item, int64_t segment, const 
 
 void run_whole(const AttentionArgs& args, const Shape& shape, const Item& item, Workplace place) {
   load_queries(args, shape, item, place.q);
-  const int64_t segments = (item.position + item.rows - 1) / kSegmentPositions + 1;
-  fold_segment(args, shape, item, 0, place);
-  std::swap(place.total, place.segment);
-  for (int64_t segment = 1; segment < segments; ++segment) {
-    fold_segment(args, shape, item, segment, place);
-    merge_segment(shape, item, segment, place.total, place.segment);
+  const int64_t stretches = (item.position + item.rows - 1) / kStretchPositions + 1;
+  fold_stretch(args, shape, item, 0, place);
+  std::swap(place.total, place.stretch);
+  for (int64_t stretch = 1; stretch < stretches; ++stretch) {
+    fold_stretch(args, shape, item, stretch, place);
+    merge_stretch(shape, item, stretch, place.total, place.stretch);
   }
   write_out(args, shape, item, place.total);
 }
 
-// The workspace as partial states, one a (row, kv head, segment): [max | sum | out].
+// The workspace as partial states, one a (row, kv head, stretch): [max | sum | out].
 struct Partials {
   Partials(const Tensor& workspace, const Shape& shape)
       : at(workspace.as<float>()), group(shape.group), dim(shape.padded_dim) {}
@@ -145,11 +145,11 @@ struct Partials {
   int64_t group, dim;
 };
 
-void run_segment(const AttentionArgs& args, const Shape& shape, const Item& item, Workplace place,
+void run_stretch(const AttentionArgs& args, const Shape& shape, const Item& item, Workplace place,
                  const FoldState& partial) {
   load_queries(args, shape, item, place.q);
-  place.segment = partial;
-  fold_segment(args, shape, item, item.segment, place);
+  place.stretch = partial;
+  fold_stretch(args, shape, item, item.stretch, place);
 }
 
 void check_attention(const AttentionArgs& args) {
@@ -195,17 +195,17 @@ void make_items(const AttentionArgs& args, const Shape& shape, std::span<const S
                          .rows = std::min(step, segment.rows - row),
                          .position = base + row,
                          .kv_head = head,
-                         .segment = -1,
+                         .stretch = -1,
                          .partial = 0});
   }
 }
 
-// Items of one row cut at their segments; `partial` numbers them.
-void split_at_segments(const std::vector<Item>& items, std::vector<Item>& pieces) {
+// Items of one row cut at their stretches; `partial` numbers them.
+void split_at_stretches(const std::vector<Item>& items, std::vector<Item>& pieces) {
   for (const Item& item : items)
-    for (int64_t segment = 0; segment <= item.position / kSegmentPositions; ++segment) {
+    for (int64_t stretch = 0; stretch <= item.position / kStretchPositions; ++stretch) {
       pieces.push_back(item);
-      pieces.back().segment = segment;
+      pieces.back().stretch = stretch;
       pieces.back().partial = static_cast<int64_t>(pieces.size()) - 1;
     }
 }
@@ -234,7 +234,7 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   if (form == Form::kDecode && pool_.num_threads() > 1 && num_items < 2 * int64_t{pool_.num_threads()} &&
       num_items <= kMaxSplitRows &&
       std::all_of(items.begin(), items.end(), [](const Item& item) { return item.rows == 1; }))
-    split_at_segments(items, pieces);
+    split_at_stretches(items, pieces);
   const int64_t partial_bytes =
       static_cast<int64_t>(pieces.size()) * Partials::floats(shape.group, shape.padded_dim) * 4;
   if (pieces.size() <= items.size() || args.workspace.numel() < partial_bytes) {
@@ -244,12 +244,12 @@ void CpuOps::attention(const AttentionArgs& args, Form form) {
   }
   const Partials partials(args.workspace, shape);
   pool_.run(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
-    run_segment(args, shape, pieces[static_cast<size_t>(i)], place(thread), partials.state(i));
+    run_stretch(args, shape, pieces[static_cast<size_t>(i)], place(thread), partials.state(i));
   });
   for (const Item& piece : pieces) {
-    const int64_t first = piece.partial - piece.segment;
-    if (piece.segment > 0) merge(partials.state(first), partials.state(piece.partial), shape.group, shape.padded_dim);
-    if (piece.segment == piece.position / kSegmentPositions) write_out(args, shape, piece, partials.state(first));
+    const int64_t first = piece.partial - piece.stretch;
+    if (piece.stretch > 0) merge(partials.state(first), partials.state(piece.partial), shape.group, shape.padded_dim);
+    if (piece.stretch == piece.position / kStretchPositions) write_out(args, shape, piece, partials.state(first));
   }
 }
 
@@ -259,9 +259,9 @@ void CpuOps::paged_attention_decode(const AttentionArgs& args) { attention(args,
 int64_t CpuOps::attention_workspace_bytes(int64_t max_rows, int num_heads, int, int head_dim,
                                           int64_t max_positions) const {
   const int64_t rows = std::min(max_rows, kMaxSplitRows);
-  const int64_t segments = (max_positions + kSegmentPositions - 1) / kSegmentPositions;
+  const int64_t stretches = (max_positions + kStretchPositions - 1) / kStretchPositions;
   const int64_t padded_dim = (int64_t{head_dim} + kLanes - 1) / kLanes * kLanes;
-  return rows * segments * Partials::floats(num_heads, padded_dim) * 4;
+  return rows * stretches * Partials::floats(num_heads, padded_dim) * 4;
 }
 
 }  // namespace rtp_llm::cpu

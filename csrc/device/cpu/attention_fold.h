@@ -7,7 +7,7 @@
 //   p_j = e^(s_j - m'), 0 beyond the row's own position;   l = l c + tree sum of p;
 //   o = o c, then + p_j v_j for j ascending
 //
-// Segments of 512 merge left to right: M = max(m, m2), a = e^(m - M), b = e^(m2 - M),
+// Stretches of 512 merge left to right: M = max(m, m2), a = e^(m - M), b = e^(m2 - M),
 // l = l a + l2 b, o = o a + o2 b.
 #pragma once
 
@@ -23,7 +23,7 @@ namespace rtp_llm::cpu {
 
 inline constexpr int kTilePositions = 64;
 inline constexpr int kTileVectors = kTilePositions / kLanes;
-inline constexpr int kSegmentPositions = 512;
+inline constexpr int kStretchPositions = 512;
 
 // (m, l, o) of each lane; o is [lanes][padded head_dim].
 struct FoldState {
@@ -172,7 +172,7 @@ inline void reset(const FoldState& state, int64_t lanes, int64_t padded_dim) {
   std::fill_n(state.out, lanes * padded_dim, 0.0f);
 }
 
-// left = left merged with the segment to its right.
+// left = left merged with the stretch to its right.
 inline void merge(const FoldState& left, const FoldState& right, int64_t lanes, int64_t padded_dim) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const float m = left.max[lane] > right.max[lane] ? left.max[lane] : right.max[lane];

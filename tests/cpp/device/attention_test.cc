@@ -95,7 +95,7 @@ TEST(attention_weighs_equal_scores_equally) {
   });
 }
 
-TEST(attention_is_close_to_double_over_segments_and_head_sizes) {
+TEST(attention_is_close_to_double_over_stretches_and_head_sizes) {
   on_each_isa([](const std::string& isa) {
     Ops& ops = device_of(isa).ops();
     for (auto [heads, kv_heads, dim] : {std::tuple{4, 4, 32}, {7, 1, 64}, {2, 1, 80}, {3, 1, 128}, {2, 2, 20}})
