@@ -18,8 +18,8 @@ struct AttentionItem {
   int64_t rows;
   int64_t position;
   int kv_head;
-  int64_t segment;  // of 512 positions; -1: all of the context
-  int64_t partial;  // place of the result in the workspace, if one segment only
+  int64_t stretch;  // of 512 positions; -1: all of the context
+  int64_t partial;  // place of the result in the workspace, if one stretch only
 };
 
 class CpuOps final : public Ops {
