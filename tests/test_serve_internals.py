@@ -1,6 +1,7 @@
 """What we use of Ray's insides is still there: each of these fails where an update of Ray has taken it away."""
 
 import inspect
+import re
 import signal
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def test_a_proxy_may_take_as_long_to_be_ready_as_serve_waits_for_it(tmp_path: Pa
     assert "PROXY_READY_CHECK_TIMEOUT_S" in inspect.getsource(proxy_state)
     a_check = float(serve_environment(HttpSettings(), tmp_path)[name])
     assert constants.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD * a_check >= constants.HTTP_PROXY_TIMEOUT
+
+
+def test_each_port_of_a_deployment_is_its_own(tmp_path: Path) -> None:
+    """Serve lets the fallback proxies of two deployments on one host share a port: each would answer for both."""
+    names = set(
+        re.findall(r'"(RAY_SERVE_(?:HAPROXY|FALLBACK|DIRECT)_(?!\w*GRPC)\w*_PORT)"', inspect.getsource(constants))
+    )
+    assert len(names) == 5
+    drawn = [{name: serve_environment(HttpSettings(), tmp_path)[name] for name in names} for _ in range(20)]
+    assert all(len(set(ports.values())) == 5 for ports in drawn)
+    assert all(len({ports[name] for ports in drawn}) > 1 for name in names)
 
 
 def test_nobody_else_opens_rays_private_rooms() -> None:

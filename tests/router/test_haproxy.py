@@ -125,9 +125,7 @@ def test_environment_sh_sets_what_rtp_llm_serve_sets(tmp_path: Path) -> None:
     there = dict(line.partition("=")[::2] for line in shown.stdout.splitlines())
     here = serve_environment(HttpSettings(), tmp_path)
     assert Path(there.pop("RTP_LLM_PYTHON")).resolve() == Path(here.pop("RTP_LLM_PYTHON")).resolve()
-    own = re.compile(
-        "RAY_(AUTH_MODE|ENABLE_WINDOWS.*|SERVE_LOG.*|SERVE_HAPROXY_(NBTHREAD|.*_(LOC|PATH|BASE|FILE|PORT)))"
-    )
+    own = re.compile("RAY_(AUTH_MODE|ENABLE_WINDOWS.*|SERVE_(LOG.*|.*_(NBTHREAD|LOC|PATH|BASE|FILE|PORT)))")
     both = {name for name in here if not own.fullmatch(name) or name == "RAY_SERVE_HAPROXY_BINARY_PATH"}
     assert {name for name in there if name.startswith(("RAY_", "RTP_LLM_"))} == both
     assert {name: there[name] for name in both} == {name: here[name] for name in both}

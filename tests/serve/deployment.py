@@ -133,7 +133,7 @@ class FileDeployment(Deployment):
         places = {
             name: value
             for name, value in serve_environment(HttpSettings(), state).items()
-            if re.fullmatch(r"RAY_SERVE_HAPROXY_(\w+_(LOC|PATH|BASE|FILE|PORT))", name) and "BINARY" not in name
+            if re.fullmatch(r"RAY_SERVE_\w+_(LOC|PATH|BASE|FILE|PORT)", name) and "BINARY" not in name
         }
         script = f"source deploy/ray/environment.sh && exec serve run --address local {path}"
         binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
