@@ -1,7 +1,12 @@
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 from rtp_llm.metrics import RouterMetrics, WorkerMetrics, exposition, merged, new_registry, readings
 from rtp_llm.worker.figures import BLOCK_STATES, Figures
+from tools.dashboard import FILE, dashboard, text_of
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def worker_text(tokens: int) -> str:
@@ -68,3 +73,46 @@ TRANSFER = (
     "prefix_hit_tokens", "send_seconds", "receive_seconds", "committed_sent", "committed_received", "no_room", "expired",
     "bad_checksum", "sends_outstanding", "receives_outstanding",
 )  # fmt: skip
+
+
+MAKERS = {"router": RouterMetrics, "worker": WorkerMetrics}
+OF_A_PROCESS = {"router": {"model", "router"}, "worker": {"model", "pool", "worker"}}
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+
+
+def test_the_documentation_names_each_metric_with_its_type_and_labels() -> None:
+    documented = [
+        line for line in (ROOT / "docs" / "observability.md").read_text().splitlines() if "| `rtp_llm_" in line
+    ]
+    written = []
+    for maker in MAKERS.values():
+        for metric in vars(maker(new_registry())).values():
+            [family] = metric.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = " ".join(f"`{label}`" for label in metric._labelnames)
+            written.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    assert documented == written
+
+
+def test_each_query_of_the_dashboard_names_metrics_and_labels_that_are_there() -> None:
+    known: dict[str, set[str]] = {}
+    for kind, maker in MAKERS.items():
+        for metric in vars(maker(new_registry())).values():
+            [family] = metric.describe()
+            for suffix in SUFFIXES[family.type]:
+                extra = {"le"} if suffix == "_bucket" else set()
+                known[family.name + suffix] = {*metric._labelnames, *OF_A_PROCESS[kind], *extra}
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            query, legend = target["expr"], target["legendFormat"]
+            selectors = re.findall(r"(rtp_llm_\w+){([^}]*)}", query)
+            assert len(selectors) == query.count("rtp_llm_") > 0, query
+            for name, filters in selectors:
+                assert name in known and set(re.findall(r"(\w+)=", filters)) <= known[name], query
+            grouped = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
+            assert grouped <= set.intersection(*(known[name] for name, _ in selectors)), query
+            assert set(re.findall(r"{{(\w+)}}", legend)) <= grouped, legend
+
+
+def test_the_dashboard_is_what_the_tool_writes() -> None:
+    assert FILE.read_text() == text_of(dashboard())
