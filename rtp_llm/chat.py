@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from rtp_llm.errors import InvalidRequestError, UnavailableError
+from rtp_llm.http_client import connection_to, words_of
 
 
 def converse(url: str, system: str | None, temperature: float, max_tokens: int | None) -> int:
@@ -51,12 +51,12 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
         UnavailableError: the server can't be reached, or the stream broke off.
         InvalidRequestError: the server refused the request (its own words), or `url` isn't one of a server.
     """
-    connection, base = _connection(url)
+    connection, base = connection_to(url)
     try:
         connection.request("POST", base + path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            raise InvalidRequestError(f"{response.status}: {_words(response.read())}")
+            raise InvalidRequestError(f"{response.status}: {words_of(response.read())}")
         for line in response:
             if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                 event = json.loads(line[len(b"data: ") :])
@@ -67,24 +67,3 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
         raise UnavailableError(f"{url}: {error}") from error
     finally:
         connection.close()
-
-
-def _words(body: bytes) -> str:
-    """An error's message; of a body in another shape (a proxy's) all of it."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace")
-
-
-def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
-    """A connection that opens on its first request, and the path that the API lies under, without its `/v1`."""
-    address = urlsplit(url)
-    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    try:
-        kind, port = kinds.get(address.scheme), address.port
-    except ValueError as error:
-        raise InvalidRequestError(f"url {url!r}: {error}", param="url", value=url) from error
-    if kind is None or not address.hostname:
-        raise InvalidRequestError(f"url must be http://host:port or https://…, got {url!r}", param="url", value=url)
-    return kind(address.hostname, port), address.path.rstrip("/").removesuffix("/v1")

@@ -1,4 +1,4 @@
-"""Commands: serve, generate, chat, bench, env. Flags are generated from the config tree."""
+"""Commands: serve, generate, chat, top, bench, env. Flags are generated from the config tree."""
 
 from __future__ import annotations
 
@@ -111,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     chat.set_defaults(command=_chat)
 
+    top = commands.add_parser("top", help="watch a server's pools, queues and rates in the terminal")
+    top.add_argument("--url", default="http://127.0.0.1:8000", help="base URL of the server (default: %(default)s)")
+    top.add_argument("--every", type=_positive_seconds, default=2.0, metavar="S", help="seconds (default: 2)")
+    top.add_argument("--once", action="store_true", help="one interval, then end")
+    top.set_defaults(command=_top)
+
     _add_bench(commands)
 
     env = commands.add_parser("env", help="print what a bug report needs")
@@ -147,6 +153,15 @@ def _positive(text: str) -> int:
 
 
 _positive.__name__ = "positive number"  # argparse: "invalid positive number value"
+
+
+def _positive_seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) < float("inf"):
+        raise ValueError
+    return seconds
+
+
+_positive_seconds.__name__ = "number of seconds"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -279,6 +294,12 @@ def _chat(options: argparse.Namespace) -> int:
     from rtp_llm.chat import converse
 
     return converse(options.url, options.system, options.temperature, options.max_tokens)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from rtp_llm.top import watch
+
+    return watch(options.url, options.every, options.once, lambda text: print(text, flush=True))
 
 
 def _bench_engine(options: argparse.Namespace) -> int:

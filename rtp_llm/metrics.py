@@ -6,7 +6,7 @@ router) and all workers (labels pool and worker), each with the label model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -119,12 +119,18 @@ def merged(common: Mapping[str, str], texts: Iterable[tuple[Mapping[str, str], s
 def readings(text: str, name: str, label: str) -> dict[str, float]:
     """{value of `label`: the largest sample} of the family `name` in Prometheus' text."""
     found: dict[str, float] = {}
+    for sample, labels, value in samples(text):
+        if sample == name:
+            key = labels.get(label, "")
+            found[key] = max(found.get(key, value), value)
+    return found
+
+
+def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """(name, labels, value) of each in Prometheus' text."""
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name == name:
-                key = sample.labels.get(label, "")
-                found[key] = max(found.get(key, sample.value), sample.value)
-    return found
+            yield sample.name, sample.labels, sample.value
 
 
 class _Collected:

@@ -4,8 +4,9 @@ import http.client
 
 import pytest
 
-from rtp_llm.chat import _connection, _words, stream_chunks
+from rtp_llm.chat import stream_chunks
 from rtp_llm.errors import InvalidRequestError
+from rtp_llm.http_client import connection_to, words_of
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from rtp_llm.errors import InvalidRequestError
     ],
 )
 def test_scheme_port_and_path_of_the_url_are_honoured(url: str, secure: bool, host: str, port: int, base: str) -> None:
-    connection, found = _connection(url)
+    connection, found = connection_to(url)
     assert isinstance(connection, http.client.HTTPSConnection) is secure
     assert (connection.host, connection.port, found) == (host, port, base)
 
@@ -40,5 +41,5 @@ def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
         (b"[]", "[]"),
     ],
 )
-def test_a_refusal_is_told_in_the_servers_words(body: bytes, words: str) -> None:
-    assert _words(body) == words
+def test_a_refusal_is_told_in_the_serverswords_of(body: bytes, words: str) -> None:
+    assert words_of(body) == words

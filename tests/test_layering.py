@@ -66,8 +66,10 @@ IMPORTS = {
     "decode": BELOW_POOLS | {"pool"},
     "router": NOUNS | {"wire", "model", "directory", "replica"},
     "app": BELOW_POOLS | {"prefill", "decode", "router"},
-    "chat": NOUNS,
-    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat", "bench"},
+    "http_client": {"errors"},
+    "chat": NOUNS | {"http_client"},
+    "top": {"errors", "http_client", "metrics"},
+    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat", "top", "bench"},
     "_native": {"_engine"},
     "__init__": {"engine", "llm", "sampling_params"},  # on first use
     "__main__": {"cli"},
