@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Iterable
 
 from rtp_llm.config import RouterSettings
@@ -16,7 +17,7 @@ from rtp_llm.errors import DeadlineError, OverloadedError, RtpLlmError, Unavaila
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
-from rtp_llm.router.arrival import arrived
+from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy
 from rtp_llm.router.request_machine import RequestMachine
@@ -29,12 +30,12 @@ log = logging.getLogger("rtp_llm.router")
 class Answer:
     """One live answer: its request, its machine, and what its reader hasn't taken yet."""
 
-    def __init__(self, request: Request, state: RequestMachine, arrival: int, arrived: float) -> None:
+    def __init__(self, request: Request, state: RequestMachine, arrival: int, account: AnswerAccount) -> None:
         self.request = request
         self.arrival = arrival  # counts answers: who waits is served in this order, retries too
         self.machine = state
-        self.arrived = arrived  # the HTTP request
-        self.waiting_since = arrived
+        self.account = account
+        self.waiting_since = account.arrived
         self.first_placed: float | None = None
         self.first_emitted: float | None = None
         self.last_emitted: float | None = None
@@ -93,9 +94,11 @@ class Dispatcher:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    async def generate(self, request: Request, number: int) -> AsyncGenerator[list[TokenOutput], None]:
+    async def generate(
+        self, request: Request, number: int, account: AnswerAccount | None = None
+    ) -> AsyncGenerator[list[TokenOutput], None]:
         """Tokens as they come, in order, without gap or repeat; ends after the one with a finish reason. Closing the iterator
-        early cancels the answer. REQUIRES: request.sampling has a seed and max_tokens.
+        early cancels the answer. `account` is told what becomes of it. REQUIRES: request.sampling has a seed and max_tokens.
 
         Raises:
             OverloadedError: too many answers wait for a worker.
@@ -103,7 +106,7 @@ class Dispatcher:
             DeadlineError: `router.request_timeout_s` is over.
             RtpLlmError: a worker refused the request, or workers were lost under it too often.
         """
-        answer = self._admit(request, number)
+        answer = self._admit(request, number, account or current_account().answer())
         try:
             while True:
                 await answer.changed.wait()
@@ -155,7 +158,7 @@ class Dispatcher:
 
     # --- Inside
 
-    def _admit(self, request: Request, number: int) -> Answer:
+    def _admit(self, request: Request, number: int, account: AnswerAccount) -> Answer:
         if len(self._waiting) >= self._settings.max_waiting:
             raise OverloadedError(
                 f"{len(self._waiting)} answers wait for a worker, the limit is {self._settings.max_waiting}"
@@ -163,12 +166,13 @@ class Dispatcher:
         key = RequestKey(self._fleet.router_epoch, number, request.choice, 0)
         state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
         self._arrivals += 1
-        answer = Answer(request, state, self._arrivals, arrived())
+        account.prompt_tokens, account.asked, account.key = len(request.prompt), time.monotonic(), str(key)
+        answer = Answer(request, state, self._arrivals, account)
         self._answers[number, request.choice] = answer
         self._metrics.requests_running.set(len(self._answers))
         if request.choice == 0:
             self._metrics.prompt_tokens.inc(len(request.prompt))
-            self._observe("prepare", answer.arrived)
+            self._observe("prepare", account.arrived)
         deadline = DeadlineError(f"the answer is not whole after {self._settings.request_timeout_s:g} s")
         answer.deadline = self._loop.call_later(self._settings.request_timeout_s, self._end, answer, deadline)
         self._run(answer, state.start())
@@ -195,14 +199,17 @@ class Dispatcher:
                 self._finish(answer, None)
 
     def _emit(self, answer: Answer, output: TokenOutput) -> None:
-        now = self._loop.time()
+        now = time.monotonic()
+        account = answer.account
         if answer.last_emitted is None:
-            answer.first_emitted = now
-            self._metrics.time_to_first_token.observe(now - answer.arrived)
+            answer.first_emitted = account.first_token = now
+            account.cached_tokens = output.num_cached_tokens
+            self._metrics.time_to_first_token.observe(now - account.arrived)
             self._observe("prefill", answer.first_placed)
         else:
             self._metrics.inter_token_latency.observe(now - answer.last_emitted)
-        answer.last_emitted = now
+        answer.last_emitted = account.last_token = now
+        account.tokens += 1
         self._metrics.output_tokens.inc()
         answer.pending.append(output)
         answer.changed.set()
@@ -212,7 +219,7 @@ class Dispatcher:
 
     def _observe(self, phase: str, since: float | None) -> None:
         if since is not None:
-            self._metrics.phase_duration.labels(phase).observe(self._loop.time() - since)
+            self._metrics.phase_duration.labels(phase).observe(time.monotonic() - since)
 
     def _finish(self, answer: Answer, error: RtpLlmError | None) -> None:
         self._leave_queue(answer)
@@ -253,7 +260,7 @@ class Dispatcher:
         now = self._loop.time()
         if cause != "busy" or answer.wait_until is None:
             answer.wait_until = now + self._settings.queue_timeout_s
-        answer.waiting_since = now
+        answer.waiting_since = time.monotonic()
         self._waiting[answer.arrival] = answer
         heapq.heappush(self._order, answer.arrival)
         self._metrics.requests_waiting.set(len(self._waiting))
@@ -311,14 +318,18 @@ class Dispatcher:
 
     def _place(self, answer: Answer, placement: Placement) -> None:
         self._observe("queue", answer.waiting_since)
+        now = time.monotonic()
         if answer.first_placed is None:
-            answer.first_placed = self._loop.time()
+            answer.first_placed = now
+        if answer.first_emitted is None:
+            answer.account.placed = now
         sender = WorkerKey(placement.sender.id, placement.sender.epoch)
         receiver = None
         if placement.receiver is not None:
             receiver = WorkerKey(placement.receiver.id, placement.receiver.epoch)
             if placement.receiver.numerics_id != placement.sender.numerics_id:
                 self._metrics.numerics_mismatches.inc()
+        answer.account.workers.append([each.id for each in (sender, receiver) if each is not None])
         self._run(answer, answer.machine.handle(machine.Planned(sender, receiver)))
 
     def _forget_placement(self, answer: Answer) -> None:
@@ -333,6 +344,7 @@ class Dispatcher:
     def _submit(self, answer: Answer, action: machine.Submit) -> None:
         receiver = None if action.receiver is None else self._fleet.find(action.receiver)
         address = "" if receiver is None else receiver.peer_address
+        answer.account.key = str(action.key)
         submit = submit_message(action.key, answer.request, action.output, action.receiver, address)
         answer.placed = (action.key, [action.worker] if action.receiver is None else [action.worker, action.receiver])
         if receiver is not None:

@@ -22,8 +22,8 @@ from starlette.types import ASGIApp
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError, shortened
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.router import http10
+from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answers import Answers, Question
-from rtp_llm.router.arrival import note_arrival
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
 from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
@@ -150,31 +150,34 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
 
 
 async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:
-    note_arrival()
+    account = open_account(http.headers.raw)
+    failure = ""
     try:
         _check_content_type(http)
         with ExitStack() as reading:
             reading.enter_context(backend.admission())
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
-            response = await _until_disconnect(http, _answer(backend, kind, body, shape, reading))
+            response = await _until_disconnect(http, _answer(backend, kind, body, shape, reading, account))
     except ClientDisconnect:
         response = Response(status_code=499)
-    except RtpLlmError as error:
-        response = _error_response(error)
     except Exception as error:
-        log.exception("%s failed", shape.endpoint)
-        response = _error_response(error)
+        if not isinstance(error, RtpLlmError):
+            log.exception("%s failed", shape.endpoint)
+        response, failure = _error_response(error), str(error)
     if not isinstance(response, StreamingResponse):  # a stream counts when it ends
         backend.count(shape.endpoint, response.status_code)
+        account.close(shape.endpoint, response.status_code, failure)
     return response
 
 
-async def _answer(backend: Backend, kind: type[Body], body: bytearray, shape: Shape, reading: ExitStack) -> Response:
+async def _answer(
+    backend: Backend, kind: type[Body], body: bytearray, shape: Shape, reading: ExitStack, account: RequestAccount
+) -> Response:
     """`reading` ends when it is known what is asked."""
     question = await backend.ask(kind, body)
     reading.close()
     envelope = Envelope(shape, shape.id_prefix + uuid.uuid4().hex, backend.model_name)
-    return await _respond(envelope, question, backend)
+    return await _respond(envelope, question, backend, account)
 
 
 def _check_content_type(http: HttpRequest) -> None:
@@ -223,7 +226,7 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-async def _respond(envelope: Envelope, question: Question, backend: Backend) -> Response:
+async def _respond(envelope: Envelope, question: Question, backend: Backend, account: RequestAccount) -> Response:
     answers = Answers(envelope.id, question.prompts)
     if not question.stream:
         choices, usage = await answers.collect(envelope.shape)
@@ -235,7 +238,7 @@ async def _respond(envelope: Envelope, question: Question, backend: Backend) -> 
     except BaseException:
         await items.aclose()
         raise
-    events = _events(envelope, answers, first, items, question.include_usage, backend)
+    events = _events(envelope, answers, first, items, question.include_usage, backend, account)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM)
 
 
@@ -246,6 +249,7 @@ async def _events(
     rest: AsyncGenerator[Item, None],
     include_usage: bool,
     backend: Backend,
+    account: RequestAccount,
 ) -> AsyncGenerator[bytes, None]:
     """`item` and the rest as events; None is a ping. Counts the request by how it ends."""
 
@@ -263,7 +267,7 @@ async def _events(
 
     shape = envelope.shape
     opened: set[int] = set()
-    status = 499  # the client leaves before the end
+    status, failure = 499, ""  # the client leaves before the end
     try:
         async with aclosing(rest):
             while True:
@@ -280,9 +284,11 @@ async def _events(
         if not isinstance(error, RtpLlmError):
             log.exception("stream %s failed", envelope.id)
         status, body = error_body(error)
+        failure = str(error)
         yield _event(body)
     finally:
         backend.count(shape.endpoint, status)
+        account.close(shape.endpoint, status, failure)
     yield b"data: [DONE]\n\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -15,8 +16,8 @@ from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, 
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.request import Request
+from rtp_llm.router.account import current_account
 from rtp_llm.router.answers import Question
-from rtp_llm.router.arrival import arrived
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
@@ -58,6 +59,7 @@ class TokenizedPrompt:
         is a limit as the context is: what is there at the deadline is the answer.
         """
         outcome, num_tokens = "cancelled", 0
+        account = current_account().answer()
         request = Request(
             request_id=request_id,
             prompt=self.tokens,
@@ -68,26 +70,26 @@ class TokenizedPrompt:
         text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
         calls = self.asked.tool_calls() if self.asked.tool_calls is not None else None
         try:
-            async with aclosing(self.service.dispatcher.generate(request, self.number)) as batches:
+            async with aclosing(self.service.dispatcher.generate(request, self.number, account)) as batches:
                 async for batch in batches:
                     delta = text.take(batch)
                     num_tokens += delta.num_tokens
                     if delta.finish_reason is not None:
-                        outcome = "finished"
+                        outcome, account.end = "finished", delta.finish_reason
                     yield delta if calls is None else calls.take(delta)
                     if delta.finish_reason is not None:
                         return
-        except DeadlineError:
+        except DeadlineError as error:
             if self.asked.limit_field is not None or not num_tokens:
-                outcome = "failed"
+                outcome, account.end = "failed", type(error).__name__
                 raise
-            outcome = "finished"
-            yield text.cut() if calls is None else calls.take(text.cut())
-        except InvalidRequestError as error:
-            outcome = "failed"
-            raise self._in_terms_of_the_body(error) from error
-        except RtpLlmError:
-            outcome = "failed"
+            cut = text.cut()
+            outcome, account.end = "finished", cut.finish_reason or ""
+            yield cut if calls is None else calls.take(cut)
+        except RtpLlmError as error:
+            outcome, account.end = "failed", type(error).__name__
+            if isinstance(error, InvalidRequestError):
+                raise self._in_terms_of_the_body(error) from error
             raise
         finally:
             self.service.count_answer(outcome)
@@ -215,7 +217,7 @@ class Service:
 
     def count_answer(self, outcome: str) -> None:
         """How an answer of the request that is handled here has ended: finished, failed or cancelled."""
-        seconds = asyncio.get_running_loop().time() - arrived()
+        seconds = time.monotonic() - current_account().arrived
         self.metrics_here.request_duration.labels(outcome).observe(seconds)
 
     def count(self, endpoint: str, status: int) -> None:

@@ -1,6 +1,7 @@
 """The dispatcher over a scripted fleet: what is sent to whom, and what a client gets."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from rtp_llm.config import RouterSettings
 from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.router.account import AnswerAccount, RequestAccount
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.placement import DECODE, PREFILL, Policy, ViewChanged, WorkerGone, WorkerView
@@ -429,12 +431,35 @@ async def test_what_nobody_can_hold_is_told_so_with_both_numbers(fleet: Scripted
         await collect(dispatcher(fleet, queue_timeout_s=0.01), request(max_tokens=50))
 
 
+async def test_an_account_says_who_worked_on_an_answer_and_phases_that_add_up_to_its_first_token(
+    fleet: ScriptedFleet,
+) -> None:
+    router = dispatcher(fleet)
+    account = AnswerAccount(time.monotonic() - 30)
+    task = asyncio.create_task(anext(router.generate(request(max_tokens=2), router.next_request(), account)))
+    await turn()
+    first = fleet.key()
+    fleet.listener.said(Busy(first, P))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    await turn()
+    seen = time.monotonic()
+    fleet.output(D, fleet.key(), 1, finish=2)
+    await task
+    assert account.workers == [[P.id, D.id]] * 2 and account.key == str(fleet.key()) != str(first)
+    assert (account.prompt_tokens, account.tokens) == (3, 2)
+    phases = account.phases()
+    assert list(phases) == ["prepare", "queue", "prefill", "decode"] and phases["prepare"] >= 30_000
+    assert account.first_token is not None and account.first_token <= seen
+    to_first = sum(phases[name] for name in ("prepare", "queue", "prefill"))
+    assert abs(to_first - (account.first_token - account.arrived) * 1e3) < 0.01
+
+
 async def test_a_prompt_counts_once_and_its_times_run_from_the_requests_arrival(
-    fleet: ScriptedFleet, monkeypatch: pytest.MonkeyPatch
+    fleet: ScriptedFleet,
 ) -> None:
     """Three answers of one prompt; the HTTP request came in 30 s ago."""
-    came = asyncio.get_running_loop().time() - 30
-    monkeypatch.setattr("rtp_llm.router.dispatcher.arrived", lambda: came)
+    account = RequestAccount("", time.monotonic() - 30)
     registry = CollectorRegistry()
     router = Dispatcher(fleet, LeastLoaded(), RouterSettings(), RouterMetrics(registry))  # type: ignore[arg-type]
 
@@ -443,7 +468,7 @@ async def test_a_prompt_counts_once_and_its_times_run_from_the_requests_arrival(
 
     number = router.next_request()
     asked = [replace(request(max_tokens=2), choice=choice) for choice in range(3)]
-    tasks = [asyncio.create_task(anext(router.generate(each, number))) for each in asked]
+    tasks = [asyncio.create_task(anext(router.generate(each, number, account.answer()))) for each in asked]
     await turn()
     assert total("prompt_tokens_total") == 3
     assert total("phase_seconds_count", phase="prepare") == 1

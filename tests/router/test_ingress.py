@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,8 +15,8 @@ import pytest
 from rtp_llm.config import load_config
 from rtp_llm.errors import OverloadedError, WorkerLostError
 from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
+from rtp_llm.router.account import current_account
 from rtp_llm.router.answers import Question
-from rtp_llm.router.arrival import arrived
 from rtp_llm.router.ingress import Backend, build_ingress
 from rtp_llm.router.reading import BodyReader
 from rtp_llm.router.responses import CompletionShape
@@ -39,7 +40,7 @@ class ScriptedPrompt:
 
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         self.backend.running += 1
-        self.backend.arrivals.append(arrived())
+        self.backend.arrivals.append(current_account().arrived)
         self.backend.begun.append(choice)
         self.backend.begins.release()
         try:
@@ -104,7 +105,7 @@ class ScriptedBackend:
             self.reading -= 1
 
     async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
-        self.arrivals.append(arrived())
+        self.arrivals.append(current_account().arrived)
         asked = reader().parsed(kind, body)
         sampling = asked.sampling({})
         count = len(asked.prompts()) if isinstance(asked, CompletionBody) else 1
@@ -363,15 +364,14 @@ async def test_an_upload_that_stalls_is_ended(backend: ScriptedBackend) -> None:
 async def test_a_request_has_arrived_before_its_body_is_read(
     backend: ScriptedBackend, body: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second of the loop's clock passes with each part of the body that is asked for."""
-    loop = asyncio.get_running_loop()
+    """A second passes with each part of the body that is asked for."""
     text = json.dumps(body).encode()
     client = Connection(
         backend,
         {"type": "http.request", "body": text[:9], "more_body": True},
         {"type": "http.request", "body": text[9:], "more_body": False},
     )
-    begin, passed, receive = loop.time(), 0, client._receive
+    begin, passed, receive = time.monotonic(), 0, client._receive
 
     async def receive_later() -> dict[str, object]:
         nonlocal passed
@@ -379,7 +379,7 @@ async def test_a_request_has_arrived_before_its_body_is_read(
         return await receive()
 
     monkeypatch.setattr(client, "_receive", receive_later)
-    monkeypatch.setattr(loop, "time", lambda: begin + passed)
+    monkeypatch.setattr("rtp_llm.router.account.time.monotonic", lambda: begin + passed)
     running = asyncio.ensure_future(client.run())
     await client.until(b'"finish_reason":"stop"')
     client.leave()

@@ -340,7 +340,7 @@ async def test_a_prompt_begins_with_the_tokenizers_bos_as_the_body_says(
     service = Service(config, StaticMembership())
     asked: list[Request] = []
 
-    async def generate(request: Request, _: int) -> AsyncIterator[list[TokenOutput]]:
+    async def generate(request: Request, *_: object) -> AsyncIterator[list[TokenOutput]]:
         asked.append(request)
         yield [TokenOutput(0, 5, None, [], FinishReason.LENGTH, 0)]
 

@@ -1,0 +1,107 @@
+"""RequestAccount: what is known of the HTTP request that is being handled, for its line in the access log. All tasks that
+handle it know it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+log = logging.getLogger("rtp_llm.access")
+
+MAX_ID_CHARS = 128
+MAX_ANSWERS = 16  # in one line
+MAX_ERROR_CHARS = 200
+
+
+@dataclass
+class AnswerAccount:
+    """One answer. Times are time.monotonic() (uvloop's own clock counts milliseconds); what never came has none."""
+
+    arrived: float  # the HTTP request
+    prompt_tokens: int = 0
+    asked: float | None = None  # of the dispatcher: a prompt's later choices wait for its first one's first token
+    key: str = ""  # of the last attempt, as workers name it in their logs
+    workers: list[list[str]] = field(default_factory=list)  # an attempt each: S and R, or who runs it alone
+    placed: float | None = None  # the last time before the first token
+    first_token: float | None = None
+    last_token: float | None = None
+    tokens: int = 0
+    cached_tokens: int = 0
+    end: str = "cancelled"  # else a finish reason, or an error's type
+
+    def phases(self) -> dict[str, float]:
+        """Milliseconds, rounded to microseconds; to the first token they add up to its time since the arrival."""
+        marks = (
+            ("prepare", self.asked),
+            ("queue", self.placed),
+            ("prefill", self.first_token),
+            ("decode", self.last_token),
+        )
+        found, since = {}, self.arrived
+        for name, mark in marks:
+            if mark is None:
+                break
+            found[name] = round((mark - since) * 1e3, 3)
+            since = mark
+        return found
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "workers": self.workers,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "tokens": self.tokens,
+            "ms": self.phases(),
+            "end": self.end,
+        }
+
+
+class RequestAccount:
+    """`id`: the client's x-request-id where it is printable and short, else a new one."""
+
+    def __init__(self, id: str, arrived: float) -> None:
+        self.id = id if 0 < len(id) <= MAX_ID_CHARS and id.isascii() and id.isprintable() else uuid.uuid4().hex
+        self.arrived = arrived
+        self.answers: list[AnswerAccount] = []
+
+    def answer(self) -> AnswerAccount:
+        """Of one more answer."""
+        self.answers.append(AnswerAccount(self.arrived))
+        return self.answers[-1]
+
+    def close(self, endpoint: str, status: int, error: str = "") -> None:
+        """The request is over: one line."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        now = time.monotonic()
+        line = {"id": self.id, "endpoint": endpoint, "status": status, "ms": round((now - self.arrived) * 1e3, 3)}
+        if error:
+            line["error"] = error[:MAX_ERROR_CHARS]
+        line["answers"] = [answer.row() for answer in self.answers[:MAX_ANSWERS]]
+        if len(self.answers) > MAX_ANSWERS:
+            line["more_answers"] = len(self.answers) - MAX_ANSWERS
+        log.info("%s", json.dumps(line, separators=(",", ":")))
+
+
+_current: ContextVar[RequestAccount] = ContextVar("account")
+
+
+def open_account(headers: Iterable[tuple[bytes, bytes]] = ()) -> RequestAccount:
+    """In the task that hears the request, before its body is read. `headers`: the request's, their names in lower case."""
+    id = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
+    account = RequestAccount(id, time.monotonic())
+    _current.set(account)
+    return account
+
+
+def current_account() -> RequestAccount:
+    """That of the request that is handled here; one that nobody closes, begun now, where no HTTP request is behind it."""
+    account = _current.get(None)
+    return account if account is not None else RequestAccount("", time.monotonic())
