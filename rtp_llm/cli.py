@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     top = commands.add_parser("top", help="watch a server's pools, queues and rates in the terminal")
     top.add_argument("--url", default="http://127.0.0.1:8000", help="base URL of the server (default: %(default)s)")
-    top.add_argument("--every", type=_positive_seconds, default=2.0, metavar="S", help="seconds (default: 2)")
+    top.add_argument("--every", type=_positive_number, default=2.0, metavar="S", help="seconds (default: 2)")
     top.add_argument("--once", action="store_true", help="one interval, then end")
     top.set_defaults(command=_top)
 
@@ -145,6 +145,38 @@ def _add_bench(commands: Any) -> None:
     _add_settings(engine, {"model", "engine"})
     engine.set_defaults(command=_bench_engine)
 
+    serve = bench.add_parser("serve", help="an OpenAI-compatible server, by requests over HTTP")
+    serve.add_argument("--url", default="http://127.0.0.1:8000", help="base URL of the server (default: %(default)s)")
+    serve.add_argument("--served-model-name", metavar="NAME", help="default: the first that the server names")
+    serve.add_argument("--requests", type=_positive, default=100, metavar="N", help="(default: 100)")
+    serve.add_argument(
+        "--rate", type=_positive_number, metavar="R", help="requests/s, Poisson arrivals (default: all at once)"
+    )
+    serve.add_argument(
+        "--concurrency", type=_positive, metavar="N", help="at most so many at once (default: any number)"
+    )
+    serve.add_argument("--prompt-tokens", type=_lengths, default="128", metavar="N|A-B", help="(default: 128)")
+    serve.add_argument("--output-tokens", type=_lengths, default="32", metavar="N|A-B", help="(default: 32)")
+    serve.add_argument(
+        "--trace", type=Path, metavar="FILE", help="lengths, times and shared prefixes of a Mooncake trace"
+    )
+    serve.add_argument("--divide", type=_positive, default=1, metavar="N", help="a trace's lengths by this")
+    serve.add_argument(
+        "--longest", type=_positive, default=1 << 20, metavar="N", help="tokens of a trace's prompt and answer"
+    )
+    serve.add_argument("--speed", type=_positive_number, default=1.0, metavar="X", help="a trace's rate times this")
+    serve.add_argument(
+        "--vocabulary", type=_positive, default=1000, metavar="N", help="ids are drawn below it (default: 1000)"
+    )
+    serve.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths, ids and times")
+    serve.add_argument("--first-token-ms", type=_positive_number, metavar="MS", help="objective, for goodput")
+    serve.add_argument(
+        "--token-ms", type=_positive_number, metavar="MS", help="objective: mean time of a token after the first"
+    )
+    serve.add_argument("--json", type=Path, metavar="FILE", help="workload, summary and each request's times")
+    serve.add_argument("--plot", type=Path, metavar="FILE", help="a picture of them (needs matplotlib)")
+    serve.set_defaults(command=_bench_serve)
+
 
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
@@ -155,13 +187,22 @@ def _positive(text: str) -> int:
 _positive.__name__ = "positive number"  # argparse: "invalid positive number value"
 
 
-def _positive_seconds(text: str) -> float:
-    if not 0 < (seconds := float(text)) < float("inf"):
+def _positive_number(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
         raise ValueError
-    return seconds
+    return number
 
 
-_positive_seconds.__name__ = "number of seconds"
+_positive_number.__name__ = "positive number"
+
+
+def _lengths(text: str) -> Any:
+    from rtp_llm.load.workload import Lengths
+
+    return Lengths.of(text)
+
+
+_lengths.__name__ = "number of tokens, or range"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -317,6 +358,13 @@ def _bench_engine(options: argparse.Namespace) -> int:
     if options.json is not None:
         write_json(rows, options.json)
     return 0
+
+
+def _bench_serve(options: argparse.Namespace) -> int:
+    """Status 1 where a request failed."""
+    from rtp_llm.load.command import bench_serve
+
+    return bench_serve(options, lambda line: print(line, flush=True))
 
 
 def _env(options: argparse.Namespace) -> int:

@@ -69,7 +69,8 @@ IMPORTS = {
     "http_client": {"errors"},
     "chat": NOUNS | {"http_client"},
     "top": {"errors", "http_client", "metrics"},
-    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat", "top", "bench"},
+    "load": {"errors", "http_client"},
+    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat", "top", "bench", "load"},
     "_native": {"_engine"},
     "__init__": {"engine", "llm", "sampling_params"},  # on first use
     "__main__": {"cli"},
@@ -78,6 +79,8 @@ IMPORTS = {
 # distribution's module: the rooms that may import it
 IMPORT_HOMES = {
     "ray": {"directory", "serve_internals", "replica", "pool", "prefill", "decode", "router", "app"},
+    "aiohttp": {"load"},
+    "matplotlib": {"load"},  # extra `plot`
     "grpc": {"wire"},
     "google": {"wire"},
     "fastapi": {"router"},
