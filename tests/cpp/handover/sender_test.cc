@@ -588,9 +588,35 @@ TEST(await_closes_the_endpoint_after_a_second) {
   const auto close = s.only<action::CloseEndpoint>();
   CHECK(close.peer == s.peer);
   CHECK(close.direction == Direction::kSend);
+  CHECK(!s.handover.next_deadline().has_value());  // what is in flight ends with the endpoint
   s.done(1, false);
   s.done(1, false);
   CHECK(s.did<message::Reserve>());
+}
+
+TEST(await_that_ended_in_time_closes_nothing) {
+  Sending s;
+  s.to_push();
+  s.receive(message::Expired{k, 1});
+  s.done(1);
+  s.done(1);
+  s.grant(2);
+  s.advance(1);
+  CHECK(!s.did<action::CloseEndpoint>());
+  s.check_state(SenderState::kPush);
+}
+
+TEST(pushes_of_a_request_that_is_done_without_may_go_on_until_the_prompt_is) {
+  Sending s;
+  s.to_push();
+  s.receive(message::Expired{k, 1});
+  s.receive(message::PeerFenced{k});
+  s.advance(1);
+  CHECK(!s.did<action::CloseEndpoint>());
+  s.prefill();
+  CHECK(!s.did<action::ReleaseBlocks>());
+  s.advance(1);
+  CHECK(s.did<action::CloseEndpoint>());
 }
 
 TEST(a_broken_endpoint_with_a_live_receiver_reserves_again) {
@@ -735,6 +761,29 @@ TEST(a_local_sequence_is_remembered_with_its_tokens_when_it_finishes) {
   const auto replay = s.only<message::Outputs>();
   REQUIRE(replay.tokens.size() == 3);
   CHECK_EQ(replay.tokens.front().position, 1);
+}
+
+TEST(an_attach_replays_what_runs_here_from_the_next_position) {
+  Sending alone;
+  alone.from_router(message::Submit{spec_of(k), std::nullopt, ""});
+  SampledToken token;
+  for (token.position = 0; token.position < 3; ++token.position) alone.post(event::Output{k, token});
+  alone.from_router(message::Attach{{{k, 2, message::AttachRole::kAlone}}});
+  REQUIRE(alone.only<message::Outputs>().tokens.size() == 1);
+  CHECK_EQ(alone.only<message::Outputs>().tokens[0].position, 2);
+
+  Sending sender;
+  sender.second_router();
+  sender.to_compute();
+  sender.prefill();
+  sender.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK(sender.out.empty());  // its first token waits for the answer
+  sender.grant(1);
+  CHECK(sender.did<message::Outputs>());
+  sender.from_router(message::Attach{{{k, 0, message::AttachRole::kSender}}});
+  CHECK_EQ(sender.only<message::Outputs>().tokens.size(), 1);
+  sender.from_router(message::Attach{{{k, 1, message::AttachRole::kSender}}});
+  CHECK(sender.out.empty());
 }
 
 TEST(a_local_sequence_that_the_engine_gives_up_is_fenced) {
