@@ -31,10 +31,10 @@ std::optional<std::vector<int32_t>> BlockPool::allocate(int count) {
 }
 
 std::optional<std::vector<int32_t>> BlockPool::allocate_for_step(int count) {
-  if (std::optional<std::vector<int32_t>> taken = allocate(count)) return taken;
+  check(count >= 0, "can't allocate ", count, " blocks");
   Lock lock(mutex_);
-  const std::vector<int32_t> gated = behind_steps();
   const int missing = std::max(0, count - room());
+  const std::vector<int32_t> gated = missing > 0 ? behind_steps() : std::vector<int32_t>();
   if (missing > static_cast<int>(gated.size())) return std::nullopt;
   std::vector<int32_t> taken = take(count - missing, State::kReferenced);
   for (int32_t block : std::span(gated).first(static_cast<size_t>(missing))) {

@@ -74,6 +74,13 @@ TEST(a_fork_goes_on_from_the_same_state) {
   CHECK(fork.hashes() == hashes_of({1, 2, 3, 5}, 2));
 }
 
+TEST(a_salt_is_its_fields_each_behind_its_length_in_8_bytes_little_endian) {
+  const auto bytes = [](const char (&text)[9]) { return std::string(text, 8); };
+  CHECK_EQ(block_hash_salt("ab", std::string(258, 'x'), "c"), bytes("\2\0\0\0\0\0\0\0") + "ab" +
+                                                                  bytes("\2\1\0\0\0\0\0\0") + std::string(258, 'x') +
+                                                                  bytes("\1\0\0\0\0\0\0\0") + "c");
+}
+
 TEST(salts_join_unambiguously) {
   CHECK(block_hash_salt("ab", "c") != block_hash_salt("a", "bc"));
   CHECK(block_hash_salt("a", "", "b") != block_hash_salt("a", "b", ""));

@@ -51,6 +51,11 @@ TEST(a_block_is_free_again_with_its_last_reference) {
   pool.check_integrity();
 }
 
+TEST(a_pool_has_blocks_and_they_hold_tokens) {
+  CHECK_THROWS_WITH(BlockPool(0, 16), InvalidArgument, "num_blocks must be positive, got 0");
+  CHECK_THROWS_WITH(BlockPool(4, 0), InvalidArgument, "block_tokens must be positive, got 0");
+}
+
 TEST(misuse_names_the_block_and_changes_nothing) {
   BlockPool pool(4, 16);
   const Blocks blocks = pool.allocate(2).value();
@@ -66,6 +71,7 @@ TEST(misuse_names_the_block_and_changes_nothing) {
   CHECK_THROWS_WITH(pool.free_quarantined(blocks), InvalidArgument, "it is referenced");
   CHECK_THROWS_WITH(pool.granted_to_referenced(blocks), InvalidArgument, "it is referenced");
   CHECK_THROWS(pool.allocate(-1), InvalidArgument);
+  CHECK_THROWS(pool.allocate_for_step(-1), InvalidArgument);
   CHECK_THROWS(pool.grant(-1), InvalidArgument);
   CHECK_EQ(pool.counts().referenced, 2);
   CHECK_EQ(pool.counts().free, 2);
