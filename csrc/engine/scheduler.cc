@@ -40,6 +40,15 @@ const Schedule& Scheduler::schedule(const StepCost& cost) {
   return plan_;
 }
 
+bool Scheduler::ended(const Chunk& chunk) {
+  Sequence& sequence = *chunk.sequence;
+  --sequence.steps_in_flight;
+  sequence.num_pending -= chunk.samples;
+  if (chunk.num_preemptions != sequence.num_preemptions) return false;
+  sequence.num_computed += chunk.rows;
+  return true;
+}
+
 void Scheduler::finish(Sequence& sequence) {
   leave(sequence);
   give_back_slot(sequence);

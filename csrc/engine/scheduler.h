@@ -60,6 +60,8 @@ class Scheduler {
   void join(Sequence& sequence);
   // The next step, valid until the next call. Counts it as launched.
   const Schedule& schedule(const StepCost& cost);
+  // The chunk's step has ended. False: its rows are in no block of the sequence, which was preempted since the launch.
+  bool ended(const Chunk& chunk);
   // Is over, wherever it was: slot and blocks are given back.
   void finish(Sequence& sequence);
   // A sender that needs no more steps: its slot is free, its blocks stay until finish().

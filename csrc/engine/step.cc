@@ -152,14 +152,10 @@ void Engine::State::publish(const InFlight& step) {
 // next token. Not if that was ended or cancelled since the launch.
 bool Engine::State::publish_rows(const Chunk& chunk, int32_t token) {
   Sequence& sequence = *chunk.sequence;
-  --sequence.steps_in_flight;
-  sequence.num_pending -= chunk.samples;
+  const bool stored = scheduler.ended(chunk);
   if (token < 0) withdraw_blocks(sequence);
   if (sequence.state == Sequence::State::kEnding) return false;
-  if (chunk.num_preemptions == sequence.num_preemptions) {
-    sequence.num_computed += chunk.rows;
-    if (token >= 0) offer_full_blocks(sequence);
-  }
+  if (stored && token >= 0) offer_full_blocks(sequence);
   return chunk.samples && sequence.state != Sequence::State::kHeld;
 }
 

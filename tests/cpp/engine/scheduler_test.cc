@@ -76,11 +76,8 @@ struct Fixture {
     pool.step_ended(launched + 1 - in_flight.size());
     for (const Chunk& chunk : in_flight.front()) {
       Sequence& sequence = *chunk.sequence;
-      --sequence.steps_in_flight;
-      sequence.num_pending -= chunk.samples;
-      if (sequence.state == Sequence::State::kRunning && sequence.num_preemptions == chunk.num_preemptions) {
-        CHECK_EQ(chunk.first_token, sequence.num_computed);
-        sequence.num_computed += chunk.rows;
+      if (scheduler.ended(chunk) && sequence.state == Sequence::State::kRunning) {
+        CHECK_EQ(chunk.first_token + chunk.rows, sequence.num_computed);
         for (int& next = sequence.num_offered_blocks; next < sequence.num_computed / config.block_tokens; ++next)
           pool.insert(sequence.blocks[next], sequence.hasher.hashes()[next]);
       }
