@@ -2,6 +2,8 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 
 #include "check.h"
@@ -400,6 +402,21 @@ TEST(load_counts_what_is_queued_at_once) {
   CHECK_EQ(load.running, 0);
 }
 
+TEST(load_counts_who_runs_and_says_how_long_the_last_step_took) {
+  Rig rig;
+  EngineLoad load;
+  rig.ear.at_layers = [&] { load = rig.engine->load(); };
+  rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kAlone);
+  rig.engine->add(spec_of(2, random_tokens(200, 2)), Role::kSender);  // several steps
+  rig.start();
+  rig.ear.wait([&] { return rig.ear.prefilled.contains(key_of(2)); });
+  CHECK_EQ(load.running, 2);
+  CHECK_EQ(load.waiting, 0);
+  CHECK(load.step_s > 0);
+  rig.engine->release(key_of(2));
+  rig.wait_for(key_of(1));
+}
+
 TEST(load_counts_what_came_during_a_step_from_its_end_on) {
   struct AtPrefilled : testing::Ear {
     void on_prefilled(const RequestKey& key, int32_t token, float logprob,
@@ -459,6 +476,40 @@ TEST(a_step_that_stands_still_is_seen_in_the_load) {
   rig.ear.wait([&] { return rig.ear.prefilled.count(key_of(1)) > 0; });
   rig.engine->release(key_of(1));
   while (rig.engine->load().step_running_s > 0) std::this_thread::yield();
+}
+
+// Of this process's thread with that name, as proc(5) has it.
+char thread_state(const std::string& name) {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "stat");
+    std::string line;
+    std::getline(file, line);
+    const size_t at = line.find("(" + name + ") ");
+    if (at != std::string::npos) return line.at(at + name.size() + 3);
+  }
+  return '?';
+}
+
+TEST(an_engine_without_work_sleeps) {
+  Rig rig;
+  const SequenceSpec spec = spec_of(1, random_tokens(20, 1), 2);
+  rig.run_one(spec);
+  rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (thread_state("rtp-engine") != 'S' && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  CHECK_EQ(thread_state("rtp-engine"), 'S');
+}
+
+TEST(a_sender_may_run_though_nobody_listens) {
+  Rig rig;
+  rig.engine->set_listener(nullptr);
+  const SequenceSpec spec = spec_of(1, random_tokens(20, 1));
+  rig.engine->add(spec, Role::kSender);
+  CHECK_EQ(rig.run_one(spec_of(2, {1})).tokens.size(), 20);
+  CHECK_EQ(rig.engine->load().blocks.referenced, 2);
+  rig.engine->release(spec.key);
+  rig.run_one(spec_of(3, {1}, 1));
+  rig.check_idle();
 }
 
 TEST(numerics_id_names_backend_isa_types_and_a_digest_of_the_ops) {
