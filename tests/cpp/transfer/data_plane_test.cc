@@ -269,6 +269,16 @@ TEST(a_close_is_told_behind_the_pushes_that_it_ends) {
   CHECK_EQ(two.s.data.counts().pushes_in_flight, 0);
 }
 
+TEST(a_close_is_told_though_another_endpoint_stands_by_then) {
+  Couple two;
+  two.connect();
+  two.s.data.close(two.r.self, Direction::kSend);
+  two.connect();
+  two.until([&] { return !two.s.told.empty(); });
+  CHECK_EQ(two.s.said(), std::vector<std::string>{"closed send r"});
+  CHECK_EQ(two.s.data.transport().counts().outbound, 1);
+}
+
 TEST(closing_what_is_not_there_is_told_at_once) {
   Couple two;
   two.s.data.close(two.r.self, Direction::kSend);

@@ -240,6 +240,7 @@ TEST(a_pool_that_outlives_the_transfer_goes_on_alone) {
     transfer.stop();
     engine.block_pool().release(taken);
   }
+  CHECK_EQ(engine.calls().back(), "stop");                               // the engine says nothing to who is gone
   engine.block_pool().release(engine.block_pool().allocate(1).value());  // a sanitizer would see who hears this
   CHECK_EQ(engine.block_pool().counts().free, 16);
 }

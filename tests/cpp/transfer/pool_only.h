@@ -55,7 +55,10 @@ class PoolOnly : public EnginePort {
   bool caches_prefixes() const override { return true; }
   int64_t vocab_size() const override { return 1000; }
   void set_listener(EngineListener* given) override { listener = given; }
-  void stop() override {}
+  void stop() override {
+    std::lock_guard lock(mutex_);
+    calls_.push_back("stop");
+  }
   void validate(const SequenceSpec& spec, Role) const override { note(concat("validate ", spec.key.request)); }
   void add(SequenceSpec spec, Role) override { note(concat("add ", spec.key.request)); }
   void join(SequenceSpec spec, std::vector<int32_t>) override { note(concat("join ", spec.key.request)); }

@@ -205,27 +205,53 @@ TEST(a_peer_that_comes_back_on_a_new_endpoint_is_not_heard_on_the_old_one) {
   CHECK_EQ(station.transport.counts().inbound, 1);
 }
 
+// A worker of UCX alone, which connects to a station and says nothing.
+struct Stranger {
+  ucx::Endpoint connect(const Station& station) {
+    std::istringstream address(station.transport.address());
+    std::string host;
+    int port = 0;
+    address >> host >> port;
+    return ucx::Endpoint::connect(worker, host, port, [](void*, ucp_ep_h, ucs_status_t) {}, nullptr);
+  }
+  template <class Condition>
+  bool move_until(Station& station, Condition holds) {
+    for (const double end = now_s() + kHangS; !holds() && now_s() < end;) {
+      worker.progress();
+      station.transport.progress(now_s());
+    }
+    return holds();
+  }
+
+  ucx::Context context{{{"TLS", "tcp,self"}, {"NET_DEVICES", "lo"}}};
+  ucx::Worker worker{context};
+};
+
 TEST(an_endpoint_that_never_says_a_nonce_is_closed) {
   TransportConfig config = config_of("tcp");
   config.hello_timeout_s = 0.1;
   Station station(config, 1 << 20);
-  ucx::Context context({{"TLS", "tcp,self"}, {"NET_DEVICES", "lo"}});
-  ucx::Worker worker(context);
-  std::istringstream address(station.transport.address());
-  std::string host;
-  int port = 0;
-  address >> host >> port;
-  ucx::Endpoint silent = ucx::Endpoint::connect(worker, host, port, [](void*, ucp_ep_h, ucs_status_t) {}, nullptr);
+  Stranger stranger;
+  const ucx::Endpoint silent = stranger.connect(station);
   const auto came = [&] {
     const TransportCounts counts = station.transport.counts();
     return counts.inbound > 0 || counts.endpoints_rejected > 0;
   };
-  for (const double end = now_s() + kHangS; !came() && now_s() < end;) {
-    worker.progress();
-    station.transport.progress(now_s());
-  }
+  CHECK(stranger.move_until(station, came));
   CHECK(station.run_until([&] { return station.transport.counts().endpoints_rejected == 1; }));
   CHECK(station.run_until([&] { return station.transport.counts().inbound == 0; }));
+}
+
+TEST(an_endpoint_ends_with_who_holds_it) {
+  TransportConfig config = config_of("tcp");
+  config.hello_timeout_s = 2 * kHangS;  // not for its silence
+  Station station(config, 1 << 20);
+  Stranger stranger;
+  {
+    const ucx::Endpoint brief = stranger.connect(station);
+    CHECK(stranger.move_until(station, [&] { return station.transport.counts().inbound == 1; }));
+  }
+  CHECK(stranger.move_until(station, [&] { return station.transport.counts().inbound == 0; }));
 }
 
 namespace {

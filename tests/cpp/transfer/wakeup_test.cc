@@ -1,6 +1,7 @@
 #include "transfer/wakeup.h"
 
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <cmath>
 
@@ -40,6 +41,20 @@ TEST(any_fd_that_is_readable_ends_the_wait) {
   const double deadline = now_s() + 0.01;
   wakeup.wait(deadline);  // nothing is readable any more
   CHECK(now_s() >= deadline);
+}
+
+TEST(a_wakeup_leaves_no_fd_open) {
+  const auto lowest_free = [] {
+    const int fd = eventfd(0, EFD_CLOEXEC);
+    close(fd);
+    return fd;
+  };
+  const int before = lowest_free();
+  {
+    const Wakeup wakeup({});
+    CHECK(lowest_free() > before);
+  }
+  CHECK_EQ(lowest_free(), before);
 }
 
 TEST(an_fd_that_is_none_is_named) { CHECK_THROWS_WITH(Wakeup({-1}), Unavailable, "epoll_ctl: Bad file descriptor"); }
