@@ -5,8 +5,9 @@
 
 Draws mutants of the given files (of a directory: its *.cc), as many from each room, builds each in a copy of the
 tree (build/mutate) and runs the C++ tests: the room's own, then the others'; `--also` adds Python tests. A mutant is
-killed when a test fails, crashes or hangs; one that does not compile counts as neither. Each line of a report can
-be asked again: with a report that exists, what it calls survived or has not judged yet is judged, nothing is drawn.
+killed when a test fails, crashes or hangs, also when given more time; one that does not compile counts as neither.
+Each line of a report can be asked again: with a report that exists, what it calls survived or has not judged yet is
+judged, nothing is drawn.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from pathlib import Path
 from mutations import Mutant, draw
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = "timeout"
 MAX_ADDRESS_SPACE = 8 << 30  # of a test process: a mutant may allocate for ever
 
 
@@ -54,8 +56,8 @@ class Tree:
         options += [f"Python_EXECUTABLE={sys.executable}", f"CMAKE_MAKE_PROGRAM={self.programs / 'ninja'}"]
         cmake = [str(self.programs / "cmake"), f"-S{self.source}", f"-B{self.build}", "-GNinja"]
         subprocess.run([*cmake, *(f"-D{option}" for option in options)], check=True, stdout=subprocess.DEVNULL)
-        if not self.compiles():
-            sys.exit(f"the tree does not build: {self.programs / 'ninja'} -C {self.build}")
+        if error := self.compile_error():
+            sys.exit(f"the tree does not build: {error}")
         self.tests = sorted((self.build / "tests").glob("*_test"))
 
     def write(self, name: str, content: bytes) -> None:
@@ -64,9 +66,14 @@ class Tree:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def compiles(self) -> bool:
+    def compile_error(self) -> str:
+        """Builds; returns the compiler's or the linker's first error. Exits if the build failed for another reason."""
         ninja = [str(self.programs / "ninja"), "-C", str(self.build), "-j", str(self.jobs)]
-        return subprocess.run(ninja, capture_output=True).returncode == 0
+        ran = subprocess.run(ninja, capture_output=True, text=True)
+        if ran.returncode == 0:
+            return ""
+        error = re.search(r"(?<!fatal )(?<!compiler )error: .*|undefined reference.*", ran.stdout)
+        return error[0] if error else sys.exit(f"the build failed:\n{ran.stdout[-2000:]}{ran.stderr}")
 
 
 def killer(command: list[str], tree: Tree, longest_s: float) -> tuple[str, float]:
@@ -91,7 +98,7 @@ def killer(command: list[str], tree: Tree, longest_s: float) -> tuple[str, float
     while not killed:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, begin + longest_s - time.monotonic()))
         if not ready:
-            killed = f"timeout after {last}"
+            killed = f"{TIMEOUT} after {last}"
         elif not (line := process.stdout.readline().decode(errors="replace")):
             break
         elif re.match(r"ok  |FAIL|tests/", line):  # of tests/cpp/main.cc; of pytest
@@ -134,15 +141,18 @@ def judge(mutant: Mutant, tree: Tree, longest_s: dict[str, float]) -> None:
     place = min(places, key=lambda at: abs(text.count("\n", 0, at) + 1 - mutant.line))
     mutant.line = text.count("\n", 0, place) + 1
     tree.write(mutant.file, (text[:place] + mutant.after + text[place + len(mutant.before) :]).encode())
-    mutant.verdict, mutant.by = "invalid", ""
-    if tree.compiles():
+    mutant.verdict, mutant.by = "invalid", tree.compile_error()
+    if not mutant.by:
         room, stem = Path(mutant.file).parent.name, Path(mutant.file).stem
         own = shlex.quote(str(tree.build / "tests" / f"{room}_test"))
         tests = [(command, longest_s[command]) for command in sorted(longest_s, key=lambda test: test != own)]
         if (tree.source / f"tests/cpp/{room}/{stem}_test.cc").exists():
             tests.insert(0, (f"{own} {stem}_test.", longest_s[own]))
         for command, plain_s in tests:
-            mutant.by, _ = killer(shlex.split(command), tree, 5 * plain_s + 20)
+            for limit_s in (5 * plain_s + 20, 20 * plain_s + 80):  # at first, the machine may have been busy
+                mutant.by, _ = killer(shlex.split(command), tree, limit_s)
+                if not mutant.by.startswith(TIMEOUT):
+                    break
             if mutant.by:
                 break
         mutant.verdict = "killed" if mutant.by else "survived"
@@ -151,7 +161,9 @@ def judge(mutant: Mutant, tree: Tree, longest_s: dict[str, float]) -> None:
 
 def described(mutant: Mutant) -> str:
     before, after = (textwrap.shorten(text, 200, placeholder=" …") for text in (mutant.before, mutant.after))
-    verdict = f"killed by {mutant.by}" if mutant.by else mutant.verdict.upper()
+    verdict = (
+        f"killed by {mutant.by}" if mutant.verdict == "killed" else f"{mutant.verdict.upper()} {mutant.by}".strip()
+    )
     return f"{mutant.file}:{mutant.line}: {before}  →  {after or '(nothing)'}  [{verdict}]"
 
 
@@ -159,11 +171,13 @@ def summary(mutants: list[Mutant]) -> str:
     lines = []
     rooms = sorted({Path(mutant.file).parent.name for mutant in mutants})
     for room in [*rooms, "all"]:
-        verdicts = [mutant.verdict for mutant in mutants if room in ("all", Path(mutant.file).parent.name)]
-        killed, survived = verdicts.count("killed"), verdicts.count("survived")
-        rate = f"{killed / (killed + survived):.0%}" if killed + survived else "-"
-        rest = len(verdicts) - killed - survived
-        lines.append(f"{room}: {killed} of {killed + survived} killed, {rate}; {rest} don't compile or are gone")
+        judged = [mutant for mutant in mutants if room in ("all", Path(mutant.file).parent.name)]
+        killed = [mutant for mutant in judged if mutant.verdict == "killed"]
+        hung = sum(mutant.by.startswith(TIMEOUT) for mutant in killed)
+        asked = len(killed) + sum(mutant.verdict == "survived" for mutant in judged)
+        rate = f"{len(killed) / asked:.0%}" if asked else "-"
+        rest = f"{hung} by a timeout; {len(judged) - asked} don't compile, are gone or not judged yet"
+        lines.append(f"{room}: {len(killed)} of {asked} killed, {rate}, {rest}")
     return "\n".join(lines)
 
 

@@ -69,7 +69,7 @@ class Mutant:
     before: str
     after: str
     verdict: str = ""  # killed, survived, invalid (does not compile), gone (the lines are no more); empty: not judged
-    by: str = ""  # the test that killed it
+    by: str = ""  # the test that killed it, or the compiler's error
 
 
 def blank(text: str) -> str:
