@@ -70,6 +70,8 @@ TEST(a_grant_takes_a_slot_and_gives_it_back_when_it_is_void_not_when_its_sequenc
   CHECK(!grant(grants, prompt_of(4)));
   CHECK_EQ(engine.block_pool().counts().granted, 2);
   grants.join(first);
+  CHECK_EQ(engine.block_pool().counts().granted, 1);
+  CHECK_EQ(engine.block_pool().counts().referenced, 1);
   CHECK(!grant(grants, prompt_of(4)));
   grants.quarantine(second);  // a late message may still write into its blocks, but nobody will run
   CHECK(grant(grants, prompt_of(4)).has_value());

@@ -53,6 +53,7 @@ struct Worker {
   static KvTransferConfig config() {
     KvTransferConfig config;
     config.transport.mode = TransportMode::kTcp;
+    config.times = unhurried();
     config.max_queued_tokens = 100;
     return config;
   }
@@ -165,8 +166,8 @@ TEST(a_handover_from_submit_to_join_is_told_traced_and_counted_on_both_sides) {
   const KvTransferCounts out = two.s.transfer.counts(), in = two.r.transfer.counts();
   CHECK_EQ(out.committed_sent, 1);
   CHECK_EQ(in.committed_received, 1);
-  CHECK(out.send_seconds > 0 && out.send_seconds < 20);
-  CHECK(in.receive_seconds > 0 && in.receive_seconds < 20);
+  CHECK(out.send_seconds > 0 && out.send_seconds < kHangS);
+  CHECK(in.receive_seconds > 0 && in.receive_seconds < kHangS);
   CHECK_EQ(out.no_room + out.expired + out.bad_checksum + in.no_room + in.expired + in.bad_checksum, 0);
   CHECK_EQ(out.data.payload_bytes_sent, 10 * 2 * 4 * 4);  // R knew none of it
   two.s.transfer.check_idle();
@@ -245,8 +246,8 @@ TEST(a_receiver_that_is_lost_ends_what_waits_for_its_endpoint) {
   two.submit();
   two.schedule();
   two.computed(4, 6);
-  two.s.transfer.post(event::FromReceiver{two.r.transfer.self(),
-                                          message::Granted{.key = kKey, .grant = 1, .prefix_tokens = 0, .lease = 5}});
+  two.s.transfer.post(event::FromReceiver{
+      two.r.transfer.self(), message::Granted{.key = kKey, .grant = 1, .prefix_tokens = 0, .lease = kHangS}});
   while (two.s.transfer.counts().data.pushes_waiting == 0) std::this_thread::yield();
   two.s.transfer.post(event::ReceiverLost{two.r.transfer.self(), "gone"});
   while (two.s.transfer.counts().data.pushes_in_flight > 0) std::this_thread::yield();

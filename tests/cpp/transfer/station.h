@@ -10,12 +10,25 @@
 #include <string>
 #include <vector>
 
+#include "handover/times.h"
 #include "transfer/transport.h"
 
 namespace rtp_llm::testing {
 
 // Ends what hangs. Nothing depends on how long it takes: a busy machine may give a process no time for seconds.
 inline constexpr double kHangS = 120;
+
+// A handover in which nothing runs out and nothing is said again.
+inline HandoverTimes unhurried() {
+  return {.lease = kHangS,
+          .repeat = kHangS,
+          .reserve_wait = kHangS,
+          .verify_stall = kHangS,
+          .quarantine = kHangS,
+          .push_stall = kHangS,
+          .flush = kHangS,
+          .router_expiry = kHangS};
+}
 
 inline double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
