@@ -80,7 +80,7 @@ def blank(text: str) -> str:
         end = closing(code, call.end() - 1)
         first = code.find('"', call.end(), end)
         if first >= 0:
-            code = code[:first] + re.sub(r"[^\n]", '"', code[first:end]) + code[end:]
+            code = code[:first] + re.sub(r"[^\n()\[\]{}]", '"', code[first:end]) + code[end:]
     return code
 
 

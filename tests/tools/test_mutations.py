@@ -88,6 +88,19 @@ def test_statements_are_deleted_and_a_truth_value_is_flipped() -> None:
     assert set(changes(20)) == {'return !(room("a + b") == count);', 'return room("a + b") != count;'}
 
 
+def test_a_message_joined_of_parts_hides_no_bracket_from_what_stands_around_it() -> None:
+    text = """\
+void f() {
+  for (int block : taken_) {
+    throw Error(concat("block ", block, " is free (twice)"));
+  }
+  ++num_fits_;
+}
+"""
+    found = {(m.line, len(m.before.split("\n")), m.after.strip()) for m in mutations("csrc/kv/toy.cc", text)}
+    assert found == {(2, 3, "for (int block : taken_) {}"), (3, 1, ";"), (5, 1, ";"), (5, 1, "--num_fits_;")}
+
+
 def test_each_mutant_changes_the_file_at_its_line() -> None:
     texts = [applied(mutant) for mutant in mutations("csrc/kv/toy.cc", TOY)]
     assert len(set(texts)) == len(texts) and TOY not in texts
