@@ -52,6 +52,13 @@ test-slow: setup ## the tests marked slow
 test-parity: setup $(VENV)/.hf ## compare live with transformers (installs torch; TORCH_SPEC=…)
 	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest tests/parity $(ARGS)
 
+.PHONY: test-multihost
+test-multihost: wheel ## `ray up` over two hosts made of namespaces (root, iproute2, openssh-server, rsync, curl)
+	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m multihost $(ARGS)
+
+.PHONY: wheel
+wheel: $(VENV)/.wheel ## the package as a wheel, in dist/
+
 .PHONY: sanitize
 sanitize: $(VENV)/.build-requirements ## the C++ tests of engine, kv, handover, transfer under ASan with UBSan, and TSan
 	tools/prerequisites.sh --compiler
@@ -126,6 +133,14 @@ $(VENV)/.built: $(VENV)/.build-requirements pyproject.toml CMakeLists.txt $(NATI
 	tools/prerequisites.sh --compiler
 	PATH="$(abspath $(BIN)):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[test]" \
+		--config-settings=build-dir=$(BUILD) --config-settings=cmake.define.RTP_BUILD_TESTS=ON
+	touch $@
+
+# Of the same build tree.
+$(VENV)/.wheel: $(VENV)/.built $(shell find rtp_llm deploy -type f -not -name '*.pyc')
+	rm -rf dist
+	PATH="$(abspath $(BIN)):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	$(PIP) wheel -q --no-build-isolation --no-deps -w dist . \
 		--config-settings=build-dir=$(BUILD) --config-settings=cmake.define.RTP_BUILD_TESTS=ON
 	touch $@
 

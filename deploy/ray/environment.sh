@@ -1,8 +1,10 @@
-# Source this before `ray start` on every node (bash): Serve's HAProxy mode for long streams.
+# Source this before `ray start` on every node (bash): Ray's token, and Serve's HAProxy mode for long streams.
 # What is set already stays.
 _rtp_llm_file() { python3 -c 'import importlib.util, pathlib, sys
 spec = importlib.util.find_spec(sys.argv[1]) or sys.exit(f"{sys.argv[1]}: not installed for {sys.executable}, activate its environment")
 print(pathlib.Path(spec.origin).parent / sys.argv[2])' "$@"; }
+# Whoever reaches Ray's ports may run anything, but for this token: ~/.ray/auth_token, equal on all nodes.
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 export RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
 # Three such checks fill the 60 s in which Serve must have started.
