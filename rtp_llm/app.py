@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtp_llm import serve_internals
-from rtp_llm.config import Config, HttpSettings, Pool, load_config
+from rtp_llm.config import Config, HttpSettings, Pool, load_config, read_secret
 from rtp_llm.errors import ConfigError, UnavailableError
 from rtp_llm.metrics import readings
 from rtp_llm.router.placement import policy_named
@@ -219,6 +219,8 @@ class _Application:
         self._http = http
         self._progress = progress
         self._is_deployed = False
+        file = config.http.admin_key_file
+        self._admin_key = read_secret("http.admin_key_file", file) if file else ""
 
     def start(self, replace: bool) -> str:
         """Returns the URL at which it is ready."""
@@ -241,7 +243,7 @@ class _Application:
         url = _url(http)
         progress(f"connecting workers, asking {url}/health" if _joins() else "connecting workers")
         _wait_ready(url, config.num_workers)
-        for line in _room(url):
+        for line in _room(url, self._admin_key):
             progress(line)
         return url
 
@@ -349,10 +351,12 @@ def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) 
         raise UnavailableError(text) from error
 
 
-def _room(url: str) -> list[str]:
+def _room(url: str, admin_key: str) -> list[str]:
     """What the workers' KV pools allow, one line a pool."""
+    headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
     try:
-        with _opener().open(f"{url}/metrics", timeout=READY_MARGIN_S) as response:
+        asked = urllib.request.Request(f"{url}/metrics", headers=headers)
+        with _opener().open(asked, timeout=READY_MARGIN_S) as response:
             text = response.read().decode()
     except (OSError, HTTPException):  # it was ready a moment ago: whatever it is, requests will tell
         return []

@@ -254,6 +254,15 @@ class HttpSettings(_Section):
         description="path under which the application answers; others may stand beside it on one Ray",
     )
     hard_stop_after_s: int = Field(3600, ge=1, description="longest stream that survives a proxy reload")
+    api_keys_file: str = Field(
+        "",
+        description="file of lines NAME KEY: each request under /v1 brings one of the keys (`Authorization: Bearer KEY`), the "
+        "key's name is its tenant; empty: no key is asked for. At this path on each router's host",
+    )
+    admin_key_file: str = Field(
+        "",
+        description="file with the key that /metrics asks for; empty: it is open, or, with api_keys_file, closed",
+    )
     cors_origins: str = Field(
         "", description="origins whose pages may call from a browser, with commas between; `*`: all"
     )
@@ -332,8 +341,13 @@ class Config(_Section):
 
     def with_absolute_path(self) -> Config:
         """The same for processes with another working directory."""
-        model = self.model.model_copy(update={"path": str(Path(self.model.path).absolute())})
-        return self.model_copy(update={"model": model})
+        return self.model_copy(
+            update={
+                "model": _with_absolute(self.model, "path"),
+                "worker": _with_absolute(self.worker, "token_file"),
+                "http": _with_absolute(self.http, "api_keys_file", "admin_key_file"),
+            }
+        )
 
     def directory_of(self, application: str) -> str:
         """The membership actor of this Serve application: two on one Ray are two fleets, also when they serve one model."""
@@ -363,6 +377,12 @@ def load_config(
     for pool in Pool:
         config.engine_of(pool)
     return config
+
+
+def _with_absolute(section: SectionT, *names: str) -> SectionT:
+    """Paths that begin with ~ stay: each host has its own."""
+    paths = {name: path for name in names if (path := getattr(section, name)) and not path.startswith("~")}
+    return section.model_copy(update={name: str(Path(path).absolute()) for name, path in paths.items()})
 
 
 def read_secret(setting: str, path: str) -> str:

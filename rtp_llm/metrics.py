@@ -36,6 +36,9 @@ class RouterMetrics:
             "prompt_tokens", "prompt tokens of accepted requests, a prompt with n answers once"
         )
         self.output_tokens = counter("output_tokens", "tokens emitted to clients")
+        self.tenant_output_tokens = counter(
+            "tenant_output_tokens", "tokens emitted, by the name of the API key that asked for them", ("tenant",)
+        )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "from the request's arrival to first token")
         self.inter_token_latency = histogram("inter_token_latency_seconds", "between tokens of one answer")
         self.request_duration = histogram(

@@ -124,7 +124,7 @@ class JoinedServe:
         monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: self.driver))
         monkeypatch.setattr(directory, "remove_directory", self.removed_directories.append)
         monkeypatch.setattr(app, "_wait_ready", lambda *_: None)
-        monkeypatch.setattr(app, "_room", lambda _: [])
+        monkeypatch.setattr(app, "_room", lambda *_: [])
         for name in ("start", "run", "status", "delete"):
             monkeypatch.setattr(serve, name, getattr(self, name))
 
@@ -203,3 +203,13 @@ def test_a_token_in_serves_args_is_refused_and_not_repeated() -> None:
     assert "s3cret" not in str(refused.value)
     assert app.build({"worker": {"token": ""}}) is not None
     assert app.build(load_config(environ={}).with_token().model_dump()) is not None  # rtp-llm serve's own
+
+
+def test_the_pools_are_told_where_the_metrics_ask_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("r00t\n")
+    there = JoinedServe(monkeypatch)
+    keys: list[str] = []
+    monkeypatch.setattr(app, "_room", lambda _, key: keys.append(key) or [])
+    config = load_config(overrides={"http.admin_key_file": str(tmp_path / "key")}, environ={}).with_token()
+    app._Application(config, HttpSettings(port=8000), lambda _: None).start(replace=False)
+    assert keys == ["r00t"] and there.routes

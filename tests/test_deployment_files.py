@@ -67,8 +67,8 @@ def test_bash_takes_a_script(path: Path) -> None:
 
 
 def test_pools_that_a_file_pins_are_what_its_cluster_offers() -> None:
-    """two_hosts.yaml asks for the resources that cluster.yaml's nodes are started with."""
-    cluster = read(DEPLOY / "ray" / "cluster.yaml")
+    """two_hosts.yaml asks for the resources that local.yaml's nodes are started with."""
+    cluster = read(DEPLOY / "ray" / "local.yaml")
     offered = " ".join([*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]])
     [application] = read(DEPLOY / "ray" / "two_hosts.yaml")["applications"]
     for pool in Pool:

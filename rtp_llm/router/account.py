@@ -69,6 +69,7 @@ class RequestAccount:
     def __init__(self, id: str, arrived: float) -> None:
         self.id = id if 0 < len(id) <= MAX_ID_CHARS and id.isascii() and id.isprintable() else uuid.uuid4().hex
         self.arrived = arrived
+        self.tenant = ""  # the name of its API key, where keys are asked for
         self.answers: list[AnswerAccount] = []
 
     def answer(self) -> AnswerAccount:
@@ -82,6 +83,8 @@ class RequestAccount:
             return
         now = time.monotonic()
         line = {"id": self.id, "endpoint": endpoint, "status": status, "ms": round((now - self.arrived) * 1e3, 3)}
+        if self.tenant:
+            line["tenant"] = self.tenant
         if error:
             line["error"] = error[:MAX_ERROR_CHARS]
         line["answers"] = [answer.row() for answer in self.answers[:MAX_ANSWERS]]

@@ -19,9 +19,10 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
-from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError, shortened
+from rtp_llm.errors import InvalidRequestError, RtpLlmError, TaskError, UnavailableError, shortened
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.router import http10
+from rtp_llm.router.access import Access, AccessError
 from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.cors import Cors
@@ -34,6 +35,12 @@ log = logging.getLogger(__name__)
 MAX_HEALTH_WAIT_S = 60.0
 Item: TypeAlias = "tuple[int, Delta] | None"  # of Answers.stream
 PING = b": ping\n\n"
+ERROR_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
 EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -70,6 +77,12 @@ class Backend(Protocol):
 
     async def metrics(self) -> bytes: ...
 
+    @property
+    def access(self) -> Access: ...
+
+    def check_health(self) -> None:
+        """Raises when a background task has ended that this router can't do without."""
+
     def count(self, endpoint: str, status: int) -> None: ...
 
 
@@ -87,7 +100,7 @@ class ContentTypeError(InvalidRequestError):
 
 def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     """The app. `backend` is asked at each request: a Serve replica makes it after the app. Cors stands before all else, so that
-    a page can read what went wrong, too."""
+    a page can read what went wrong, too. Every route but those that tell a prober of this router's health asks for a key."""
     app = FastAPI(title="rtp_llm", openapi_url=None, docs_url=None, redoc_url=None)
     http10.install()
     _answer_frameworks_errors(app)
@@ -101,21 +114,34 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         return await _endpoint(http, backend(), ChatBody, ChatShape())
 
     @app.get("/v1/models")
-    async def models() -> Response:
+    async def models(http: HttpRequest) -> Response:
+        backend().access.check_user(_authorization(http))
         return JSONResponse({"object": "list", "data": [_model_card(backend())]})
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
+    async def model(http: HttpRequest, name: str) -> Response:
+        backend().access.check_user(_authorization(http))
         if name != backend().model_name:
             return _error_response(ModelNotFoundError.of(name, backend().model_name))
         return JSONResponse(_model_card(backend()))
 
+    @app.get("/live")
+    async def live() -> Response:
+        """200 while this router works, with or without workers: where it doesn't, it is to be replaced."""
+        backend().check_health()
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """200 while a worker is connected: where none is, requests are better sent elsewhere."""
+        return await health()
+
     @app.get("/health")
     async def health(wait_s: float = 0.0, workers: int = 1) -> Response:
         """200 once so many workers are connected; waits up to `wait_s` for them."""
-        for param, value in (("wait_s", wait_s), ("workers", workers)):
-            if not 0 <= value < math.inf:
-                text = f"{param} must be a number from 0, got {value}"
+        for param, value, least in (("wait_s", wait_s, 0), ("workers", workers, 1)):
+            if not least <= value < math.inf:
+                text = f"{param} must be a number from {least}, got {value}"
                 return _error_response(InvalidRequestError(text, param=param, value=value))
         if not await backend().wait_ready(min(wait_s, MAX_HEALTH_WAIT_S), workers):
             few = "no worker is connected" if workers <= 1 else f"fewer than {workers} workers are connected"
@@ -123,7 +149,8 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(http: HttpRequest) -> Response:
+        backend().access.check_admin(_authorization(http))
         return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Cors(app, origins=lambda: backend().cors_origins)
@@ -144,6 +171,11 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
         text = f"{param}: {first['msg']}, got {shortened(first.get('input'))}"
         return JSONResponse(error_object(400, text, param), status_code=400)
 
+    @app.exception_handler(AccessError)
+    @app.exception_handler(TaskError)
+    async def refused(http: HttpRequest, error: RtpLlmError) -> Response:
+        return _error_response(error)
+
     @app.exception_handler(Exception)
     async def unexpected(http: HttpRequest, error: Exception) -> Response:
         return _error_response(error)
@@ -153,6 +185,7 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
     account = open_account(http.headers.raw)
     failure = ""
     try:
+        account.tenant = backend.access.check_user(_authorization(http))
         _check_content_type(http)
         with ExitStack() as reading:
             reading.enter_context(backend.admission())
@@ -168,6 +201,10 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
         backend.count(shape.endpoint, response.status_code)
         account.close(shape.endpoint, response.status_code, failure)
     return response
+
+
+def _authorization(http: HttpRequest) -> str | None:
+    return http.headers.get("authorization")
 
 
 async def _answer(
@@ -298,8 +335,7 @@ def _event(body: dict[str, Any]) -> bytes:
 
 def _error_response(error: Exception) -> JSONResponse:
     status, body = error_body(error)
-    headers = {"Retry-After": "1"} if status in (429, 503) else {"Connection": "close"} if status == 408 else None
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(body, status_code=status, headers=ERROR_HEADERS.get(status))
 
 
 def _model_card(backend: Backend) -> dict[str, Any]:

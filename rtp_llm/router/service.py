@@ -16,6 +16,7 @@ from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, 
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.request import Request
+from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
 from rtp_llm.router.answers import Question
 from rtp_llm.router.body_process import BodyProcess
@@ -92,7 +93,7 @@ class TokenizedPrompt:
                 raise self._in_terms_of_the_body(error) from error
             raise
         finally:
-            self.service.count_answer(outcome)
+            self.service.count_answer(outcome, num_tokens)
 
     def _in_terms_of_the_body(self, error: InvalidRequestError) -> InvalidRequestError:
         """A worker names fields of the Request that it got: the prompt is one of messages, a limit may be nobody's."""
@@ -111,6 +112,7 @@ class Service:
     def __init__(self, config: Config, membership: Membership) -> None:
         policy = policy_named(config.router.policy, config)
         self.config = config
+        self.access = Access.of(config.http)
         self.reader = BodyReader(config)
         self.bodies = BodyProcess(
             config,
@@ -215,9 +217,12 @@ class Service:
             for state in WORKER_STATES:
                 self.metrics_here.workers.labels(pool.value, state).set(states[pool.value, state])
 
-    def count_answer(self, outcome: str) -> None:
-        """How an answer of the request that is handled here has ended: finished, failed or cancelled."""
-        seconds = time.monotonic() - current_account().arrived
+    def count_answer(self, outcome: str, num_tokens: int) -> None:
+        """How an answer of the request that is handled here has ended: finished, failed or cancelled, with so many tokens."""
+        account = current_account()
+        if account.tenant:
+            self.metrics_here.tenant_output_tokens.labels(account.tenant).inc(num_tokens)
+        seconds = time.monotonic() - account.arrived
         self.metrics_here.request_duration.labels(outcome).observe(seconds)
 
     def count(self, endpoint: str, status: int) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from rtp_llm.errors import WorkerLostError
+from rtp_llm.router.access import Access
 from rtp_llm.router.account import MAX_ANSWERS, MAX_ERROR_CHARS, RequestAccount
 from rtp_llm.router.ingress import build_ingress
 from tests.router.test_ingress import CHAT, ScriptedBackend
@@ -96,3 +97,14 @@ async def test_of_many_answers_the_line_shows_some(lines: Any) -> None:
         "ms": {},
         "end": "cancelled",
     }
+
+
+async def test_a_line_names_the_tenant_and_no_key(backend: ScriptedBackend, lines: Any) -> None:
+    backend.access = Access({"alice": "a-key"})
+    async with client_of(backend) as http:
+        for key in ("a-key", "b-key"):
+            await http.post("/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {key}"})
+    accepted, refused = lines()
+    assert accepted["tenant"] == "alice"
+    assert (refused["status"], refused["error"], "tenant" in refused) == (401, "the API key is wrong", False)
+    assert "-key" not in json.dumps([accepted, refused])

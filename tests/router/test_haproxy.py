@@ -116,7 +116,7 @@ def test_haproxy_itself_takes_the_edited_file(rendered: str, tmp_path: Path) -> 
 
 
 def test_environment_sh_sets_what_rtp_llm_serve_sets(tmp_path: Path) -> None:
-    """But for what belongs to one deployment on a Ray of its own: loopback, its token, HAProxy's files and ports, the log."""
+    """But for what belongs to one deployment on a Ray of its own: loopback, HAProxy's files and ports, the log."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shown = subprocess.run(
         ["bash", "-c", "set -eu; source deploy/ray/environment.sh; env"],
@@ -125,7 +125,7 @@ def test_environment_sh_sets_what_rtp_llm_serve_sets(tmp_path: Path) -> None:
     there = dict(line.partition("=")[::2] for line in shown.stdout.splitlines())
     here = serve_environment(HttpSettings(), tmp_path)
     assert Path(there.pop("RTP_LLM_PYTHON")).resolve() == Path(here.pop("RTP_LLM_PYTHON")).resolve()
-    own = re.compile("RAY_(AUTH_MODE|ENABLE_WINDOWS.*|SERVE_(LOG.*|.*_(NBTHREAD|LOC|PATH|BASE|FILE|PORT)))")
+    own = re.compile("RAY_(ENABLE_WINDOWS.*|SERVE_(LOG.*|.*_(NBTHREAD|LOC|PATH|BASE|FILE|PORT)))")
     both = {name for name in here if not own.fullmatch(name) or name == "RAY_SERVE_HAPROXY_BINARY_PATH"}
     assert {name for name in there if name.startswith(("RAY_", "RTP_LLM_"))} == both
     assert {name: there[name] for name in both} == {name: here[name] for name in both}

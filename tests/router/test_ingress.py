@@ -13,8 +13,9 @@ import openai
 import pytest
 
 from rtp_llm.config import load_config
-from rtp_llm.errors import OverloadedError, WorkerLostError
+from rtp_llm.errors import OverloadedError, TaskError, WorkerLostError
 from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
+from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
 from rtp_llm.router.answers import Question
 from rtp_llm.router.ingress import Backend, build_ingress
@@ -93,6 +94,10 @@ class ScriptedBackend:
         self.cached = 0
         self.arrivals: list[float] = []  # of a request, as who reads it and who answers it know it
         self.counted: list[tuple[str, int]] = []
+        self.access = Access({})
+        self.tenants: list[str] = []
+        self.workers = 1
+        self.ended: str | None = None  # a background task
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -106,6 +111,7 @@ class ScriptedBackend:
 
     async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
         self.arrivals.append(current_account().arrived)
+        self.tenants.append(current_account().tenant)
         asked = reader().parsed(kind, body)
         sampling = asked.sampling({})
         count = len(asked.prompts()) if isinstance(asked, CompletionBody) else 1
@@ -116,7 +122,11 @@ class ScriptedBackend:
         )
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
-        return True
+        return self.workers >= num_workers
+
+    def check_health(self) -> None:
+        if self.ended is not None:
+            raise TaskError(f"{self.ended} has ended")
 
     async def metrics(self) -> bytes:
         return b"rtp_llm_up 1\n"
@@ -426,6 +436,7 @@ async def test_cached_tokens_are_counted_once_a_prompt_and_never_beyond_it(
         ("GET", "/health?wait_s=inf", 400, "wait_s", "inf"),
         ("GET", "/health?wait_s=-1", 400, "wait_s", "-1"),
         ("GET", "/health?workers=-2", 400, "workers", "-2"),
+        ("GET", "/health?workers=0", 400, "workers", "from 1"),
         ("GET", "/health?wait_s=soon", 400, "wait_s", "soon"),
     ],
 )
@@ -461,3 +472,87 @@ async def test_reading_ends_when_the_answer_begins(backend: ScriptedBackend) -> 
     await client.until(b"[DONE]")
     client.leave()
     await running
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+PROBES = {"/live", "/ready", "/health"}
+ADMINS = {"/metrics"}
+
+
+def routes() -> list[tuple[str, str]]:
+    """Method and path of each route that the app has."""
+    app: Any = build_ingress(ScriptedBackend)
+    return [(method, route.path) for route in app._app.routes for method in route.methods - {"HEAD"}]
+
+
+@pytest.mark.parametrize(("method", "path"), routes())
+async def test_every_route_but_the_probes_asks_for_the_key_that_opens_it(
+    http: httpx.AsyncClient, backend: ScriptedBackend, method: str, path: str
+) -> None:
+    backend.access = Access({"alice": "user-key"}, "admin-key")
+    opens = (
+        {"user-key", "admin-key", "n0ne", None} if path in PROBES else {"admin-key" if path in ADMINS else "user-key"}
+    )
+    for key in ("user-key", "admin-key", "n0ne", None):
+        answer = await http.request(
+            method, path.replace("{name:path}", "demo"), json=CHAT | {"prompt": "x"}, headers=bearer(key) if key else {}
+        )
+        assert (answer.status_code != 401) == (key in opens), f"{key}: {answer.status_code}"
+        if answer.status_code == 401:
+            assert answer.headers["www-authenticate"] == "Bearer"
+            error = answer.json()["error"]
+            assert (error["code"], error["param"]) == ("invalid_api_key", None)
+            assert key is None or key not in error["message"]
+
+
+async def test_without_key_files_every_route_is_open(http: httpx.AsyncClient) -> None:
+    for method, path in routes():
+        answer = await http.request(method, path.replace("{name:path}", "demo"), json=CHAT | {"prompt": "x"})
+        assert answer.status_code in (200, 400), path  # 400: a chat has no prompt
+
+
+async def test_with_users_keys_alone_the_metrics_are_closed(http: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    backend.access = Access({"alice": "user-key"})
+    answer = await http.get("/metrics", headers=bearer("user-key"))
+    assert answer.status_code == 401 and "http.admin_key_file" in answer.json()["error"]["message"]
+
+
+async def test_the_keys_name_is_the_tenant_and_openais_client_sends_it(
+    http: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    backend.access = Access({"alice": "a-key", "bob": "b-key"})
+    async with http as web:
+        for key in ("b-key", "a-key"):
+            one = openai.AsyncOpenAI(api_key=key, base_url="http://router/v1", http_client=web, max_retries=0)
+            await one.completions.create(model="demo", prompt="x")
+        refused = openai.AsyncOpenAI(api_key="c-key", base_url="http://router/v1", http_client=web, max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            await refused.completions.create(model="demo", prompt="x")
+    assert backend.tenants == ["bob", "alice"]
+    assert backend.counted[-1] == ("completions", 401)
+
+
+async def test_nothing_of_a_body_is_read_before_its_key(backend: ScriptedBackend) -> None:
+    backend.access = Access({"alice": "a-key"})
+    unread = Connection(backend)  # sends nothing
+    await unread.run()
+    assert unread.status == 401
+
+
+async def test_a_router_without_workers_lives_and_is_not_ready(
+    http: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    assert [(await http.get(path)).status_code for path in ("/live", "/ready")] == [200, 200]
+    backend.workers = 0
+    assert [(await http.get(path)).status_code for path in ("/live", "/ready")] == [200, 503]
+
+
+async def test_a_router_that_has_lost_a_background_task_says_that_it_does_not_live(
+    http: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    backend.ended = "the watch"
+    answer = await http.get("/live")
+    assert answer.status_code == 500 and "the watch" in answer.json()["error"]["message"]

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[FileDeployment]:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="rtp-") as state:  # a socket's path is short
-        found = FileDeployment("serve.yaml", Path(state))
+        found = FileDeployment("one_host.yaml", Path(state))
         found.wait_workers(2)
         yield found
         found.stop(signal.SIGINT)
