@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import hmac
+import ipaddress
 import json
 import math
 import os
@@ -148,6 +149,11 @@ class TransferSettings(_Section):
         "127.0.0.1",
         description="address that the data plane listens on (UCX has no authentication); node: the node's address in Ray",
     )
+    trusted_network: bool = Field(
+        False,
+        description="nobody else reaches the network of `host`: who does can write any address of a worker, for UCX asks "
+        "nobody who he is. Where `host` isn't loopback a worker doesn't start without",
+    )
     net_device: str = Field("", description="network device for TCP; empty: the one of `host`")
 
 
@@ -205,6 +211,14 @@ class WorkerSettings(_Section):
     token_file: str = Field(
         "", description="file with worker.token, at this path on each host; spaces around the secret don't count"
     )
+    tls_cert_file: str = Field(
+        "",
+        description="PEM, with tls_key_file and tls_ca_file: sessions speak TLS, and both ends show a certificate that the "
+        "authority has signed. At these paths on each host; empty: not encrypted",
+    )
+    tls_key_file: str = Field("", description="PEM, of tls_cert_file")
+    tls_ca_file: str = Field("", description="PEM, of the authority; best one of this deployment alone")
+    tls_name: str = Field("rtp-llm", min_length=1, description="DNS name that all certificates have")
     max_queued_tokens: int = Field(16384, ge=1, description="prompt tokens queued before a new Submit is Busy")
     drain_timeout_s: float = Field(120.0, gt=0, description="a draining worker finishes what it has within")
     directory: str = Field("", description="name of the membership actor; default: of application and model")
@@ -344,7 +358,7 @@ class Config(_Section):
         return self.model_copy(
             update={
                 "model": _with_absolute(self.model, "path"),
-                "worker": _with_absolute(self.worker, "token_file"),
+                "worker": _with_absolute(self.worker, "token_file", "tls_cert_file", "tls_key_file", "tls_ca_file"),
                 "http": _with_absolute(self.http, "api_keys_file", "admin_key_file"),
             }
         )
@@ -383,6 +397,13 @@ def _with_absolute(section: SectionT, *names: str) -> SectionT:
     """Paths that begin with ~ stay: each host has its own."""
     paths = {name: path for name in names if (path := getattr(section, name)) and not path.startswith("~")}
     return section.model_copy(update={name: str(Path(path).absolute()) for name, path in paths.items()})
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def read_secret(setting: str, path: str) -> str:

@@ -22,6 +22,7 @@ from rtp_llm.router import request_machine as machine
 from rtp_llm.router.placement import FleetEvent, Snapshot, ViewChanged, WorkerGone, WorkerView
 from rtp_llm.router.request_machine import WorkerSaid
 from rtp_llm.wire.convert import error_of, key_of, outputs_of
+from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics
 from rtp_llm.wire.v1.router_pb2 import Busy, DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
@@ -131,7 +132,7 @@ class RemoteWorker:
             router_epoch=fleet.router_epoch,
             events=self,
             timing=fleet.timing,
-            token=fleet.token,
+            credentials=fleet.credentials,
         )
 
     @property
@@ -288,10 +289,10 @@ class Fleet:
         router_epoch: int,
         timing: SessionTiming,
         metrics: RouterMetrics,
-        token: str = "",
+        credentials: Credentials = NO_CREDENTIALS,
         max_model_len: int = 0,
     ) -> None:
-        self.token = token
+        self.credentials = credentials
         self.max_model_len = max_model_len  # of the model, as this router is configured
         self.model = model
         self.router_id = router_id
@@ -380,7 +381,9 @@ class Fleet:
 
     async def router_texts(self) -> dict[str, str]:
         """Router id → exposition, of each other router that answers in time."""
-        return await _answered({each.id: router_metrics(each.id, each.address, self.token) for each in self._routers})
+        return await _answered(
+            {each.id: router_metrics(each.id, each.address, self.credentials) for each in self._routers}
+        )
 
     # --- For RemoteWorker.
 

@@ -26,6 +26,7 @@ from rtp_llm.router.placement import policy_named
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
 from rtp_llm.sampling_params import FIELDS, SamplingParams
+from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
 
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
@@ -113,6 +114,7 @@ class Service:
         policy = policy_named(config.router.policy, config)
         self.config = config
         self.access = Access.of(config.http)
+        credentials = Credentials.of(config.worker)
         self.reader = BodyReader(config)
         self.bodies = BodyProcess(
             config,
@@ -129,12 +131,10 @@ class Service:
             router_epoch=secrets.randbits(63) + 1,
             timing=SessionTiming.of(config.handover),
             metrics=self.metrics_here,
-            token=config.worker.token.get_secret_value(),
+            credentials=credentials,
             max_model_len=self.reader.context,
         )
-        self._server = SessionServer(
-            config.worker.host, config.worker.advertise_host, config.worker.token.get_secret_value()
-        )
+        self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
         self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
 

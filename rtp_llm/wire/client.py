@@ -10,6 +10,7 @@ from typing import Any, cast
 import grpc
 
 from rtp_llm.errors import ProtocolError
+from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.endpoint import (
     CHANNEL_OPTIONS,
     Connection,
@@ -24,7 +25,6 @@ from rtp_llm.wire.endpoint import (
     log,
 )
 from rtp_llm.wire.key import WorkerKey
-from rtp_llm.wire.token import token_metadata
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 1.0
@@ -35,7 +35,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
     a second), then backing off from 50 ms to 1 s, also while the other end is lost. Each try is a channel of its own: gRPC's
     own backoff takes no part.
 
-    `hello()` makes this end's hello, anew for each connection. `token`: the secret that the server asks for; empty: none.
+    `hello()` makes this end's hello, anew for each connection. `credentials`: what the server asks for.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         events: SessionEvents[InT],
         timing: SessionTiming,
         heartbeat: Callable[[int], OutT | None],
-        token: str,
+        credentials: Credentials,
     ) -> None:
         super().__init__(dialect, own_epoch, events, timing, heartbeat)
-        self._metadata = token_metadata(token)
+        self._credentials = credentials
         self.address = address
         self.other = other
         self._hello = hello
@@ -108,13 +108,13 @@ class ClientEndpoint(Endpoint[OutT, InT]):
 
     async def _connect(self) -> bool:
         """One connection from hello to end. Whether it came as far as a hello from the other end."""
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._channel = self._credentials.channel(self.address, CHANNEL_OPTIONS)
         try:
             # Without a serializer, gRPC sends bytes as they are: messages are serialized, and measured, in send().
             open_stream: Any = self._channel.stream_stream(
                 f"/{self._dialect.service}/Session", None, self._dialect.incoming.FromString
             )
-            call = open_stream(metadata=self._metadata)
+            call = open_stream(metadata=self._credentials.metadata)
             # Iterated: call.read() drops what has arrived already once a write has failed, as it does when the other end has
             # ended the call.
             responses = aiter(call)

@@ -31,7 +31,7 @@ PROTOCOL_VERSION = 1
 # Unsent bytes above which a connection is given up; Attach repairs what is lost with it.
 MAX_QUEUED_BYTES = 64 << 20
 # No HTTP proxy between workers, prompts of any length, and no connection state shared between channels.
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 from typing import Any, Generic
 
 import grpc
 
+from rtp_llm.config import is_loopback
 from rtp_llm.errors import ConfigError, ProtocolError, UnavailableError
+from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials, TokenCheck
 from rtp_llm.wire.endpoint import (
     CHANNEL_OPTIONS,
     Connection,
@@ -21,7 +22,6 @@ from rtp_llm.wire.endpoint import (
     SessionTiming,
     log,
 )
-from rtp_llm.wire.token import TokenCheck
 
 
 class AcceptedEndpoint(Endpoint[OutT, InT]):
@@ -119,25 +119,26 @@ class Acceptor(Generic[OutT, InT]):
 class SessionServer:
     """One gRPC server on `host` with a port that the system draws. Sessions by service name, plus unary calls.
 
-    `advertise_host`: what others connect to; needed where `host` is a wildcard. `token`: the secret that each call must bring;
-    empty: whoever reaches `host` may call, so only a loopback host goes without.
+    `advertise_host`: what others connect to; needed where `host` is a wildcard. `credentials`: what callers must show;
+    without a token whoever reaches `host` may call, so only a loopback host goes without.
 
     Raises:
         ConfigError: the host needs an advertise_host or a token.
     """
 
-    def __init__(self, host: str, advertise_host: str = "", token: str = "") -> None:
+    def __init__(self, host: str, advertise_host: str = "", credentials: Credentials = NO_CREDENTIALS) -> None:
         if host in ("0.0.0.0", "::") and not advertise_host:
             raise ConfigError(f"worker.host {host}: needs worker.advertise_host, the address that others connect to")
-        if not token and not _is_loopback(host):
+        if not credentials.token and not is_loopback(host):
             raise ConfigError(
                 f"worker.host {host} can be reached from other hosts: needs worker.token, equal for all routers and "
                 "workers (RAY_AUTH_MODE=token gives them one)"
             )
         self._host = host
+        self._credentials = credentials
         self._advertise_host = advertise_host or host
         self._server = grpc.aio.server(
-            interceptors=[TokenCheck(token)] if token else [],
+            interceptors=[TokenCheck(credentials.token)] if credentials.token else [],
             options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)],
         )
         self.address = ""
@@ -153,7 +154,7 @@ class SessionServer:
             UnavailableError: the host can't be listened on.
         """
         try:
-            port = self._server.add_insecure_port(f"{_bracketed(self._host)}:0")
+            port = self._credentials.listen(self._server, f"{_bracketed(self._host)}:0")
         except RuntimeError as error:
             raise UnavailableError(f"worker.host {self._host}: {error}") from error
         await self._server.start()
@@ -179,13 +180,6 @@ class _NoEvents:
     def lost(self, reason: str) -> None: ...
 
     def refused(self, reason: str) -> None: ...
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"
 
 
 def _bracketed(host: str) -> str:

@@ -27,6 +27,7 @@ import grpc
 
 from rtp_llm.errors import ProtocolError, UnavailableError
 from rtp_llm.wire.client import ClientEndpoint
+from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.endpoint import (
     CHANNEL_OPTIONS,
     PROTOCOL_VERSION,
@@ -37,7 +38,6 @@ from rtp_llm.wire.endpoint import (
 )
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.server import AcceptedEndpoint, Acceptor, SessionServer
-from rtp_llm.wire.token import token_metadata
 from rtp_llm.wire.v1 import peer_pb2, router_pb2
 from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import (
@@ -134,7 +134,7 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
         router_epoch: int,
         events: SessionEvents[WorkerMessage],
         timing: SessionTiming,
-        token: str = "",
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         super().__init__(
             _ROUTER_END,
@@ -149,7 +149,7 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
             events=events,
             timing=timing,
             heartbeat=lambda number: RouterMessage(heartbeat=Heartbeat(sequence=number)),
-            token=token,
+            credentials=credentials,
         )
 
     async def metrics(self, timeout_s: float = 2.0) -> str:
@@ -160,23 +160,23 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
         """
         if self._channel is None or not self.is_connected:
             raise UnavailableError(f"worker {self.other.id} is not connected")
-        return await _metrics(self._channel, WORKER_SERVICE, self.other.id, self._metadata, timeout_s)
+        return await _metrics(self._channel, WORKER_SERVICE, self.other.id, self._credentials, timeout_s)
 
 
-async def router_metrics(id: str, address: str, token: str, timeout_s: float = 2.0) -> str:
+async def router_metrics(id: str, address: str, credentials: Credentials, timeout_s: float = 2.0) -> str:
     """The metrics of another router in Prometheus' text form.
 
     Raises:
         UnavailableError: no connection, or no answer within `timeout_s`.
     """
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        return await _metrics(channel, ROUTER_SERVICE, id, token_metadata(token), timeout_s)
+    async with credentials.channel(address, CHANNEL_OPTIONS) as channel:
+        return await _metrics(channel, ROUTER_SERVICE, id, credentials, timeout_s)
 
 
-async def _metrics(channel: grpc.aio.Channel, service: str, id: str, metadata: Any, timeout_s: float) -> str:
+async def _metrics(channel: grpc.aio.Channel, service: str, id: str, credentials: Credentials, timeout_s: float) -> str:
     call = channel.unary_unary(f"/{service}/Metrics", MetricsRequest.SerializeToString, MetricsReply.FromString)
     try:
-        reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s, metadata=metadata)
+        reply: MetricsReply = await call(MetricsRequest(), timeout=timeout_s, metadata=credentials.metadata)
     except grpc.RpcError as error:
         raise UnavailableError(f"metrics of {id}: {describe(error)}") from error
     return reply.text.decode()
@@ -234,7 +234,7 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
         heartbeat_due: Callable[[], None],
         events: SessionEvents[ReceiverMessage],
         timing: SessionTiming,
-        token: str = "",
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         self._own = hello
         super().__init__(
@@ -246,7 +246,7 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
             events=events,
             timing=timing,
             heartbeat=lambda number: heartbeat_due(),
-            token=token,
+            credentials=credentials,
         )
 
     def ask_hello(self) -> bool:

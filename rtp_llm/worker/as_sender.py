@@ -7,6 +7,7 @@ import logging
 from typing import Protocol
 
 from rtp_llm.wire.convert import worker_of
+from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import ReceiverSession
@@ -34,8 +35,10 @@ class ReceiverListener(Protocol):
 class AsSender:
     """One session per receiver that this worker was told to meet, until it is lost; the next Meet begins anew."""
 
-    def __init__(self, identity: Identity, listener: ReceiverListener, timing: SessionTiming, token: str) -> None:
-        self.token = token
+    def __init__(
+        self, identity: Identity, listener: ReceiverListener, timing: SessionTiming, credentials: Credentials
+    ) -> None:
+        self.credentials = credentials
         self._identity = identity
         self._listener = listener
         self._timing = timing
@@ -104,7 +107,7 @@ class Meeting:
             heartbeat_due=lambda: as_sender.heartbeat_due(receiver),
             events=self,
             timing=timing,
-            token=as_sender.token,
+            credentials=as_sender.credentials,
         )
         self.session.start()
 

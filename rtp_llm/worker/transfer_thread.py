@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rtp_llm._native import _engine
-from rtp_llm.config import HandoverSettings, TransferSettings, WorkerSettings
+from rtp_llm.config import HandoverSettings, TransferSettings, WorkerSettings, is_loopback
 from rtp_llm.engine import NativeEngine
+from rtp_llm.errors import ConfigError
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
@@ -44,6 +45,9 @@ class TransferThread:
     """Opens UCX, listens and becomes the engine's listener. REQUIRES: the engine has not started.
 
     Posting never blocks. After a fault, and after stop(), it does nothing.
+
+    Raises:
+        ConfigError: transfer.host can be reached from other hosts, and nobody said that their network is trusted.
     """
 
     def __init__(
@@ -55,6 +59,11 @@ class TransferThread:
         settings: WorkerSettings,
         max_push_tokens: int,
     ) -> None:
+        if not transfer.trusted_network and not is_loopback(transfer.host):
+            raise ConfigError(
+                f"transfer.host {transfer.host} can be reached from other hosts, and UCX asks nobody who he is: needs "
+                "transfer.trusted_network: true, which says that nobody else reaches this network"
+            )
         self._native = _engine.KvTransfer(
             engine.device,
             engine.native,

@@ -20,6 +20,7 @@ from rtp_llm.config import Config, Pool
 from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
 from rtp_llm.wire.convert import key_of, outputs_by_router
+from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, metrics_method
@@ -78,12 +79,12 @@ class Worker:
             on_numerics_mismatch=self._figures.metrics.numerics_mismatches.inc,
         )
         timing = SessionTiming.of(config.handover)
-        token = config.worker.token.get_secret_value()
+        credentials = Credentials.of(config.worker)
         self._routers = Routers(key, self.identity.worker_hello, self, timing, config.handover.router_expiry_s)
         self._as_receiver = AsReceiver(self.identity, self._transfer.expect, self._transfer, timing)
-        self._as_sender = AsSender(self.identity, self._transfer, timing, token)
+        self._as_sender = AsSender(self.identity, self._transfer, timing, credentials)
         self._drain = Drain(self._routers, self.is_idle)
-        self._server = SessionServer(config.worker.host, config.worker.advertise_host, token)
+        self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
         self._server.add(
             WORKER_SERVICE, {"Session": self._routers.acceptor.handler(), "Metrics": metrics_method(self.metrics)}
         )

@@ -81,7 +81,9 @@ class Cluster:
         proxied: bool = False,
     ) -> AsyncIterator[Cluster]:
         overrides = {**SETTINGS, **(settings or {})}
-        cluster = cls(load_config(overrides=overrides, environ={}), overrides, log_dir, proxied=proxied)
+        cluster = cls(
+            load_config(overrides=overrides, environ={}).with_token_read(), overrides, log_dir, proxied=proxied
+        )
         names = [f"prefill-{i}" for i in range(prefill)] + [f"decode-{i}" for i in range(decode)]
         async with cluster._stack:
             started = await asyncio.gather(*(cluster._start(name) for name in names), return_exceptions=True)

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from rtp_llm.errors import ConfigError, ProtocolError, UnavailableError
+from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.endpoint import is_transport_error
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import (
@@ -74,8 +75,8 @@ class Events:
 class ServedWorker:
     """The worker's side: a server, its router sessions and what they hear."""
 
-    def __init__(self, epoch: int, id: str, timing: SessionTiming, token: str = "") -> None:
-        self.id, self.epoch, self.timing, self.token = id, epoch, timing, token
+    def __init__(self, epoch: int, id: str, timing: SessionTiming, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self.id, self.epoch, self.timing, self.credentials = id, epoch, timing, credentials
         self.events: list[Events] = []
         self.endpoints: list[Any] = []
 
@@ -87,7 +88,7 @@ class ServedWorker:
     async def start(self) -> None:
         hello = router_pb2.WorkerHello(worker=types_pb2.WorkerKey(id=self.id, epoch=self.epoch), pool="prefill")
         self.acceptor = router_acceptor(self.epoch, lambda: hello, self._accept, self.timing)
-        self.server = SessionServer("127.0.0.1", token=self.token)
+        self.server = SessionServer("127.0.0.1", credentials=self.credentials)
         self.server.add(
             WORKER_SERVICE, {"Session": self.acceptor.handler(), "Metrics": metrics_method(lambda: b"rtp_llm_x 1\n")}
         )
@@ -96,9 +97,9 @@ class ServedWorker:
 
 @contextlib.asynccontextmanager
 async def served(
-    epoch: int = 7, id: str = "w", timing: SessionTiming = TIMING, token: str = ""
+    epoch: int = 7, id: str = "w", timing: SessionTiming = TIMING, credentials: Credentials = NO_CREDENTIALS
 ) -> AsyncIterator[tuple[ServedWorker, Proxy]]:
-    worker = ServedWorker(epoch, id, timing, token)
+    worker = ServedWorker(epoch, id, timing, credentials)
     await worker.start()
     proxy = Proxy(worker.address)
     await proxy.start()
@@ -111,11 +112,17 @@ async def served(
 
 @contextlib.asynccontextmanager
 async def session_to(
-    address: str, id: str = "w", timing: SessionTiming = TIMING, token: str = ""
+    address: str, id: str = "w", timing: SessionTiming = TIMING, credentials: Credentials = NO_CREDENTIALS
 ) -> AsyncIterator[tuple[WorkerSession, Events]]:
     events = Events()
     session = WorkerSession(
-        WorkerKey(id, 0), address, router_id="r", router_epoch=ROUTER_EPOCH, events=events, timing=timing, token=token
+        WorkerKey(id, 0),
+        address,
+        router_id="r",
+        router_epoch=ROUTER_EPOCH,
+        events=events,
+        timing=timing,
+        credentials=credentials,
     )
     session.start()
     try:
@@ -346,7 +353,10 @@ async def test_metrics_come_over_the_sessions_channel() -> None:
 
 
 async def test_a_session_with_the_servers_token_stands() -> None:
-    async with served(token="s3cret") as (_, proxy), session_to(proxy.address, token="s3cret") as (session, events):
+    async with (
+        served(credentials=Credentials("s3cret")) as (_, proxy),
+        session_to(proxy.address, credentials=Credentials("s3cret")) as (session, events),
+    ):
         await events.next("connected")
         assert await session.metrics() == "rtp_llm_x 1\n"
 
@@ -356,7 +366,10 @@ async def test_a_session_without_the_servers_token_is_refused(
     token: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    async with served(token="s3cret") as (worker, proxy), session_to(proxy.address, token=token) as (_, events):
+    async with (
+        served(credentials=Credentials("s3cret")) as (worker, proxy),
+        session_to(proxy.address, credentials=Credentials(token)) as (_, events),
+    ):
         assert reason in await events.next("refused")
         assert worker.events == []
         async with grpc.aio.insecure_channel(worker.address) as channel:
@@ -545,7 +558,7 @@ async def test_a_server_says_the_address_that_others_connect_to() -> None:
 
 async def test_a_host_of_another_machine_can_not_be_listened_on() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
-        await SessionServer("192.0.2.1", token="secret").start()
+        await SessionServer("192.0.2.1", credentials=Credentials("secret")).start()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "worker-7", "0.0.0.0"])

@@ -13,6 +13,7 @@ import pytest
 from rtp_llm.config import Config
 from rtp_llm.request import FinishReason
 from rtp_llm.wire import convert
+from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.worker.worker import Worker
 from tests.worker.tiny import (
@@ -307,7 +308,7 @@ async def test_a_draining_receiver_takes_no_new_grant_and_ends_what_it_runs() ->
 async def test_workers_of_one_token_hand_over() -> None:
     config = tiny_config(worker__token="s3cret")
     async with tiny_worker("prefill", config) as prefill, tiny_worker("decode", config) as decode:
-        router = ScriptedRouter(token="s3cret")
+        router = ScriptedRouter(credentials=Credentials("s3cret"))
         s = await router.connect(prefill.key, prefill.address)
         await router.connect(decode.key, decode.address)
         s.submit(router.key(1), PROMPT, receiver=(decode.key, decode.address))

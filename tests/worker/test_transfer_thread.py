@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rtp_llm.errors import ConfigError
 from rtp_llm.wire.convert import key_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -56,3 +57,18 @@ async def test_what_cannot_be_said_is_logged_and_the_rest_of_its_batch_is_said(
     finally:
         engine.stop()
         await transfer.stop()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "worker-7"])
+async def test_a_data_plane_that_other_hosts_reach_needs_a_trusted_network(host: str) -> None:
+    config = tiny_config(transfer__host=host)
+    engine = tiny_engine(config)
+    with pytest.raises(ConfigError, match=f"transfer.host {host} .*transfer.trusted_network: true"):
+        TransferThread(engine, WorkerKey("w", 1), config.transfer, config.handover, config.worker, 64)
+
+
+async def test_a_network_that_is_called_trusted_is_listened_on() -> None:
+    config = tiny_config(transfer__host="0.0.0.0", transfer__trusted_network=True)
+    engine = tiny_engine(config)
+    transfer = TransferThread(engine, WorkerKey("w", 1), config.transfer, config.handover, config.worker, 64)
+    assert transfer.transport_address

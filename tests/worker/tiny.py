@@ -17,6 +17,7 @@ from rtp_llm.errors import EngineError
 from rtp_llm.request import Request, TokenOutput
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
+from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession
 from rtp_llm.wire.v1 import router_pb2 as pb
@@ -130,9 +131,11 @@ async def idle(worker: Worker, timeout_s: float = 10.0) -> None:
 class ScriptedRouter:
     """A router's sessions, told what to do by the test. Collects what workers say, by key."""
 
-    def __init__(self, epoch: int = 77, timing: SessionTiming | None = None, token: str = "") -> None:
+    def __init__(
+        self, epoch: int = 77, timing: SessionTiming | None = None, credentials: Credentials = NO_CREDENTIALS
+    ) -> None:
         self.epoch = epoch
-        self.token = token
+        self.credentials = credentials
         self.timing = timing or SessionTiming()
         self.ends: dict[str, RouterEnd] = {}
         self.outputs: dict[RequestKey, dict[int, TokenOutput]] = {}
@@ -203,7 +206,7 @@ class RouterEnd:
             router_epoch=router.epoch,
             events=self,
             timing=router.timing,
-            token=router.token,
+            credentials=router.credentials,
         )
 
     def submit(
