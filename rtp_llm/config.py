@@ -231,9 +231,12 @@ class PoolSettings(_Section):
         None, ge=0, description="GPUs that Ray reserves a worker; default: 1 with engine.device cuda, else 0"
     )
     resources: dict[str, float] = Field(default_factory=dict, description="Ray resources of a worker")
+    label_selector: dict[str, str] = Field(
+        default_factory=dict, description="labels of the Ray nodes that take a worker: `{pool: prefill}`"
+    )
     engine: PoolEngineSettings = PoolEngineSettings()
 
-    @field_validator("resources", mode="before")
+    @field_validator("resources", "label_selector", mode="before")
     @classmethod
     def _mapping(cls, value: Any) -> Any:
         """On the command line and in the environment a mapping is JSON."""

@@ -83,24 +83,34 @@ def deployed(config: Config, worker: type[PoolWorker]) -> serve.Application:
             "num_cpus": settings.num_cpus,
             "num_gpus": config.num_gpus_of(worker.pool),
             "resources": settings.resources,
+            "label_selector": settings.label_selector,
         },
     ).bind(config.model_dump())
 
 
-def workers_on(config: Config, node: Mapping[str, float]) -> int:
-    """How many workers may start on a node with these resources: those of each pool, but no more than it has room for."""
+def workers_on(config: Config, node: Mapping[str, Any]) -> int:
+    """How many workers may start on this node of ray.nodes(): those of each pool, but no more than it has room for."""
     return max(sum(_fitting(config, pool, node) for pool in Pool), 1)
 
 
-def _fitting(config: Config, pool: Pool, node: Mapping[str, float]) -> int:
+def _fitting(config: Config, pool: Pool, node: Mapping[str, Any]) -> int:
     settings = config.pool(pool)
+    if not all(_selects(wanted, node["Labels"].get(name)) for name, wanted in settings.label_selector.items()):
+        return 0
     needs = {"CPU": settings.num_cpus, "GPU": config.num_gpus_of(pool), **settings.resources}
-    room = (int(node.get(name, 0.0) / need) for name, need in needs.items() if need > 0)
+    room = (int(node["Resources"].get(name, 0.0) / need) for name, need in needs.items() if need > 0)
     return min([settings.replicas, *room])
 
 
-def _this_node() -> Mapping[str, float]:
+def _selects(wanted: str, label: str | None) -> bool:
+    """Ray's words of a label selector: `a`, `!a`, `in(a,b)`, `!in(a,b)`."""
+    negated, values = wanted.startswith("!"), wanted.removeprefix("!")
+    listed = values[3:-1].split(",") if values.startswith("in(") else [values]
+    return (label in [value.strip() for value in listed]) != negated
+
+
+def _this_node() -> Mapping[str, Any]:
     here = ray.get_runtime_context().get_node_id()
     [node] = [node for node in ray.nodes() if node["NodeID"] == here]
-    found: Mapping[str, float] = node["Resources"]
+    found: Mapping[str, Any] = node
     return found

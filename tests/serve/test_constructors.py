@@ -102,10 +102,25 @@ def test_a_node_shares_its_memory_among_the_workers_that_may_start_there() -> No
         },
         environ={},
     )
-    assert pool.workers_on(config, {"CPU": 64.0, "prefill": 8.0}) == 8
-    assert pool.workers_on(config, {"CPU": 64.0}) == 5
-    assert pool.workers_on(config, {"CPU": 5.0, "prefill": 1.0}) == 3
-    assert pool.workers_on(config, {}) == 1
+    for resources, count in (
+        ({"CPU": 64.0, "prefill": 8.0}, 8),
+        ({"CPU": 64.0}, 5),
+        ({"CPU": 5.0, "prefill": 1.0}, 3),
+        ({}, 1),
+    ):
+        assert pool.workers_on(config, {"Resources": resources, "Labels": {}}) == count
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [("a", {"a"}), ("!a", {"b", "c", None}), ("in(a, b)", {"a", "b"}), ("!in(a,b)", {"c", None})],
+)
+def test_a_worker_counts_on_nodes_whose_labels_its_pool_selects(wanted: str, taken: set[str | None]) -> None:
+    overrides = {"prefill.replicas": 4, "decode.replicas": 0, "prefill.label_selector": {"zone": wanted}}
+    config = load_config(overrides=overrides, environ={})
+    for label in ("a", "b", "c", None):
+        node = {"Resources": {}, "Labels": {} if label is None else {"zone": label}}
+        assert pool.workers_on(config, node) == (4 if label in taken else 1)
 
 
 async def test_a_routers_objects_are_not_looked_through_by_later_collections(monkeypatch: pytest.MonkeyPatch) -> None:
