@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rtp_llm.errors import InvalidRequestError, UnavailableError
-from rtp_llm.http_client import connection_to, words_of
+from rtp_llm.http_client import connection_to, key_header, words_of
 
 
 def converse(url: str, system: str | None, temperature: float, max_tokens: int | None) -> int:
@@ -52,8 +52,9 @@ def stream_chunks(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[st
         InvalidRequestError: the server refused the request (its own words), or `url` isn't one of a server.
     """
     connection, base = connection_to(url)
+    headers = {"Content-Type": "application/json", **key_header()}
     try:
-        connection.request("POST", base + path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", base + path, json.dumps(body), headers)
         response = connection.getresponse()
         if response.status != 200:
             raise InvalidRequestError(f"{response.status}: {words_of(response.read())}")

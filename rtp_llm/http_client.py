@@ -1,14 +1,22 @@
-"""What the commands that talk to a running server share: its address, its errors."""
+"""What the commands that talk to a running server share: its address, the key, its errors."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 from urllib.parse import urlsplit
 
 from rtp_llm.errors import InvalidRequestError, UnavailableError
 
 TIMEOUT_S = 10
+KEY_VARIABLE = "RTP_LLM_API_KEY"  # not a flag: those show in the list of processes
+
+
+def key_header() -> dict[str, str]:
+    """Of the key in the environment: a user's for `chat`, the admin's for `top`."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def connection_to(url: str, timeout_s: float | None = None) -> tuple[http.client.HTTPConnection, str]:
@@ -36,7 +44,7 @@ def text_at(url: str, path: str) -> str:
     """
     connection, base = connection_to(url, TIMEOUT_S)
     try:
-        connection.request("GET", base + path)
+        connection.request("GET", base + path, headers=key_header())
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
