@@ -5,24 +5,38 @@
 
 namespace rtp_llm::cuda {
 
-// 8 elements from `at` as f32. REQUIRES: 16-byte alignment for bf16, 32 for f32.
-__device__ __forceinline__ void load_8(const bf16* at, float (&to)[8]) {
-  const uint4 raw = load_16(at);
-  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+// 8 elements as they lie in memory.
+template <class T>
+struct Raw8 {
+  static constexpr int kWords = sizeof(T) / 2;  // of 16 bytes
+  uint4 words[kWords];
+
+  // REQUIRES: 16-byte alignment for bf16, 32 for f32.
+  __device__ __forceinline__ void load(const T* at) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[2 * i] = low_bf16(words[i]);
-    to[2 * i + 1] = high_bf16(words[i]);
+    for (int i = 0; i < kWords; ++i) words[i] = load_16(at + i * (8 / kWords));
   }
-}
-__device__ __forceinline__ void load_8(const float* at, float (&to)[8]) {
+  __device__ __forceinline__ void unpack(float (&to)[8]) const {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 raw = load_16(at + 4 * half);
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t raw[4] = {words[i].x, words[i].y, words[i].z, words[i].w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) to[4 * half + i] = __uint_as_float(words[i]);
+      for (int k = 0; k < 4; ++k)
+        if constexpr (sizeof(T) == 2) {
+          to[2 * k] = low_bf16(raw[k]);
+          to[2 * k + 1] = high_bf16(raw[k]);
+        } else {
+          to[4 * i + k] = __uint_as_float(raw[k]);
+        }
+    }
   }
+};
+// 8 elements from `at` as f32.
+template <class T>
+__device__ __forceinline__ void load_8(const T* at, float (&to)[8]) {
+  Raw8<T> raw;
+  raw.load(at);
+  raw.unpack(to);
 }
 __device__ __forceinline__ void store_8(bf16* at, const float (&from)[8]) {
   *reinterpret_cast<uint4*>(at) = make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),

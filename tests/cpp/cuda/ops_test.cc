@@ -52,6 +52,29 @@ TEST(norms_equal_the_cpus) {
     }
 }
 
+// Of many rows a CTA takes several.
+TEST(norms_of_many_rows_have_the_bits_of_few) {
+  ON_GPU;
+  constexpr int64_t kRows = 2500, kFew = 100;
+  for (int64_t features : {64, 896, 4096}) {
+    const Owned x = random_tensor(kB, {kRows, features}, fresh_seed()),
+                delta = random_tensor(kB, {kRows, features}, fresh_seed()),
+                weight = random_tensor(kF, {features}, fresh_seed());
+    const Placed many(device, x), few(device, x), gd(device, delta), gw(device, weight), many_out(device, x.view()),
+        few_out(device, x.view());
+    const Tensor all = many, some = few, more = gd, all_out = many_out, some_out = few_out;
+    ops.add_rms_norm({.x = all, .delta = more, .weight = gw, .epsilon = 1e-6f, .out = all_out});
+    for (int64_t row = 0; row < kRows; row += kFew)
+      ops.add_rms_norm({.x = some.rows(row, kFew),
+                        .delta = more.rows(row, kFew),
+                        .weight = gw,
+                        .epsilon = 1e-6f,
+                        .out = some_out.rows(row, kFew)});
+    CHECK(many.raw() == few.raw());
+    CHECK(many_out.raw() == few_out.raw());
+  }
+}
+
 TEST(norms_of_heads_equal_the_cpus) {
   ON_GPU;
   const Owned x = random_tensor(kB, {9, 5, 128}, fresh_seed()), weight = random_tensor(kF, {128}, fresh_seed());
