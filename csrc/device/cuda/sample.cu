@@ -9,6 +9,8 @@
 // cuts are integers (mass in units of 2^-32 of the highest's), noise comes from the token id (device/philox.h). The
 // formulas are those of cpu/sample_row.h; sums are taken in another order, so a token differs from the CPU's only
 // where two values agree to their last bits.
+#include <algorithm>
+
 #include "device/cuda/cuda_ops.h"
 #include "device/cuda/launch.h"
 #include "device/cuda/math.cuh"
@@ -23,6 +25,7 @@ constexpr int kPerThread = 16;
 constexpr int kChunk = kThreads * kPerThread;  // logits of a CTA
 constexpr int kMergePairs = 8;                 // of the chunks' highest, that a thread of `finish` takes
 constexpr int kMaxChunks = kMergePairs * kThreads / kMaxLogprobs;
+static_assert(kMaxChunks <= kThreads);
 constexpr int kCutThreads = 1024;
 constexpr float kMassUnit = 4294967296.0f;  // 2^32
 
@@ -103,6 +106,8 @@ struct Row {
       if (state.suppressed[i] == id) return false;
     return true;
   }
+  // Whether some number may not come.
+  __device__ bool restricted() const { return allowed != nullptr || suppress; }
   __device__ bool greedy() const { return state.temperature == 0.0f; }
   __device__ bool cuts() const { return (state.top_k > 0 && state.top_k < vocab) || state.top_p < 1.0f; }
 
@@ -170,13 +175,19 @@ __device__ void keep_highest(Pair (&mine)[kPairs], int n, Pair* to) {
   }
 }
 
-// log_softmax's two numbers, from all chunks in order.
+// log_softmax's two numbers, from all chunks in order. By all threads of the CTA. REQUIRES: chunks <= blockDim.x
 struct LogSum {
   __device__ LogSum(const Survey* surveys, int chunks) {
-    for (int i = 0; i < chunks; ++i) top = fmaxf(top, surveys[i].top);
+    __shared__ float tops[kMaxChunks], sums[kMaxChunks], scales[kMaxChunks];
+    const int mine = threadIdx.x;
+    if (mine < chunks) tops[mine] = surveys[mine].top, sums[mine] = surveys[mine].sum;
+    __syncthreads();
+    for (int i = 0; i < chunks; ++i) top = fmaxf(top, tops[i]);
+    if (mine < chunks) scales[mine] = exp_f32(tops[mine] - top);
+    __syncthreads();
     float sum = 0.0f;
     for (int i = 0; i < chunks; ++i)
-      if (surveys[i].top > -kInfinity) sum = __fmaf_rn(surveys[i].sum, exp_f32(surveys[i].top - top), sum);
+      if (tops[i] > -kInfinity) sum = __fmaf_rn(sums[i], scales[i], sum);
     log_sum = log_f32(sum);
   }
   __device__ float operator()(float logit) const { return __fsub_rn(__fsub_rn(logit, top), log_sum); }
@@ -202,7 +213,7 @@ __global__ void __launch_bounds__(kThreads) survey(const SampleKernel p) {
     if (row.may_come(values[i], id)) allowed = better(allowed, one);
   }
   raw = best_of_cta(raw);
-  allowed = best_of_cta(allowed);
+  allowed = row.restricted() ? best_of_cta(allowed) : raw;
   // Each thread's sum in order, the threads by a butterfly, the warps in order: fixed by the vocabulary alone.
   __shared__ float of_warp[kThreads / 32];
   float sum = 0.0f;
@@ -228,10 +239,28 @@ __device__ float lowest_depth(const SamplingState& state) {
   return state.min_p > 0.0f ? log_f32(state.min_p) : -kInfinity;
 }
 
+// By all threads of the CTA. REQUIRES: chunks <= blockDim.x
 __device__ Pair best_allowed(const Survey* surveys, int chunks) {
+  const int mine = threadIdx.x;
+  return best_of_cta(mine < chunks ? surveys[mine].allowed : Pair{-kInfinity, -1});
+}
+
+// A chunk's best by noise.
+__device__ void draw_from(const Row& row, int chunk, const LogSum& logprob, float top, float lowest,
+                          const RowSpace& space) {
+  float values[kPerThread];
+  load_chunk(row, chunk, values);
   Pair best{-kInfinity, -1};
-  for (int i = 0; i < chunks; ++i) best = better(best, surveys[i].allowed);
-  return best;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    const int64_t id = id_of(chunk, i);
+    if (!row.may_come(values[i], id) || !(depth_of(values[i], top, row.state.temperature) >= lowest)) continue;
+    const float noisy =
+        __fadd_rn(__fdiv_rn(logprob(values[i]), row.state.temperature), gumbel_noise(row, static_cast<int32_t>(id)));
+    if (noisy > -kInfinity) best = better(best, {noisy, static_cast<int32_t>(id)});
+  }
+  best = best_of_cta(best);
+  if (threadIdx.x == 0) space.drawn[chunk] = best;
 }
 
 __global__ void __launch_bounds__(kThreads) draw(const SampleKernel p) {
@@ -242,33 +271,25 @@ __global__ void __launch_bounds__(kThreads) draw(const SampleKernel p) {
   const bool draws = !row.greedy() && !row.cuts();
   const int highest = row.state.num_logprobs;
   if (!draws && highest <= 0) return;
-  const int chunk = blockIdx.x;
   const RowSpace space = p.space(row.index);
-  float values[kPerThread];
-  load_chunk(row, chunk, values);
   if (draws) {
     const LogSum logprob(space.surveys, p.chunks);
     const float top = best_allowed(space.surveys, p.chunks).value, lowest = lowest_depth(row.state);
-    Pair best{-kInfinity, -1};
+    for (int chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x)
+      draw_from(row, chunk, logprob, top, lowest, space);
+  }
+  if (highest <= 0) return;
+  for (int chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x) {
+    float values[kPerThread];
+    load_chunk(row, chunk, values);
+    Pair mine[kPerThread];
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int64_t id = id_of(chunk, i);
-      if (!row.may_come(values[i], id) || !(depth_of(values[i], top, row.state.temperature) >= lowest)) continue;
-      const float noisy =
-          __fadd_rn(__fdiv_rn(logprob(values[i]), row.state.temperature), gumbel_noise(row, static_cast<int32_t>(id)));
-      if (noisy > -kInfinity) best = better(best, {noisy, static_cast<int32_t>(id)});
+      mine[i] = {values[i], values[i] > -kInfinity ? static_cast<int32_t>(id) : -1};
     }
-    best = best_of_cta(best);
-    if (threadIdx.x == 0) space.drawn[chunk] = best;
+    keep_highest(mine, highest, space.highest + int64_t{chunk} * kMaxLogprobs);
   }
-  if (highest <= 0) return;
-  Pair mine[kPerThread];
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int64_t id = id_of(chunk, i);
-    mine[i] = {values[i], values[i] > -kInfinity ? static_cast<int32_t>(id) : -1};
-  }
-  keep_highest(mine, highest, space.highest + int64_t{chunk} * kMaxLogprobs);
 }
 
 // ---- The cuts
@@ -457,25 +478,31 @@ __global__ void __launch_bounds__(kThreads) finish(const SampleKernel p) {
     keep_highest(mine, wanted, highest);
     __syncthreads();
   }
-  if (threadIdx.x != 0) return;
-  const Pair top = best_allowed(space.surveys, p.chunks);
-  int32_t token = top.id;
+  int32_t token = best_allowed(space.surveys, p.chunks).id;
   if (token >= 0 && !row.greedy()) {
     Pair best{-kInfinity, -1};
     if (row.cuts())
       best = *space.cut;
     else
-      for (int i = 0; i < p.chunks; ++i) best = better(best, space.drawn[i]);
+      best = best_of_cta(threadIdx.x < p.chunks ? space.drawn[threadIdx.x] : best);
     if (best.id >= 0) token = best.id;  // else arithmetic left nothing to compare: the highest
   }
-  const LogSum logprob(space.surveys, p.chunks);
-  p.tokens[row.index] = token;
-  p.logprobs[row.index] = wanted >= 0 && token >= 0 ? logprob(row.logits[token]) : 0.0f;
-  for (int i = 0; p.top_tokens != nullptr && i < p.columns; ++i) {
+  float of_token = 0.0f;
+  if (wanted >= 0) {
+    const LogSum logprob(space.surveys, p.chunks);
+    if (token >= 0) of_token = logprob(row.logits[token]);
+    for (int i = threadIdx.x; i < wanted && p.top_tokens != nullptr; i += kThreads)
+      highest[i].value = logprob(highest[i].value);
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; p.top_tokens != nullptr && i < p.columns; i += kThreads) {
     const bool given = i < wanted && highest[i].id >= 0;
     p.top_tokens[row.index * p.columns + i] = given ? highest[i].id : -1;
-    p.top_logprobs[row.index * p.columns + i] = given ? logprob(highest[i].value) : 0.0f;
+    p.top_logprobs[row.index * p.columns + i] = given ? highest[i].value : 0.0f;
   }
+  if (threadIdx.x != 0) return;
+  p.tokens[row.index] = token;
+  p.logprobs[row.index] = of_token;
   if (token < 0) return;
   p.last_token[row.slot] = token;
   p.output_position[row.slot] += 1;
@@ -522,7 +549,10 @@ void CudaOps::sample(const SampleArgs& args) {
                        .workspace = args.workspace.as<uint8_t>()};
   const LaunchShape by_chunk{.grid = dim3(chunks, rows), .block = dim3(kThreads)};
   launch(stream(), by_chunk, "sample: survey", survey, p);
-  launch(stream(), by_chunk, "sample: draw", draw, p);
+  // Of many rows mostly greedy ones: fewer CTAs that have nothing to do.
+  const LaunchShape by_chunks{.grid = dim3(rows <= 16 ? chunks : std::min<int64_t>(chunks, 8), rows),
+                              .block = dim3(kThreads)};
+  launch(stream(), by_chunks, "sample: draw", draw, p);
   launch(stream(), {.grid = dim3(rows), .block = dim3(kCutThreads)}, "sample: cut", cut, p);
   launch(stream(), {.grid = dim3(rows), .block = dim3(kThreads)}, "sample: finish", finish, p);
 }
