@@ -79,7 +79,7 @@ void linear_stream(cudaStream_t stream, const LinearProblem& problem, const Stre
 
 struct WgmmaShape {
   int tokens = 128;     // a CTA's: 64 or 128
-  int tile_rows = 128;  // of W a CTA: 64, 96, 128, 192 or 256
+  int tile_rows = 128;  // of W a CTA: 64, 96, 128, 192, 224 or 256
   int share = 1;        // 2: CTAs with neighbouring token tiles share the weights that each brings half of
   int split = 1;        // 2: CTAs with one tile, each with half of the leaves
   int grid = 1;

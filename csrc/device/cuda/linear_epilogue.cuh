@@ -42,13 +42,16 @@ static __device__ __noinline__ float activate_other(float gate, Activation activ
 // act(gate) * up of two values as bf16, gates and ups rounded to bf16 first. In pairs: a conversion of one value goes
 // through a unit that is a quarter as fast.
 template <bool kIsSilu>
-__device__ __forceinline__ uint32_t gated_pair(float gate_0, float gate_1, float up_0, float up_1,
-                                               Activation activation) {
-  const uint32_t gates = pack_bf16(gate_0, gate_1), ups = pack_bf16(up_0, up_1);
+__device__ __forceinline__ uint32_t gated_words(uint32_t gates, uint32_t ups, Activation activation) {
   const auto value = [&](float gate, float up) {
     return __fmul_rn(kIsSilu ? activate<Activation::kSilu>(gate) : activate_other(gate, activation), up);
   };
   return pack_bf16(value(low_bf16(gates), low_bf16(ups)), value(high_bf16(gates), high_bf16(ups)));
+}
+template <bool kIsSilu>
+__device__ __forceinline__ uint32_t gated_pair(float gate_0, float gate_1, float up_0, float up_1,
+                                               Activation activation) {
+  return gated_words<kIsSilu>(pack_bf16(gate_0, gate_1), pack_bf16(up_0, up_1), activation);
 }
 __device__ __forceinline__ uint32_t gated_pair(float gate_0, float gate_1, float up_0, float up_1,
                                                Activation activation) {

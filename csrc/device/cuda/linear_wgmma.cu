@@ -9,7 +9,8 @@ namespace rtp_llm::cuda {
 std::vector<WgmmaShape> wgmma_shapes(LinearOutput output, int leaves) {
   // Of shapes that seem equally fast the first is taken.
   if (output == LinearOutput::kF32) return {{64, 128}, {128, 256, 2}, {128, 128}};
-  if (output == LinearOutput::kGated) return {{64, 192}, {128, 256, 2}, {128, 192, 2}, {128, 192}};
+  if (output == LinearOutput::kGated)  // 224: 28,672 rows (Llama-3.1-8B) on 128 CTAs
+    return {{64, 192}, {128, 256, 2}, {128, 192, 2}, {128, 192}, {64, 224}, {128, 224, 2}, {128, 224}};
   if (leaves == 1) return {{64, 64}, {128, 256, 2}, {128, 192, 2}, {128, 128, 2}, {128, 96, 2}, {128, 64}};
   return {{64, 64, 1, 2}, {128, 128, 2}, {128, 128, 1, 2}, {128, 64, 1, 2}};
 }

@@ -8,6 +8,8 @@
 //   kSplit = 2: the tile is the same, each CTA sums half of K's leaves; the sums meet in shared memory. (Clusters of 4
 //   CTAs with such rings don't all find a place at once.)
 // A CTA sums its leaves one after the other; a subtree's sum waits for its sibling in registers.
+//
+// Where a CTA takes several tiles, a tile's sums are finished beside the products of the next (linear_staging.cuh).
 #pragma once
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include "device/cuda/launch.h"
 #include "device/cuda/linear.h"
 #include "device/cuda/linear_epilogue.cuh"
+#include "device/cuda/linear_staging.cuh"
 #include "device/cuda/quad.cuh"
 #include "device/cuda/tensor_map.h"
 #include "device/cuda/wgmma.cuh"
@@ -23,7 +26,7 @@
 namespace rtp_llm::cuda::tiled {
 
 constexpr int kHeaderBytes = 1024;
-constexpr int kRingBytes = 208 * 1024;
+constexpr int kRingBytes = 208 * 1024, kStagedRingBytes = 226 * 1024;
 constexpr int kBand = 8;  // clusters of token tiles that a band of tiles is wide: x of a band stays in L2
 
 struct WgmmaParameters {
@@ -38,7 +41,7 @@ struct WgmmaParameters {
 };
 
 // One kernel: its tile, how its CTAs work together, and what follows from that.
-template <int kTokensOf, int kRowsOf, int kShareOf, int kSplitOf, int kLeavesOf>
+template <int kTokensOf, int kRowsOf, int kShareOf, int kSplitOf, int kLeavesOf, bool kStagedOf = false>
 struct TileConfig {
   static constexpr int kTokens = kTokensOf, kRows = kRowsOf, kShare = kShareOf, kSplit = kSplitOf;
   static constexpr int kLeaves = kLeavesOf;  // summed by a CTA, one after the other
@@ -47,8 +50,12 @@ struct TileConfig {
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kTokenBytes = kTokens * 128, kWeightBytes = kRows * 128;  // of a stage
   static constexpr int kSlotBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kExchangeBytes = kSplit > 1 ? kTokens * kRows * 4 : 0;  // behind the ring
-  static constexpr int kStages = std::min(8, (kRingBytes - kExchangeBytes) / kSlotBytes);
+  static constexpr bool kStaged = kStagedOf, kStagedF32 = kLeaves > 1;
+  // Behind the ring: sums of leaves, or sums that wait.
+  static constexpr int kExchangeBytes = kSplit > 1 ? kTokens * kRows * 4
+                                        : kStaged  ? kTokens * kRows * (kStagedF32 ? 4 : 2)
+                                                   : 0;
+  static constexpr int kStages = std::min(8, ((kStaged ? kStagedRingBytes : kRingBytes) - kExchangeBytes) / kSlotBytes);
   static constexpr int kSharedBytes = kHeaderBytes + kStages * kSlotBytes + kExchangeBytes;
   static constexpr int kSums = kRows / 2;       // a thread
   static_assert(kLeaves == 1 || kRows <= 128);  // registers for the sums that wait
@@ -57,6 +64,7 @@ struct TileConfig {
   static constexpr bool kIsSmall = kRows <= 64 && kLeaves == 1;
   static constexpr int kBoundThreads = kIsSmall ? 2 * kThreads : kThreads;
   static_assert(kShare == 1 || kSplit == 1);
+  static_assert(!kStaged || kSplit == 1);
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -91,7 +99,25 @@ struct Pipeline {
       barrier_init(full + i, 2);  // the two producers
       barrier_init(empty + i, Config::kConsumers * Config::kShare);
     }
+    if constexpr (Config::kStaged)
+      for (int group = 0; group < Config::kConsumers; ++group) {
+        barrier_init(staged_full(group), 4);
+        barrier_init(staged_empty(group), 1);
+      }
     barrier_init_fence();
+  }
+  __device__ uint64_t* staged_full(int group) const { return empty + kStages + 2 * group; }
+  __device__ uint64_t* staged_empty(int group) const { return staged_full(group) + 1; }
+  template <LinearOutput kOutput>
+  __device__ Staging<kOutput, Config::kRows, Config::kStagedF32> staging(int group) const {
+    using Sums = Staging<kOutput, Config::kRows, Config::kStagedF32>;
+    return {slot(kStages) + group * Sums::kBytes, staged_full(group), staged_empty(group)};
+  }
+  // Not a CTA's last tile: nothing is multiplied beside it.
+  template <LinearOutput kOutput>
+  __device__ bool is_staged(int number) const {
+    return number + num_clusters < num_tiles &&
+           (kOutput != LinearOutput::kGated || p.epilogue.activation == Activation::kSilu);
   }
 
   __device__ void advance() {
@@ -265,20 +291,21 @@ __device__ __forceinline__ void add_bias(const Epilogue& p, int first_column, fl
   }
 }
 
+// The residual of one half of the tokens.
 template <int kColumns>
-__device__ __forceinline__ void add_residual(const Epilogue& p, int first_token, int first_column,
-                                             float (&sum)[kColumns / 2]) {
-  if (p.residual == nullptr) return;
-  constexpr int kQuads = kColumns / 32;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
+struct Residual {
+  static constexpr int kQuads = kColumns / 32;
+  uint32_t words[kQuads][4];
+
+  __device__ __forceinline__ void load(const Epilogue& p, int first_token, int first_column, int half) {
     const int token = first_token + threadIdx.x % 32 / 4 + half * 8;
     const bf16* row = p.residual + token * p.residual_stride + first_column;
-    uint32_t words[kQuads][4];
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad)
       load_quad(row + quad * 32, token < p.rows && first_column + quad * 32 + threadIdx.x % 4 * 8 < p.out_features,
                 words[quad]);
+  }
+  __device__ __forceinline__ void add_to(float (&sum)[kColumns / 2], int half) {
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
       transpose_quad(words[quad]);
@@ -289,6 +316,18 @@ __device__ __forceinline__ void add_residual(const Epilogue& p, int first_token,
         at[1] = __fadd_rn(at[1], high_bf16(words[quad][i]));
       }
     }
+  }
+};
+
+template <int kColumns>
+__device__ __forceinline__ void add_residual(const Epilogue& p, int first_token, int first_column,
+                                             float (&sum)[kColumns / 2]) {
+  if (p.residual == nullptr) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    Residual<kColumns> residual;
+    residual.load(p, first_token, first_column, half);
+    residual.add_to(sum, half);
   }
 }
 
@@ -324,6 +363,12 @@ __device__ __forceinline__ void store_bf16(const Epilogue& p, int first_token, i
       store_quad(row + quad * 32, token < p.rows && first_column + quad * 32 + threadIdx.x % 4 * 8 < num_columns,
                  words);
     }
+#pragma unroll
+    for (int block = kColumns / 32 * 4; block < kColumns / 8; ++block) {  // what makes no quad
+      const int column = block * 8 + threadIdx.x % 4 * 2;
+      if (token < p.rows && first_column + column < num_columns)
+        *reinterpret_cast<uint32_t*>(row + column) = pair(block, half);
+    }
   }
 }
 
@@ -334,6 +379,17 @@ __device__ __forceinline__ void store_gated(const Epilogue& p, int first_token, 
     const float *gate = sum + i * 8 + half * 2, *up = gate + 4;
     return gated_pair<kIsSilu>(gate[0], gate[1], up[0], up[1], p.activation);
   });
+}
+
+// REQUIRES: not gated.
+template <LinearOutput kOutput, int kColumns>
+__device__ __forceinline__ void store_rounded(const Epilogue& p, float (&sum)[kColumns / 2], int first_token,
+                                              int first_column) {
+  if constexpr (kOutput == LinearOutput::kF32)
+    store_f32<kColumns>(p, first_token, first_column, sum);
+  else
+    store_bf16<kColumns>(p, first_token, first_column, p.out_features,
+                         [&](int i, int half) { return pack_bf16(sum[i * 4 + half * 2], sum[i * 4 + half * 2 + 1]); });
 }
 
 // REQUIRES: out_features a multiple of 8 (16 if gated).
@@ -347,11 +403,7 @@ __device__ __forceinline__ void store_sums(const Epilogue& p, float (&sum)[kColu
     return;
   }
   add_residual<kColumns>(p, first_token, first_column, sum);
-  if constexpr (kOutput == LinearOutput::kF32)
-    store_f32<kColumns>(p, first_token, first_column, sum);
-  else
-    store_bf16<kColumns>(p, first_token, first_column, p.out_features,
-                         [&](int i, int half) { return pack_bf16(sum[i * 4 + half * 2], sum[i * 4 + half * 2 + 1]); });
+  store_rounded<kOutput, kColumns>(p, sum, first_token, first_column);
 }
 
 #endif
@@ -368,26 +420,60 @@ __global__ void __launch_bounds__(Config::kBoundThreads, 1) wgmma_kernel(const _
     __syncthreads();
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    if constexpr (Config::kConsumers == 2 && !Config::kIsSmall) give_registers<40>();
+    if constexpr (Config::kStaged)
+      give_registers<72>();
+    else if constexpr (Config::kConsumers == 2 && !Config::kIsSmall)
+      give_registers<40>();
     let_successor_start();
     if (threadIdx.x == 0) pipeline.produce_weights();
     if (threadIdx.x == 32) pipeline.produce_x();
+    if constexpr (Config::kStaged)
+      if (threadIdx.x >= 64) {
+        wait_for_predecessor();
+        const int group = threadIdx.x / 32 - 2;
+        uint32_t parity = 0;
+        for (int number = pipeline.cluster; pipeline.template is_staged<kOutput>(number);
+             number += pipeline.num_clusters, parity ^= 1) {
+          const Tile at = pipeline.tile(number);
+          pipeline.template staging<kOutput>(group).finish(p.epilogue, at.token + group * 64, at.row, parity);
+        }
+      }
   } else {
-    if constexpr (Config::kConsumers == 2 && !Config::kIsSmall) take_registers<232>();
+    if constexpr (Config::kStaged)
+      take_registers<216>();
+    else if constexpr (Config::kConsumers == 2 && !Config::kIsSmall)
+      take_registers<232>();
     wait_for_predecessor();
     const int group = warpgroup - 1, warp = threadIdx.x / 32 % 4;
     const bool speaks = threadIdx.x % 128 == 0;
-    for (int number = pipeline.cluster; number < pipeline.num_tiles; number += pipeline.num_clusters) {
+    uint32_t parity = 0;  // of the staging
+    for (int number = pipeline.cluster; number < pipeline.num_tiles; number += pipeline.num_clusters, parity ^= 1) {
       const Tile at = pipeline.tile(number);
       const int first_token = at.token + group * 64 + warp * 16;
       float sum[Config::kSums];
-      pipeline.multiply_leaves(sum, group, speaks);
       if constexpr (Config::kSplit > 1) {
+        constexpr int kColumns = Config::kRows / Config::kSplit;
+        const int first_column = at.row + pipeline.rank * kColumns;
+        Residual<kColumns> residual[2];  // requested before the products: the CTA has no other tile
+        if (p.epilogue.residual != nullptr)
+          for (int half = 0; half < 2; ++half) residual[half].load(p.epilogue, first_token, first_column, half);
+        pipeline.multiply_leaves(sum, group, speaks);
         float part[Pipeline<Config>::kPart];
         pipeline.sum_leaves(sum, part);
-        constexpr int kColumns = Config::kRows / Config::kSplit;
-        store_sums<kOutput, kColumns>(p.epilogue, part, first_token, at.row + pipeline.rank * kColumns);
+        add_bias<kColumns>(p.epilogue, first_column, part);
+        if (p.epilogue.residual != nullptr)
+          for (int half = 0; half < 2; ++half) residual[half].add_to(part, half);
+        store_rounded<kOutput, kColumns>(p.epilogue, part, first_token, first_column);
       } else {
+        pipeline.multiply_leaves(sum, group, speaks);
+        if constexpr (Config::kStaged)
+          if (pipeline.template is_staged<kOutput>(number)) {
+            add_bias<Config::kRows>(p.epilogue, at.row, sum);
+            if constexpr (kOutput == LinearOutput::kBf16 && !Config::kStagedF32)
+              add_residual<Config::kRows>(p.epilogue, first_token, at.row, sum);
+            pipeline.template staging<kOutput>(group).put(sum, parity);
+            continue;
+          }
         store_sums<kOutput, Config::kRows>(p.epilogue, sum, first_token, at.row);
       }
     }
