@@ -30,7 +30,6 @@ const Schedule& Scheduler::schedule(const StepCost& cost) {
   plan_.chunks.clear();
   plan_.admitted.clear();
   plan_.decode_rows = 0;
-  plan_.prefill_rows = 0;
   preempted_ = false;
   start_joined();
   schedule_decodes();
@@ -249,7 +248,6 @@ void Scheduler::add_prefill(Sequence& sequence, int64_t& budget) {
              .decode = false,
              .samples = first + rows == sequence.len(),
              .num_preemptions = sequence.num_preemptions});
-  plan_.prefill_rows += rows;
   budget -= rows;
 }
 

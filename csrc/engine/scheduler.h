@@ -42,7 +42,6 @@ struct Schedule {
   std::vector<Chunk> chunks;        // decodes first
   std::vector<Sequence*> admitted;  // in this step, for the first time or again
   int decode_rows = 0;
-  int64_t prefill_rows = 0;
 
   bool empty() const { return chunks.empty(); }
 };
