@@ -386,6 +386,18 @@ TEST(a_sender_without_a_number_among_its_logits_says_so_and_its_kv_is_never_cach
   rig.check_idle();
 }
 
+TEST(a_key_that_is_used_again_is_taken_until_its_second_end) {
+  Rig rig;
+  rig.run_one(spec_of(1, {1}, 1));
+  const SequenceSpec again = spec_of(1, random_tokens(20, 1));
+  rig.engine->add(again, Role::kSender);
+  rig.run_one(spec_of(2, {1}, 1));
+  CHECK_THROWS_WITH(rig.engine->add(again, Role::kSender), InvalidArgument, "is here already");
+  rig.engine->release(again.key);
+  rig.run_one(spec_of(3, {1}, 1));
+  rig.check_idle();
+}
+
 TEST(load_counts_what_is_queued_at_once) {
   Rig rig;
   rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kAlone);

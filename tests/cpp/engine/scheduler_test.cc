@@ -320,6 +320,26 @@ TEST(what_is_granted_is_not_for_the_queue_and_joins_in_the_next_step) {
   CHECK_EQ(f.slots.counts().taken, 4);
 }
 
+TEST(an_admission_that_is_refused_leaves_the_order_of_eviction) {
+  Fixture f(10, small());
+  const auto cache = [&](std::span<const BlockHash> hashes) {
+    const auto blocks = f.pool.allocate(static_cast<int>(hashes.size())).value();
+    for (size_t i = 0; i < blocks.size(); ++i) f.pool.insert(blocks[i], hashes[i]);
+    f.pool.release(blocks);
+  };
+  const Sequence& waiting = f.add(80);  // ten blocks, two of them hits
+  const Sequence& other = f.make(8, 1, Role::kAlone, 0);
+  const auto hits = std::span(waiting.hasher.hashes()).first(2);
+  cache(hits);
+  cache(other.hasher.hashes());
+  const auto held = f.pool.allocate(4).value();
+  f.step();
+  CHECK(waiting.state == Sequence::State::kWaiting);
+  CHECK(f.pool.allocate(4).has_value());  // three are free
+  CHECK_EQ(f.pool.count_cached(hits), 1);
+  CHECK_EQ(f.pool.count_cached(other.hasher.hashes()), 1);
+}
+
 TEST(a_preempted_sequence_keeps_its_slot) {
   Fixture f(5, small());
   f.add(8, 200);
