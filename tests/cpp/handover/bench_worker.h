@@ -91,13 +91,15 @@ inline message::SpecPtr spec_of(const RequestKey& key, int32_t prompt_tokens = 8
 struct BenchWorker {
   WorkerKey self{"here", 1};
   WorkerKey peer{"there", 2};
-  HandoverConfig config = bench_config();
+  HandoverConfig config;
   BenchPool pool{6};
   Handover handover{self, config, pool};
   Seconds now = 100;
   Actions out;  // of the last event
 
-  BenchWorker() { post(event::RouterConnected{kRouter}); }
+  explicit BenchWorker(const HandoverConfig& given = bench_config()) : config(given) {
+    post(event::RouterConnected{kRouter});
+  }
 
   void post(const Event& event) {
     out.clear();

@@ -9,6 +9,7 @@ namespace {
 const RequestKey k = key_of_attempt(3);
 
 struct Sending : BenchWorker {
+  using BenchWorker::BenchWorker;
   void submit(int32_t prompt_tokens = 8, int32_t max_tokens = 16) {
     from_router(message::Submit{spec_of(k, prompt_tokens, 0, max_tokens), peer, "there:1"});
   }
@@ -168,6 +169,19 @@ TEST(granted_pushes_what_is_computed_then_each_group_as_it_comes) {
   s.check_state(SenderState::kPush);
   s.compute(2, 0, 8);
   CHECK_EQ(+s.only<action::PushLayers>().header.first_layer, 2);
+}
+
+TEST(the_last_group_has_the_layers_that_are_left) {
+  HandoverConfig config = bench_config();
+  config.num_layers = 3;
+  Sending s(config);
+  s.to_compute();
+  s.grant(1);
+  s.compute(0, 0, 8);
+  CHECK_EQ(+s.only<action::PushLayers>().header.num_layers, 2);
+  s.post(event::LayersComputed{k, 2, 1, 0, 8});
+  CHECK_EQ(+s.only<action::PushLayers>().header.first_layer, 2);
+  CHECK_EQ(+s.only<action::PushLayers>().header.num_layers, 1);
 }
 
 TEST(pushes_begin_at_block_borders_and_hold_a_part_of_a_block_back_until_it_is_full_or_last) {
