@@ -240,6 +240,8 @@ TEST(an_endpoint_that_never_says_a_nonce_is_closed) {
   CHECK(stranger.move_until(station, came));
   CHECK(station.run_until([&] { return station.transport.counts().endpoints_rejected == 1; }));
   CHECK(station.run_until([&] { return station.transport.counts().inbound == 0; }));
+  CHECK(station.run_until([&] { return !station.warnings.empty(); }));
+  CHECK_EQ(station.warnings[0], "an endpoint was closed: no nonce within 0.1 s");
 }
 
 TEST(an_endpoint_ends_with_who_holds_it) {
