@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from rtp_llm import __version__
 from rtp_llm.config import DEMO_MODEL, Config, load_config, settings
 from rtp_llm.errors import RtpLlmError
+from rtp_llm.http_client import KEY_VARIABLE
 
 # flag: (setting, metavar)
 SHORT_FLAGS = {
@@ -259,7 +260,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     served = running(config, progress, replace=options.replace)
     with contextlib.suppress(_Stopped), _stopped_by_signals(), served as url:
-        print(_ready_text(url, config.served_name), flush=True)
+        print(_ready_text(url, config.served_name, bool(config.http.api_keys_file)), flush=True)
         threading.Event().wait()
     return 0
 
@@ -313,9 +314,10 @@ def _descendants(ancestor: int) -> list[int]:
     return found
 
 
-def _ready_text(url: str, model: str) -> str:
+def _ready_text(url: str, model: str, asks_for_key: bool) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is 23 + 58?"}], "temperature": 0})
-    return f"ready at {url}\ncurl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if asks_for_key else ""
+    return f"ready at {url}\ncurl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ KEY_VARIABLE = "RTP_LLM_API_KEY"  # not a flag: those show in the list of proces
 
 
 def key_header() -> dict[str, str]:
-    """Of the key in the environment: a user's for `chat`, the admin's for `top`."""
+    """Of the key in the environment: a user's for `chat` and `bench serve`, the admin's for `top`."""
     key = os.environ.get(KEY_VARIABLE)
     return {"Authorization": f"Bearer {key}"} if key else {}
 

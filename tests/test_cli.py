@@ -142,9 +142,11 @@ def test_a_signal_that_hits_c_code_stops_as_any_other() -> None:
 
 
 def test_the_ready_text_ends_with_a_curl_of_valid_json() -> None:
-    words = shlex.split(cli._ready_text("http://127.0.0.1:8000", "demo").splitlines()[-1])
-    assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
-    assert json.loads(words[-1])["model"] == "demo"
+    for asks_for_key in (False, True):
+        words = shlex.split(cli._ready_text("http://127.0.0.1:8000", "demo", asks_for_key).splitlines()[-1])
+        assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
+        assert json.loads(words[-1])["model"] == "demo"
+        assert ("Authorization: Bearer $RTP_LLM_API_KEY" in words) == asks_for_key
 
 
 def test_the_configuration_page_is_current() -> None:

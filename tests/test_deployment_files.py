@@ -208,3 +208,11 @@ def test_bash_takes_a_script(path: Path) -> None:
 def test_install_sh_says_how_it_is_called() -> None:
     said = subprocess.run(["bash", DEPLOY / "install.sh"], capture_output=True, text=True)
     assert said.returncode == 2 and said.stderr.startswith("Installs the package on a node: install.sh REQUIREMENT...")
+
+
+def test_the_documented_commands_name_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    named = set(
+        re.findall(r"\bdeploy/[\w./-]+\.(?:yaml|sh)", "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)))
+    )
+    assert named and all((ROOT / each).exists() for each in named)

@@ -8,6 +8,8 @@ import pytest
 
 from rtp_llm.chat import stream_chunks
 from rtp_llm.http_client import KEY_VARIABLE, text_at
+from rtp_llm.load.client import run
+from rtp_llm.load.workload import Arrival
 
 
 @pytest.fixture
@@ -33,11 +35,12 @@ def asked() -> Iterator[tuple[str, list[str | None]]]:
 
 
 @pytest.mark.parametrize(("key", "header"), [("s3cret", "Bearer s3cret"), ("", None)])
-def test_the_environments_key_is_sent(
+async def test_the_environments_key_is_sent(
     asked: tuple[str, list[str | None]], monkeypatch: pytest.MonkeyPatch, key: str, header: str | None
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, key)
     url, keys = asked
     text_at(url, "/metrics")
     assert list(stream_chunks(url, "/v1/completions", {})) == []
-    assert keys == [header, header]
+    await run(url, "demo", [Arrival(0.0, (5, 6), 7)], None, lambda _: None)
+    assert keys == [header] * 3

@@ -70,7 +70,7 @@ IMPORTS = {
     "chat": NOUNS | {"http_client"},
     "top": {"errors", "http_client", "metrics"},
     "load": {"errors", "http_client"},
-    "cli": BELOW_POOLS | {"prefill", "decode", "router", "llm", "app", "chat", "top", "bench", "load"},
+    "cli": BELOW_POOLS | {"http_client", "prefill", "decode", "router", "llm", "app", "chat", "top", "bench", "load"},
     "_native": {"_engine"},
     "__init__": {"engine", "llm", "sampling_params"},  # on first use
     "__main__": {"cli"},

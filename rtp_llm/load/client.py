@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from rtp_llm.errors import InvalidRequestError
-from rtp_llm.http_client import words_of
+from rtp_llm.http_client import key_header, words_of
 from rtp_llm.load.workload import Arrival
 
 CONNECT_TIMEOUT_S = 30
@@ -62,7 +62,9 @@ async def run(
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
     connector = aiohttp.TCPConnector(limit=0)
     places = asyncio.Semaphore(concurrency) if concurrency is not None else None
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False) as session:
+    async with aiohttp.ClientSession(
+        timeout=timeout, connector=connector, trust_env=False, headers=key_header()
+    ) as session:
         begin = time.perf_counter()
 
         async def one(arrival: Arrival) -> Outcome:
