@@ -224,6 +224,11 @@ class WorkerSettings(_Section):
     directory: str = Field("", description="name of the membership actor; default: of application and model")
 
 
+def _mapping(value: Any) -> Any:
+    """On the command line and in the environment a mapping is JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
 class PoolSettings(_Section):
     replicas: int = Field(1, ge=0, description="workers")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves a worker")
@@ -236,15 +241,18 @@ class PoolSettings(_Section):
     )
     engine: PoolEngineSettings = PoolEngineSettings()
 
-    @field_validator("resources", "label_selector", mode="before")
-    @classmethod
-    def _mapping(cls, value: Any) -> Any:
-        """On the command line and in the environment a mapping is JSON."""
-        return json.loads(value) if isinstance(value, str) else value
+    _mappings = field_validator("resources", "label_selector", mode="before")(_mapping)
 
 
 class RouterSettings(_Section):
     replicas: int = Field(1, ge=1, description="router processes")
+    resources: dict[str, float] = Field(
+        default_factory=dict,
+        description="Ray resources of a router: `{node:__internal_head__: 0.001}` keeps it on the head",
+    )
+    label_selector: dict[str, str] = Field(
+        default_factory=dict, description="labels of the Ray nodes that take a router"
+    )
     policy: str = Field("least_loaded", description="placement policy")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="larger request bodies are refused")
     upload_timeout_s: float = Field(20.0, gt=0, description="a request body of which nothing comes for so long: 408")
@@ -260,6 +268,8 @@ class RouterSettings(_Section):
     client_buffer_tokens: int = Field(8192, ge=1, description="tokens buffered for a slow client before it is cut")
     ping_s: float = Field(15.0, gt=0, description="comment line on a silent event stream")
     max_losses: int = Field(3, ge=1, description="lost workers under one request before it fails")
+
+    _mappings = field_validator("resources", "label_selector", mode="before")(_mapping)
 
 
 class HttpSettings(_Section):

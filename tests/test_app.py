@@ -213,3 +213,9 @@ def test_the_pools_are_told_where_the_metrics_ask_for_a_key(monkeypatch: pytest.
     config = load_config(overrides={"http.admin_key_file": str(tmp_path / "key")}, environ={}).with_token()
     app._Application(config, HttpSettings(port=8000), lambda _: None).start(replace=False)
     assert keys == ["r00t"] and there.routes
+
+
+def test_a_router_runs_where_its_settings_say() -> None:
+    options = {"resources": {"node:__internal_head__": 0.001}, "label_selector": {"pool": "head"}}
+    router = app.build({"router": options})._bound_deployment
+    assert router.name == "router" and router.ray_actor_options.items() >= options.items()

@@ -87,6 +87,13 @@ def test_who_leaves_loopback_says_that_the_network_is_trusted(path: Path) -> Non
         assert is_loopback(config.worker.host) == is_loopback(config.transfer.host)
 
 
+@pytest.mark.parametrize("path", APPLICATIONS, ids=name)
+def test_a_router_stays_where_the_only_proxy_is(path: Path) -> None:
+    for config in configs(path):
+        on_head = config.router.resources == {"node:__internal_head__": 0.001}
+        assert served(path)["proxy_location"] == "HeadOnly" and on_head != is_loopback(config.worker.host)
+
+
 def test_the_trusted_network_is_said_of_is_that_of_more_than_one_host() -> None:
     [config] = configs(DEPLOY / "ray" / "one_host.yaml")
     assert is_loopback(config.transfer.host) and not config.transfer.trusted_network

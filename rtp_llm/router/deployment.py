@@ -79,5 +79,9 @@ def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.
         graceful_shutdown_wait_loop_s=0.05,
         graceful_shutdown_timeout_s=config.router.request_timeout_s + 10,
         max_constructor_retry_count=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={
+            "num_cpus": 0,
+            "resources": config.router.resources,
+            "label_selector": config.router.label_selector,
+        },
     ).bind(config.model_dump(), *pools)

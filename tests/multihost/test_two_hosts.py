@@ -80,15 +80,16 @@ def at_rest() -> bool:
 
 
 def replicas(host: Host) -> set[str]:
-    """Pools that have a process there."""
+    """Deployments that have a process there."""
     titles = host.processes().values()
-    return {pool for pool in Pool if any(text.startswith(f"ray::ServeReplica:rtp-llm:{pool}") for text in titles)}
+    names = {"router", *Pool}
+    return {name for name in names if any(text.startswith(f"ray::ServeReplica:rtp-llm:{name}") for text in titles)}
 
 
 async def test_answers_over_two_hosts_are_those_of_one_engine_and_kv_goes_over_tcp(
     cluster: Cluster, undisturbed: list[Answer]
 ) -> None:
-    assert (replicas(cluster.head), replicas(cluster.worker)) == ({Pool.PREFILL}, {Pool.DECODE})
+    assert (replicas(cluster.head), replicas(cluster.worker)) == ({"router", Pool.PREFILL}, {Pool.DECODE})
     async with Running.all(FOUR) as running:
         assert await running.answers() == undisturbed
     found = figures()
