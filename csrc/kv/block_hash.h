@@ -36,7 +36,10 @@ class BlockHasher {
 
   // Appends tokens; each block that becomes full adds one hash to hashes().
   void append(std::span<const int32_t> tokens, Form form);
+  // Memory for the hashes of so many tokens, so that append() takes none.
+  void reserve(int64_t tokens) { hashes_.reserve(static_cast<size_t>(tokens / block_tokens_)); }
   const std::vector<BlockHash>& hashes() const { return hashes_; }
+  int block_tokens() const { return block_tokens_; }
   int64_t num_tokens() const { return num_tokens_; }
 
  private:

@@ -10,7 +10,8 @@ namespace rtp_llm {
 
 using Lock = std::lock_guard<std::mutex>;
 
-BlockPool::BlockPool(int num_blocks, int block_tokens) : num_blocks_(num_blocks), block_tokens_(block_tokens) {
+BlockPool::BlockPool(int num_blocks, int block_tokens)
+    : num_blocks_(num_blocks), block_tokens_(block_tokens), cache_(std::max(num_blocks, 0)) {
   check(num_blocks > 0, "num_blocks must be positive, got ", num_blocks);
   check(block_tokens > 0, "block_tokens must be positive, got ", block_tokens);
   blocks_.resize(num_blocks);
@@ -44,6 +45,19 @@ std::optional<std::vector<int32_t>> BlockPool::allocate_for_step(int count) {
   }
   for (int32_t block : taken) blocks_[block].references = 1;
   return taken;
+}
+
+std::optional<int32_t> BlockPool::allocate_one_for_step() {
+  {
+    Lock lock(mutex_);
+    if (room() > 0) {
+      const int32_t block = take_one(State::kReferenced);
+      blocks_[block].references = 1;
+      return block;
+    }
+  }
+  const std::optional<std::vector<int32_t>> taken = allocate_for_step(1);
+  return taken ? std::optional(taken->front()) : std::nullopt;
 }
 
 bool BlockPool::can_allocate_for_step(int count) const {

@@ -89,6 +89,8 @@ class BlockPool {
   // The same for the step being built: when free and cached blocks don't suffice, also those that wait for a launched
   // step and for no pin. REQUIRES: nothing but steps launched from now on touches the blocks.
   std::optional<std::vector<int32_t>> allocate_for_step(int count);
+  // One such block, for a row: without memory of its own. nullopt: there is none.
+  std::optional<int32_t> allocate_one_for_step();
   bool can_allocate_for_step(int count) const;
 
   // References the longest known run of `hashes` from the start, at most `max_blocks`; returns its

@@ -1,52 +1,79 @@
 #include "kv/prefix_cache.h"
 
+#include <bit>
+
 #include "tensor/check.h"
 
 namespace rtp_llm {
 
+PrefixCache::PrefixCache(int num_blocks)
+    : entries_(static_cast<size_t>(num_blocks) + 1),
+      chains_(std::bit_ceil(static_cast<size_t>(num_blocks) + 1), kNone) {
+  link(ring(), ring());
+}
+
+// Hashes are evenly spread: any of their bits choose a chain.
+size_t PrefixCache::chain_of(const BlockHash& hash) const {
+  return std::hash<BlockHash>{}(hash) & (chains_.size() - 1);
+}
+
+void PrefixCache::link(int32_t older, int32_t newer) {
+  entries_[older].newer = newer;
+  entries_[newer].older = older;
+}
+
 std::optional<int32_t> PrefixCache::find(const BlockHash& hash) const {
-  const auto found = by_hash_.find(hash);
-  if (found == by_hash_.end()) return std::nullopt;
-  return found->second;
+  for (int32_t block = chains_[chain_of(hash)]; block != kNone; block = entries_[block].next)
+    if (entries_[block].hash == hash) return block;
+  return std::nullopt;
 }
 
 std::optional<BlockHash> PrefixCache::hash_of(int32_t block) const {
-  const auto found = by_block_.find(block);
-  if (found == by_block_.end()) return std::nullopt;
-  return found->second;
+  if (!entries_[block].known) return std::nullopt;
+  return entries_[block].hash;
 }
 
 bool PrefixCache::insert(int32_t block, const BlockHash& hash) {
-  check(!by_block_.contains(block), "block ", block, " has a hash already");
-  if (!by_hash_.emplace(hash, block).second) return false;
-  by_block_.emplace(block, hash);
+  Entry& entry = entries_[block];
+  check(!entry.known, "block ", block, " has a hash already");
+  if (find(hash)) return false;
+  int32_t& first = chains_[chain_of(hash)];
+  entry = {.hash = hash, .known = true, .next = first};
+  first = block;
+  ++size_;
   return true;
 }
 
 void PrefixCache::erase(int32_t block) {
-  const auto found = by_block_.find(block);
-  if (found == by_block_.end()) return;
+  Entry& entry = entries_[block];
+  if (!entry.known) return;
   make_referenced(block);
-  by_hash_.erase(found->second);
-  by_block_.erase(found);
+  int32_t* at = &chains_[chain_of(entry.hash)];
+  while (*at != block) at = &entries_[*at].next;
+  *at = entry.next;
+  entry = {};
+  --size_;
 }
 
 void PrefixCache::make_evictable(int32_t block) {
-  check(by_block_.contains(block), "block ", block, " has no hash: it can't be evictable");
-  check(!place_.contains(block), "block ", block, " is evictable already");
-  place_.emplace(block, order_.insert(order_.end(), block));
+  check(entries_[block].known, "block ", block, " has no hash: it can't be evictable");
+  check(!evictable(block), "block ", block, " is evictable already");
+  link(entries_[ring()].older, block);
+  link(block, ring());
+  ++num_evictable_;
 }
 
 void PrefixCache::make_referenced(int32_t block) {
-  const auto found = place_.find(block);
-  if (found == place_.end()) return;
-  order_.erase(found->second);
-  place_.erase(found);
+  Entry& entry = entries_[block];
+  if (!evictable(block)) return;
+  link(entry.older, entry.newer);
+  entry.older = entry.newer = kNone;
+  --num_evictable_;
 }
 
 std::optional<int32_t> PrefixCache::evict() {
-  if (order_.empty()) return std::nullopt;
-  const int32_t block = order_.front();
+  if (num_evictable_ == 0) return std::nullopt;
+  const int32_t block = entries_[ring()].newer;
   erase(block);
   return block;
 }
@@ -55,17 +82,28 @@ void PrefixCache::check_integrity() const {
   auto require = [](bool holds, const std::string& rule) {
     if (!holds) throw Error("prefix cache: " + rule);
   };
-  require(by_hash_.size() == by_block_.size(), concat(by_hash_.size(), " hashes name ", by_block_.size(), " blocks"));
-  for (const auto& [hash, block] : by_hash_) {
-    const auto found = by_block_.find(block);
-    require(found != by_block_.end() && found->second == hash,
-            concat("hash ", hash.hex(), " names block ", block, ", which is not known by it"));
+  size_t chained = 0;
+  for (size_t chain = 0; chain < chains_.size(); ++chain) {
+    for (int32_t block = chains_[chain]; block != kNone; block = entries_[block].next, ++chained) {
+      const Entry& entry = entries_[block];
+      require(chained < entries_.size() && entry.known, concat("block ", block, " is in a chain without a hash"));
+      require(chain_of(entry.hash) == chain,
+              concat("hash ", entry.hash.hex(), " of block ", block, " is in another chain than its own"));
+      require(find(entry.hash) == block, concat("hash ", entry.hash.hex(), " names two blocks, one is ", block));
+    }
   }
-  require(order_.size() == place_.size(), concat(order_.size(), " blocks in order, ", place_.size(), " have a place"));
-  for (const auto& [block, place] : place_) {
-    require(*place == block, concat("the place of block ", block, " holds block ", *place));
-    require(by_block_.contains(block), concat("block ", block, " is evictable without a hash"));
+  size_t known = 0;
+  for (const Entry& entry : entries_) known += entry.known;
+  require(chained == size_ && known == size_,
+          concat(chained, " hashes in chains, ", known, " blocks have one, ", size_, " are counted"));
+  size_t in_ring = 0;
+  for (int32_t block = entries_[ring()].newer; block != ring(); block = entries_[block].newer, ++in_ring) {
+    require(in_ring < num_evictable_, concat("more than ", num_evictable_, " blocks are evictable"));
+    require(entries_[block].known, concat("block ", block, " is evictable without a hash"));
+    require(entries_[entries_[block].newer].older == block,
+            concat("block ", block, " is not its successor's predecessor"));
   }
+  require(in_ring == num_evictable_, concat(in_ring, " blocks are evictable, ", num_evictable_, " are counted"));
 }
 
 }  // namespace rtp_llm

@@ -13,7 +13,7 @@ BlockHash hash(uint8_t id) {
 }
 
 TEST(a_block_is_found_by_its_hash_until_it_is_erased) {
-  PrefixCache cache;
+  PrefixCache cache(9);
   CHECK(cache.insert(7, hash(1)));
   CHECK(cache.find(hash(1)) == 7);
   CHECK(cache.hash_of(7) == hash(1));
@@ -24,7 +24,7 @@ TEST(a_block_is_found_by_its_hash_until_it_is_erased) {
 }
 
 TEST(the_first_block_keeps_a_hash_that_comes_twice) {
-  PrefixCache cache;
+  PrefixCache cache(9);
   CHECK(cache.insert(7, hash(1)));
   CHECK(!cache.insert(8, hash(1)));
   CHECK(cache.find(hash(1)) == 7);
@@ -33,7 +33,7 @@ TEST(the_first_block_keeps_a_hash_that_comes_twice) {
 }
 
 TEST(the_least_recently_released_block_is_evicted_first) {
-  PrefixCache cache;
+  PrefixCache cache(9);
   for (int block = 0; block < 3; ++block) cache.insert(block, hash(block));
   for (int block : {2, 0, 1}) cache.make_evictable(block);
   cache.make_referenced(2);
@@ -44,7 +44,7 @@ TEST(the_least_recently_released_block_is_evicted_first) {
 }
 
 TEST(a_referenced_block_is_not_evicted) {
-  PrefixCache cache;
+  PrefixCache cache(9);
   cache.insert(1, hash(1));
   CHECK(!cache.evict());
   cache.make_evictable(1);
@@ -55,7 +55,7 @@ TEST(a_referenced_block_is_not_evicted) {
 }
 
 TEST(misuse_is_refused) {
-  PrefixCache cache;
+  PrefixCache cache(9);
   CHECK_THROWS(cache.make_evictable(1), InvalidArgument);
   cache.insert(1, hash(1));
   CHECK_THROWS(cache.insert(1, hash(2)), InvalidArgument);
