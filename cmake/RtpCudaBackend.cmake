@@ -1,7 +1,7 @@
 # librtp_cuda.so: csrc/device/cuda, opened with dlopen like the CPU backends; one C factory is exported.
 #
 # Needs nvcc 12.8 or newer; links nothing but the static CUDA runtime (the driver is found at run time).
-# RTP_CUDA_ARCHITECTURES: "90a" by default; "80;86;89;90a;100;120-virtual" is what a release has.
+# RTP_CUDA_ARCHITECTURES: "90a" by default; packaging/cuda says what a release has.
 
 set(RTP_CUDA_ARCHITECTURES "90a" CACHE STRING "GPU architectures, as CMAKE_CUDA_ARCHITECTURES")
 set(CMAKE_CUDA_ARCHITECTURES "${RTP_CUDA_ARCHITECTURES}")
@@ -41,7 +41,7 @@ set_target_properties(rtp_cuda PROPERTIES
 install(TARGETS rtp_cuda LIBRARY DESTINATION "${RTP_INSTALL_LIB_DIR}" COMPONENT cuda)  # a wheel of its own
 set_property(GLOBAL APPEND PROPERTY RTP_CPU_TARGETS rtp_cuda)
 
-# A program of one .cu file and the backend's objects: <build dir>/<directory>/<name>.
+# A program of one file and the backend's objects: <build dir>/<directory>/<name>.
 function(rtp_cuda_program source directory)
   get_filename_component(name "${source}" NAME_WE)
   add_executable(${name} "${source}" $<TARGET_OBJECTS:rtp_cuda_objects>)
@@ -51,6 +51,7 @@ function(rtp_cuda_program source directory)
   add_dependencies(${name} rtp_core)
   set_target_properties(${name} PROPERTIES
     CUDA_RUNTIME_LIBRARY Static
+    LINKER_LANGUAGE CUDA
     RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/${directory}"
     BUILD_RPATH "${RTP_LIB_DIR};${UCX_ROOT}/lib")
 endfunction()

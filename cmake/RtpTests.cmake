@@ -2,8 +2,8 @@
 # file named *_main.cc there is a program of its own (a second process of a test), without check.h's
 # main: <build dir>/tests/<room>_<name>.
 #
-# With RTP_CUDA, tests/cuda/*_test.cu and *_check.cu, which call kernels without an engine, become programs of their names
-# there; they need a GPU, so `make test-gpu` runs them.
+# With RTP_CUDA, tests/cuda/*_test.cu, *_test.cc and *_check.cu, linked with the backend's objects, become programs of their
+# names there; they need a GPU, so `make test-gpu` runs them.
 #
 # RTP_TEST_DATA_DIR points at tests/data in the source tree; backends are found beside rtp_core.
 
@@ -44,10 +44,14 @@ foreach(directory IN LISTS test_directories)
 endforeach()
 
 if(RTP_CUDA)
-  file(GLOB cuda_programs CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/cuda/*_test.cu"
+  file(GLOB cuda_programs CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/cuda/*_test.c[cu]"
        "${CMAKE_SOURCE_DIR}/tests/cuda/*_check.cu")
   foreach(source IN LISTS cuda_programs)
     rtp_cuda_program("${source}" tests)
+  endforeach()
+  foreach(call IN ITEMS Malloc HostAlloc Free FreeHost EventSynchronize StreamSynchronize EventQuery EventRecord
+          EventElapsedTime StreamWaitEvent MemsetAsync MemcpyAsync LaunchKernelExC GraphLaunch)
+    target_link_options(step_calls_test PRIVATE "LINKER:--wrap=cuda${call}")  # the program counts these calls
   endforeach()
 endif()
 

@@ -37,6 +37,14 @@ def test_the_engines_promises_hold_on_a_device_that_runs_behind_the_host(file: s
     run("engine", file, {"RTP_LLM_QUEUED_DEVICE": "7"})
 
 
+def test_a_decode_step_allocates_nothing() -> None:
+    binary = build_dir() / "tests" / "engine_step_calls"
+    if not binary.exists() and "RTP_BUILD_DIR" not in os.environ:
+        pytest.skip(f"{binary} is not built")
+    ended = subprocess.run([binary], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_thousand_seeded_schedules_a_step_ahead() -> None:

@@ -146,7 +146,7 @@ void Engine::join(SequenceSpec spec, std::vector<int32_t> blocks) {
   sequence->num_launched = sequence->num_computed = stored;
   sequence->num_clean_blocks = given;
   sequence->admitted_before = true;
-  sequence->blocks = std::move(blocks);
+  sequence->blocks.assign(blocks.begin(), blocks.end());  // into memory for all that it may ever have
   state_->post({Command::Kind::kJoin, key, std::move(sequence)});
 }
 

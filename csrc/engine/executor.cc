@@ -140,11 +140,12 @@ int64_t Executor::graph_rows(const Batch& batch) const {
 
 void Executor::replay(Batch& batch, int64_t rows) {
   const uint64_t key = static_cast<uint64_t>(rows) * 2 + static_cast<uint64_t>(&batch - batches_);
-  device_.replay(key, [&] {
+  const auto launch = [&] {
     const StepRows& padded = batch.inputs.padded(rows);
     launch_forward(batch, padded, rows, {});
     launch_sample(batch, padded, rows);
-  });
+  };
+  device_.replay(key, std::cref(launch));  // a function of its own would take memory
 }
 
 // Records every graph, over steps that have padding rows only.

@@ -144,8 +144,8 @@ void Scheduler::add_chunk(const Chunk& chunk) {
 bool Scheduler::grow(Sequence& sequence) {
   const int needed = blocks_for(sequence.planned_len(), config_.block_tokens);
   while (sequence.state == Sequence::State::kRunning && static_cast<int>(sequence.blocks.size()) < needed) {
-    if (const auto taken = pool_.allocate_for_step(1)) {
-      sequence.blocks.push_back(taken->front());
+    if (const auto block = pool_.allocate_one_for_step()) {
+      sequence.blocks.push_back(*block);
       continue;
     }
     Sequence* latest = nullptr;
@@ -215,15 +215,15 @@ bool Scheduler::take_blocks(Sequence& sequence) {
   const auto hashes = std::span(sequence.hasher.hashes()).first(most_hits);
   const auto fits = [&](int hits) { return pool_.can_allocate_for_step(total - hits + num_running()); };
   if (!fits(pool_.count_cached(hashes))) return false;  // without touching the order of eviction
-  std::vector<int32_t> blocks = pool_.match(hashes, most_hits);
+  const std::vector<int32_t> blocks = pool_.match(hashes, most_hits);
   const int hits = static_cast<int>(blocks.size());
   const auto fresh = fits(hits) ? pool_.allocate_for_step(total - hits) : std::nullopt;
   if (!fresh) {
     pool_.release(blocks);
     return false;
   }
-  blocks.insert(blocks.end(), fresh->begin(), fresh->end());
-  sequence.blocks = std::move(blocks);
+  sequence.blocks.assign(blocks.begin(), blocks.end());  // into memory for all that it may ever have
+  sequence.blocks.insert(sequence.blocks.end(), fresh->begin(), fresh->end());
   sequence.num_launched = sequence.num_computed = hits * config_.block_tokens;
   sequence.num_clean_blocks = sequence.num_offered_blocks = hits;
   if (!sequence.admitted_before) sequence.num_cached = std::min(sequence.num_computed, sequence.num_prompt);

@@ -43,7 +43,7 @@ struct Sequence {
   int num_cached = 0;       // of them, prefix hits at the first admission
   bool admitted_before = false;
 
-  std::vector<int32_t> blocks;  // one reference each
+  std::vector<int32_t> blocks;  // one reference each; its memory is taken at construction
   BlockHasher hasher;           // over `tokens`
   int num_offered_blocks = 0;   // full blocks that the prefix cache was offered
   int num_clean_blocks = 0;     // blocks with no stale bytes: hits, received or zeroed ones

@@ -22,8 +22,9 @@ SlotTable::SlotTable(Device& device, const EngineConfig& config, int32_t scratch
 
 void SlotTable::bind(Sequence& sequence, int first_token, const EngineConfig& config, StepInputs& inputs) const {
   const int total = static_cast<int>(sequence.blocks.size());
-  check(total <= max_blocks_, "sequence ", sequence.spec.key.str(), " has ", total, " blocks, a block table holds ",
-        max_blocks_);
+  if (total > max_blocks_)
+    throw InvalidArgument(
+        concat("sequence ", sequence.spec.key.str(), " has ", total, " blocks, a block table holds ", max_blocks_));
   if (sequence.num_bound_blocks == total) return;
   SlotUpdate& update = inputs.update(sequence.slot);
   if (sequence.num_bound_blocks < 0) {
