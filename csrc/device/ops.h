@@ -64,7 +64,8 @@ class PackedLinear {
   LinearSpec spec_;
 };
 
-// Takes a weight chunk by chunk as the loader streams the file; the backend decides where each row lies.
+// Takes a weight chunk by chunk as the loader streams the file; the backend decides where each row lies. Several threads
+// may write rows, of one weight or of several, at the same time.
 class LinearPacker {
  public:
   virtual ~LinearPacker() = default;

@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <cstring>
+#include <mutex>
 #include <unordered_map>
 
 #include "device/rope.h"
@@ -54,7 +55,19 @@ struct FileTensor {
   bool vector() const { return shape.size() == 1; }
   int64_t row_elements() const { return vector() ? 1 : shape[1]; }
   bool complete() const { return rows_written == shape[0]; }
+  // Notes that rows [first_row, first_row + rows) are written. Throws InvalidArgument for what doesn't fit.
+  void claim(int64_t first_row, int64_t rows, DType dtype);
 };
+
+void FileTensor::claim(int64_t first_row, int64_t rows, DType dtype) {
+  check(rows_written == 0 || file_dtype == dtype, "tensor ", name, ": was ", name_of(file_dtype), ", found rows in ",
+        name_of(dtype));
+  for (int64_t row = first_row; row < first_row + rows; ++row)
+    check(!row_written[row], "tensor ", name, ": row ", row, " comes twice");
+  for (int64_t row = first_row; row < first_row + rows; ++row) row_written[row] = true;
+  rows_written += rows;
+  file_dtype = dtype;
+}
 
 struct LayerPackers {
   std::unique_ptr<LinearPacker> qkv, o, gate_up, down;
@@ -63,6 +76,7 @@ struct LayerPackers {
 }  // namespace
 
 struct Weights::Loading {
+  std::mutex mutex;                 // guards what is known of tensors while several threads write them
   std::vector<FileTensor> tensors;  // load order
   std::unordered_map<std::string, size_t> by_name;
   std::unique_ptr<LinearPacker> embedding, lm_head;  // embedding: null when tied
@@ -194,11 +208,10 @@ void Weights::write(const std::string& name, int64_t first_row, int64_t rows, in
         ", found rows of ", row_elements, " elements");
   check(dtype == DType::kF32 || dtype == DType::kBF16, "tensor ", name, ": dtype must be float32 or bfloat16, got ",
         name_of(dtype));
-  check(tensor.rows_written == 0 || tensor.file_dtype == dtype, "tensor ", name, ": was ", name_of(tensor.file_dtype),
-        ", found rows in ", name_of(dtype));
-  for (int64_t row = first_row; row < first_row + rows; ++row)
-    check(!tensor.row_written[row], "tensor ", name, ": row ", row, " comes twice");
-
+  {
+    const std::lock_guard lock(loading_->mutex);
+    tensor.claim(first_row, rows, dtype);
+  }
   if (tensor.vector()) {
     for (int64_t i = 0; i < rows; ++i)
       tensor.staged[first_row + i] =
@@ -207,10 +220,9 @@ void Weights::write(const std::string& name, int64_t first_row, int64_t rows, in
     tensor.packer->write_rows(tensor.part, first_row,
                               make_tensor(const_cast<void*>(data), dtype, {rows, row_elements}));
   }
-  for (int64_t row = first_row; row < first_row + rows; ++row) tensor.row_written[row] = true;
-  tensor.rows_written += rows;
-  tensor.file_dtype = dtype;
-  tensor.sum += byte_sum(static_cast<const uint8_t*>(data), rows * row_elements * size_of(dtype));
+  const uint64_t sum = byte_sum(static_cast<const uint8_t*>(data), rows * row_elements * size_of(dtype));
+  const std::lock_guard lock(loading_->mutex);
+  tensor.sum += sum;
 }
 
 void Weights::finish() {

@@ -41,7 +41,8 @@ class Weights {
 
   // Rows [first_row, first_row + rows) of a tensor (1-D: elements, row_elements = 1); `data` in
   // `dtype` (f32 or bf16), host memory. Throws InvalidArgument: unknown name, rows out of range
-  // (expected and found), wrong width, a row that comes twice, another dtype than before.
+  // (expected and found), wrong width, a row that comes twice, another dtype than before. Several threads may write at
+  // the same time.
   void write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
              const void* data);
   // Finishes packing. Throws InvalidArgument naming every missing or incomplete tensor (the first

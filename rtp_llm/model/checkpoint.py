@@ -55,10 +55,12 @@ class Checkpoint:
     def find(self, name: str) -> StoredTensor | None:
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 
-    def chunks(self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int) -> Iterator[memoryview]:
+    def chunks(
+        self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int, begin: int = 0, end: int | None = None
+    ) -> Iterator[memoryview]:
         """As SafetensorsFile.chunks."""
         file = next(file for file in self._files if file.path == tensor.file)
-        return file.chunks(tensor, buffer, chunk_bytes)
+        return file.chunks(tensor, buffer, chunk_bytes, begin, end)
 
 
 def _index(directory: Path) -> dict[str, str]:

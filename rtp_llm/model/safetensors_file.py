@@ -71,10 +71,13 @@ class SafetensorsFile:
     ) -> None:
         os.close(self._fd)
 
-    def chunks(self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int) -> Iterator[memoryview]:
-        """The tensor's bytes in order, each chunk in the same `buffer`. REQUIRES: chunk_bytes <= len(buffer)."""
-        for start in range(0, tensor.num_bytes, chunk_bytes):
-            chunk = buffer[: min(chunk_bytes, tensor.num_bytes - start)]
+    def chunks(
+        self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int, begin: int = 0, end: int | None = None
+    ) -> Iterator[memoryview]:
+        """The tensor's bytes [begin, end) in order, each chunk in the same `buffer`. REQUIRES: chunk_bytes <= len(buffer)."""
+        end = tensor.num_bytes if end is None else end
+        for start in range(begin, end, chunk_bytes):
+            chunk = buffer[: min(chunk_bytes, end - start)]
             self._read(chunk, tensor.offset + start)
             yield chunk
 

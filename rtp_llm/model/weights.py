@@ -1,4 +1,5 @@
-"""Streams a checkpoint into the engine: every header is checked first, then each file is read once, chunk by chunk.
+"""Streams a checkpoint into the engine: every header is checked first, then each file is read once, chunk by chunk, by
+several threads.
 
 The engine packs what it is given; no tensor is ever held whole. The native `Weights` is a `WeightSink`.
 """
@@ -6,9 +7,12 @@ The engine packs what it is given; no tensor is ever held whole. The native `Wei
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 from rtp_llm.errors import ModelLoadError
@@ -17,7 +21,9 @@ from rtp_llm.model.config import ModelConfig
 from rtp_llm.model.names import EMBEDDING, HEAD, slot_name
 from rtp_llm.model.safetensors_file import StoredTensor
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 2 << 20  # at least; a chunk is a row or more
+PIECE_BYTES = 32 << 20  # what a thread reads before it takes the next piece
+MAX_READERS = 16
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names → the engine's
 _NAMED = 10
 
@@ -32,7 +38,8 @@ class ExpectedTensor(Protocol):
 
 
 class WeightSink(Protocol):
-    """Where tensors go: rows [first_row, first_row + rows) at a time, `data` in `dtype`; 1-D: rows are elements."""
+    """Where tensors go: rows [first_row, first_row + rows) at a time, `data` in `dtype`; 1-D: rows are elements. Several
+    threads write at the same time."""
 
     def expected(self) -> Sequence[ExpectedTensor]: ...
     def write(self, name: str, first_row: int, rows: int, row_elements: int, dtype: str, data: memoryview) -> None: ...
@@ -110,14 +117,21 @@ def _load_files(directory: Path, config: ModelConfig, sink: WeightSink, progress
             load_torch_files(directory, config, sink)
             return
         plan = _plan(checkpoint, config, sink)
-        total = sum(tensor.num_bytes for tensor in plan.values())
-        done = 0
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        for slot, tensor in sorted(plan.items(), key=lambda pair: (pair[1].file, pair[1].offset)):
-            buffer = _write_tensor(checkpoint, slot, tensor, sink, buffer)
-            done += tensor.num_bytes
-            if progress is not None:
-                progress(done, total)
+        in_file_order = sorted(plan.items(), key=lambda pair: (pair[1].file, pair[1].offset))
+        pieces = [piece for slot, tensor in in_file_order for piece in _pieces(slot, tensor)]
+        buffer_bytes = max(CHUNK_BYTES, *(piece.row_bytes for piece in pieces))
+        readers = min(MAX_READERS, len(os.sched_getaffinity(0)))
+        buffers: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(readers):
+            buffers.put(memoryview(bytearray(buffer_bytes)))
+        done, total = 0, sum(tensor.num_bytes for tensor in plan.values())
+        with ThreadPoolExecutor(readers, "weights") as pool:
+            for piece, _ in zip(
+                pieces, pool.map(lambda piece: _write(checkpoint, piece, sink, buffers), pieces), strict=True
+            ):
+                done += piece.num_bytes
+                if progress is not None:
+                    progress(done, total)
 
 
 def _plan(checkpoint: Checkpoint, config: ModelConfig, sink: WeightSink) -> dict[str, StoredTensor]:
@@ -167,17 +181,40 @@ def check_complete(directory: Path, expected: dict[str, tuple[int, ...]], found:
         )
 
 
-def _write_tensor(
-    checkpoint: Checkpoint, slot: str, tensor: StoredTensor, sink: WeightSink, buffer: memoryview
-) -> memoryview:
-    """Whole rows at a time. Returns the buffer, a larger one if a row didn't fit."""
+@dataclass(frozen=True)
+class _Piece:
+    """Rows [first_row, first_row + rows) of a stored tensor."""
+
+    slot: str
+    tensor: StoredTensor
+    first_row: int
+    rows: int
+    row_elements: int
+    row_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+def _pieces(slot: str, tensor: StoredTensor) -> Iterator[_Piece]:
     num_rows, row_elements = (tensor.shape[0], 1) if len(tensor.shape) == 1 else tensor.shape
     row_bytes = tensor.num_bytes // num_rows
-    if row_bytes > len(buffer):
-        buffer = memoryview(bytearray(row_bytes))
-    first_row = 0
-    for chunk in checkpoint.chunks(tensor, buffer, len(buffer) // row_bytes * row_bytes):
-        rows = len(chunk) // row_bytes
-        sink.write(slot, first_row, rows, row_elements, DTYPES[tensor.dtype], chunk)
-        first_row += rows
-    return buffer
+    most = max(1, PIECE_BYTES // row_bytes)
+    for first_row in range(0, num_rows, most):
+        yield _Piece(slot, tensor, first_row, min(most, num_rows - first_row), row_elements, row_bytes)
+
+
+def _write(checkpoint: Checkpoint, piece: _Piece, sink: WeightSink, buffers: SimpleQueue[memoryview]) -> None:
+    """In chunks of whole rows, through one of `buffers`, each of which holds a row."""
+    buffer = buffers.get()
+    try:
+        begin = piece.first_row * piece.row_bytes
+        chunk_bytes = max(1, CHUNK_BYTES // piece.row_bytes) * piece.row_bytes
+        row = piece.first_row
+        for chunk in checkpoint.chunks(piece.tensor, buffer, chunk_bytes, begin, begin + piece.num_bytes):
+            rows = len(chunk) // piece.row_bytes
+            sink.write(piece.slot, row, rows, piece.row_elements, DTYPES[piece.tensor.dtype], chunk)
+            row += rows
+    finally:
+        buffers.put(buffer)

@@ -65,10 +65,10 @@ class Recorder:
 
     def write(self, name: str, first_row: int, rows: int, row_elements: int, dtype: str, data: memoryview) -> None:
         assert len(data) % rows == 0
-        held = self.data.setdefault(name, bytearray())
-        assert len(held) == first_row * (len(data) // rows)
+        row_bytes = len(data) // rows
         assert row_elements == (self.shapes[name][1] if len(self.shapes[name]) == 2 else 1)
-        held += data
+        held = self.data.setdefault(name, bytearray(self.shapes[name][0] * row_bytes))
+        held[first_row * row_bytes : (first_row + rows) * row_bytes] = data
         self.dtypes[name] = dtype
         self.chunks.append((name, first_row, rows))
 

@@ -57,12 +57,24 @@ def test_chunks_are_whole_rows(
     ]
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 64, 100])
+def test_pieces_of_a_tensor_arrive_whichever_thread_reads_them(
+    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(weights, "PIECE_BYTES", piece_bytes)
+    write_safetensors(tmp_path / FILE, TENSORS)
+    sink = load(tmp_path, config)
+    assert sink.data == {name: data for name, (_, _, data) in TENSORS.items()}
+    rows = max(1, piece_bytes // 32)
+    assert sorted(row for name, row, _ in sink.chunks if name == "lm_head.weight") == list(range(0, 11, rows))
+
+
 def test_all_three_types_arrive_as_stored(tmp_path: Path, config: ModelConfig) -> None:
     dtypes = dict(zip(SHAPES, ["F32", "BF16", "F16"], strict=True))
     tensors = {name: (dtypes[name], shape, pattern(name, shape, dtypes[name])) for name, shape in SHAPES.items()}
     write_safetensors(tmp_path / FILE, tensors)
     sink = load(tmp_path, config)
-    assert list(sink.dtypes.values()) == ["float32", "bfloat16", "float16"]
+    assert [sink.dtypes[name] for name in SHAPES] == ["float32", "bfloat16", "float16"]
     assert sink.data == {name: data for name, (_, _, data) in tensors.items()}
 
 

@@ -1,6 +1,7 @@
 // Packing: weights arrive in chunks of rows, as the file is streamed, and go to their panels at once.
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #include "device/cpu/cpu_ops.h"
@@ -75,11 +76,13 @@ class PanelPacker final : public LinearPacker {
 
   std::unique_ptr<PanelLinear> packed_;
   std::vector<int64_t> first_row_;  // of each part
+  std::mutex mutex_;                // guards row_written_
   std::vector<bool> row_written_;
   std::vector<bool> bias_written_;
 };
 
 void PanelPacker::mark_rows(const LinearPart& part, int64_t first, int64_t count, int64_t first_of_part) {
+  const std::lock_guard lock(mutex_);
   for (int64_t row = first; row < first + count; ++row) {
     check(!row_written_[static_cast<size_t>(row)], "weight '", spec().name, "': row ", row - first_of_part,
           " of part '", part.name, "' written twice");

@@ -1,6 +1,7 @@
 #include "device/cuda/packed_linear.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "device/cuda/cuda_check.h"
@@ -28,18 +29,34 @@ UploadRing::~UploadRing() {
   for (cudaEvent_t event : packed_) cudaEventDestroy(event);
 }
 
-UploadRing::Piece UploadRing::next() {
-  at_ = (at_ + 1) % kPieces;
-  cuda_check(cudaEventSynchronize(packed_[at_]), "packing of weights");
-  return {static_cast<uint8_t*>(host_.data()) + at_ * kPieceBytes,
-          static_cast<uint8_t*>(staged_.data()) + at_ * kPieceBytes};
+UploadRing::Piece UploadRing::take() {
+  device_.bind_thread();
+  int index;
+  {
+    std::unique_lock lock(mutex_);
+    index = next_;
+    next_ = (next_ + 1) % kPieces;
+    given_back_.wait(lock, [&] { return !taken_[index]; });
+    taken_[index] = true;
+  }
+  cuda_check(cudaEventSynchronize(packed_[index]), "packing of weights");
+  return {index, static_cast<uint8_t*>(host_.data()) + index * kPieceBytes,
+          static_cast<uint8_t*>(staged_.data()) + index * kPieceBytes};
 }
 
-void UploadRing::upload(const Piece& piece, int64_t bytes) { device_.copy_async(piece.device, piece.host, bytes); }
+void UploadRing::give_back(const Piece& piece) {
+  taken_[piece.index] = false;
+  given_back_.notify_all();
+}
 
-void UploadRing::used() { cuda_check(cudaEventRecord(packed_[at_], device_.stream()), "packing of weights"); }
+void UploadRing::packed(const Piece& piece) {
+  cuda_check(cudaEventRecord(packed_[piece.index], device_.stream()), "packing of weights");
+}
 
-void UploadRing::drain() { device_.synchronize(); }
+void UploadRing::drain() {
+  const std::lock_guard lock(mutex_);
+  device_.synchronize();
+}
 
 // ---- The packer
 
@@ -74,18 +91,17 @@ class CudaPacker final : public LinearPacker {
     check(most > 0, spec_.name, ": rows of ", row_bytes, " bytes are too long, at most ", UploadRing::kPieceBytes);
     for (int64_t done = 0; done < count; done += most) {
       const int64_t here = std::min(most, count - done);
-      const UploadRing::Piece piece = ring_.next();
+      const UploadRing::Piece piece = ring_.take();
       std::memcpy(piece.host, rows.as<const uint8_t>() + done * row_bytes, static_cast<size_t>(here * row_bytes));
-      ring_.upload(piece, here * row_bytes);
-      pack_rows(device_.stream(), {.rows = piece.device,
-                                   .dtype = rows.dtype,
-                                   .count = static_cast<int>(here),
-                                   .in_features = static_cast<int>(spec_.in_features),
-                                   .out_features = static_cast<int>(spec_.out_features()),
-                                   .first_row = static_cast<int>((spec_.gated ? 0 : first_of(part)) + first_row + done),
-                                   .interleave = spec_.gated ? part : -1,
-                                   .weights = weights_.data()});
-      ring_.used();
+      const PackRows packed{.rows = piece.device,
+                            .dtype = rows.dtype,
+                            .count = static_cast<int>(here),
+                            .in_features = static_cast<int>(spec_.in_features),
+                            .out_features = static_cast<int>(spec_.out_features()),
+                            .first_row = static_cast<int>((spec_.gated ? 0 : first_of(part)) + first_row + done),
+                            .interleave = spec_.gated ? part : -1,
+                            .weights = weights_.data()};
+      ring_.send(piece, here * row_bytes, [&] { pack_rows(device_.stream(), packed); });
     }
     rows_written_[static_cast<size_t>(part)] += count;
   }
@@ -110,8 +126,8 @@ class CudaPacker final : public LinearPacker {
 
   std::unique_ptr<PackedLinear> finish() override {
     for (size_t i = 0; i < spec_.parts.size(); ++i)
-      check(rows_written_[i] == spec_.parts[i].rows, spec_.name, ".", spec_.parts[i].name, ": ", rows_written_[i],
-            " of ", spec_.parts[i].rows, " rows were written");
+      check(rows_written_[i] == spec_.parts[i].rows, spec_.name, ".", spec_.parts[i].name, ": ",
+            rows_written_[i].load(), " of ", spec_.parts[i].rows, " rows were written");
     check(!spec_.bias || biases_written_ == static_cast<int>(spec_.parts.size()), spec_.name, ": ", biases_written_,
           " of ", spec_.parts.size(), " biases were written");
     ring_.drain();
@@ -134,7 +150,7 @@ class CudaPacker final : public LinearPacker {
   UploadRing& ring_;
   const LinearSpec spec_;
   Buffer weights_, bias_;
-  std::vector<int64_t> rows_written_;
+  std::vector<std::atomic<int64_t>> rows_written_;  // of each part
   int biases_written_ = 0;
 };
 

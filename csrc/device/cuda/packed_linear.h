@@ -1,7 +1,9 @@
 // CudaLinear: a weight on the GPU in the layout that all linear kernels read (linear.h); and how it gets there.
 #pragma once
 
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "device/cuda/cuda_device.h"
@@ -26,11 +28,11 @@ class CudaLinear final : public PackedLinear {
 // Throws InvalidArgument for a weight that is missing or another backend's.
 const CudaLinear& as_cuda(const PackedLinear* weight, const char* op);
 
-// Host memory in which rows wait for their way to the GPU, in pieces used in turn. One a device: weights are loaded by
-// one thread.
+// Host memory in which rows wait for their way to the GPU, in pieces used in turn, by any number of threads. One a
+// device.
 class UploadRing {
  public:
-  static constexpr int64_t kPieceBytes = int64_t{16} << 20;
+  static constexpr int64_t kPieceBytes = int64_t{4} << 20;
 
   explicit UploadRing(CudaDevice& device);
   ~UploadRing();
@@ -38,23 +40,37 @@ class UploadRing {
   UploadRing& operator=(const UploadRing&) = delete;
 
   struct Piece {
+    int index;
     void* host;
     void* device;
   };
-  // A free piece; waits until what it held has been packed.
-  Piece next();
-  // Copies `bytes` of the piece that next() gave to the GPU; the caller launches what reads it, then calls used().
-  void upload(const Piece& piece, int64_t bytes);
-  void used();
+  // A piece that is the caller's until send(); waits until what it held has been packed.
+  Piece take();
+  // Copies `bytes` of the piece to the GPU and calls `pack`, which launches what reads them there.
+  template <class Pack>
+  void send(const Piece& piece, int64_t bytes, const Pack& pack) {
+    const std::lock_guard lock(mutex_);
+    give_back(piece);  // now, so that it isn't lost if a launch throws
+    device_.copy_async(piece.device, piece.host, bytes);
+    pack();
+    packed(piece);
+  }
   void drain();
 
  private:
-  static constexpr int kPieces = 4;
+  static constexpr int kPieces = 16;
+
+  // REQUIRE: mutex_ is held.
+  void give_back(const Piece& piece);
+  void packed(const Piece& piece);
 
   CudaDevice& device_;
   Buffer host_, staged_;
   cudaEvent_t packed_[kPieces] = {};
-  int at_ = -1;
+  std::mutex mutex_;  // guards what follows, and the main stream
+  std::condition_variable given_back_;
+  bool taken_[kPieces] = {};
+  int next_ = 0;
 };
 
 }  // namespace rtp_llm::cuda

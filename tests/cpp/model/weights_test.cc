@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
+#include <thread>
 
 #include "check.h"
 #include "model/float16.h"
@@ -12,7 +14,9 @@ namespace rtp_llm {
 namespace {
 
 using testing::open_cpu;
+using testing::random_tokens;
 using testing::tiny_config;
+using testing::TinyModel;
 using testing::write_test_weights;
 
 std::map<std::string, std::vector<int64_t>> expected_of(const ModelConfig& config) {
@@ -111,6 +115,33 @@ TEST(the_digest_is_the_same_for_any_chunks) {
   CHECK_EQ(digest.size(), 64);
   CHECK_EQ(digest_of(tiny_config(), 1), digest);
   CHECK_EQ(digest_of(tiny_config(), 1000), digest);
+}
+
+TEST(several_threads_may_write_at_the_same_time) {
+  const auto outcome = [](int threads) {
+    const auto device = open_cpu();
+    auto weights = std::make_unique<Weights>(*device, tiny_config());
+    const std::vector<ExpectedTensor> expected = weights->expected();
+    std::vector<std::jthread> writers;
+    for (int thread = 0; thread < threads; ++thread)
+      writers.emplace_back([&, thread] {
+        for (const ExpectedTensor& tensor : expected) {
+          const int64_t width = tensor.shape.size() == 2 ? tensor.shape[1] : 1;
+          for (int64_t row = thread; row < tensor.shape[0]; row += threads) {
+            std::vector<float> values(static_cast<size_t>(width));
+            for (int64_t i = 0; i < width; ++i)
+              values[static_cast<size_t>(i)] = static_cast<float>((row * 31 + i * 7) % 13) / 13 - 0.4f;
+            weights->write(tensor.name, row, 1, width, DType::kF32, values.data());
+          }
+        }
+      });
+    writers.clear();  // which waits for them
+    weights->finish();
+    const std::string digest = weights->digest();
+    return std::pair(digest,
+                     TinyModel(*device, std::move(weights), 16, DType::kF32).prefill(0, random_tokens(20, 1), 20));
+  };
+  CHECK(outcome(4) == outcome(1));
 }
 
 TEST(the_digest_sees_config_dtype_and_bytes) {
