@@ -71,16 +71,19 @@ build-cuda: setup ## build the CUDA backend beside the CPU's (needs nvcc ≥ 12.
 	cp build/cuda/rtp_llm/lib/librtp_cuda.so "$$($(BIN)/python -c 'import rtp_llm._native as n, os; print(os.path.dirname(n._engine.__file__))')/lib/"
 
 .PHONY: check-cuda
-check-cuda: setup ## compile the CUDA backend for all GPUs that it supports; needs nvcc, no GPU
-	$(CUDA_CMAKE) -B build/check-cuda -DRTP_CUDA_ARCHITECTURES="80;86;89;90a;100;120-virtual"
-	$(BIN)/ninja -C build/check-cuda -j $(JOBS) rtp_cuda
+check-cuda: setup ## build the wheel rtp-llm-cuda, for all GPUs that it supports, and check it; needs nvcc, no GPU
+	rm -rf build/cuda-wheel
+	PATH="$(abspath $(BIN)):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	$(PIP) wheel -q --no-deps --no-build-isolation -w build/cuda-wheel packaging/cuda --config-settings=build-dir=$(abspath build/check-cuda)
+	RTP_CUDA_WHEEL="$$(echo build/cuda-wheel/*.whl)" $(BIN)/python -m pytest tests/packaging $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: build-cuda ## the tests marked gpu, and the C++ tests of kernels, ops and engine on the GPU of this machine
-	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test attention_test linear_check
+	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test attention_test linear_check step_calls_test
 	build/cuda/tests/linear_check
 	build/cuda/tests/attention_test check
 	build/cuda/tests/cuda_test
+	build/cuda/tests/step_calls_test 8 32
 	RTP_TEST_BACKEND=cuda build/cuda/tests/engine_test engine_test. exactness_test. step_ahead_test.
 	RTP_BUILD_DIR=$(BUILD) $(BIN)/python -m pytest -m gpu $(ARGS)
 
