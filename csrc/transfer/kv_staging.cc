@@ -15,18 +15,17 @@ KvStaging::KvStaging(Device& device, int64_t slot_bytes, int num_slots)
 }
 
 KvStaging::Slot KvStaging::take(uint64_t bytes) {
-  if (free_.empty() || bytes > static_cast<uint64_t>(slot_bytes_)) return {this, kNone, new uint8_t[bytes], bytes};
+  if (free_.empty() || bytes > static_cast<uint64_t>(slot_bytes_)) return Slot(this, kNone, new uint8_t[bytes], bytes);
   const int index = free_.back();
   free_.pop_back();
-  return {this, index, static_cast<uint8_t*>(memory_.data()) + index * slot_bytes_, bytes};
+  return Slot(this, index, static_cast<uint8_t*>(memory_.data()) + index * slot_bytes_, bytes);
 }
 
-KvStaging::Slot::~Slot() {
-  if (staging_ == nullptr) return;
-  if (index_ == kNone)
-    delete[] data_;
+void KvStaging::Slot::GiveBack::operator()(uint8_t* data) const {
+  if (index == kNone)
+    delete[] data;
   else
-    staging_->free_.push_back(index_);
+    staging->free_.push_back(index);
 }
 
 void KvStaging::Slot::check_bytes(std::span<const Piece> pool) const {
@@ -37,18 +36,18 @@ void KvStaging::Slot::check_bytes(std::span<const Piece> pool) const {
 
 void KvStaging::Slot::load(std::span<const Piece> pool) {
   check_bytes(pool);
-  uint8_t* to = data_;
+  uint8_t* to = data_.get();
   for (const Piece& piece : pool) {
-    staging_->device_.copy(to, piece.data, static_cast<int64_t>(piece.bytes));
+    device().copy(to, piece.data, static_cast<int64_t>(piece.bytes));
     to += piece.bytes;
   }
 }
 
 void KvStaging::Slot::store(std::span<const Piece> pool) const {
   check_bytes(pool);
-  const uint8_t* from = data_;
+  const uint8_t* from = data_.get();
   for (const Piece& piece : pool) {
-    staging_->device_.copy(piece.data, from, static_cast<int64_t>(piece.bytes));
+    device().copy(piece.data, from, static_cast<int64_t>(piece.bytes));
     from += piece.bytes;
   }
 }

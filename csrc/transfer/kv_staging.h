@@ -17,6 +17,8 @@
 namespace rtp_llm {
 
 class KvStaging {
+  static constexpr int kNone = -1;  // index of ordinary memory
+
  public:
   // Throws Unavailable: no pinned memory.
   KvStaging(Device& device, int64_t slot_bytes, int num_slots);
@@ -25,33 +27,25 @@ class KvStaging {
   class Slot {
    public:
     Slot() = default;
-    Slot(KvStaging* staging, int index, uint8_t* data, uint64_t bytes)
-        : staging_(staging), index_(index), data_(data), bytes_(bytes) {}
-    Slot(Slot&& other) noexcept { swap(other); }
-    Slot& operator=(Slot&& other) noexcept {
-      Slot taken(std::move(other));
-      swap(taken);
-      return *this;
-    }
-    ~Slot();
 
-    Piece piece() const { return {data_, bytes_}; }
+    Piece piece() const { return {data_.get(), bytes_}; }
     // Each returns when all is copied. REQUIRES: the pieces are of the pool and make up `bytes`.
     void load(std::span<const Piece> pool);
     void store(std::span<const Piece> pool) const;
 
    private:
-    void check_bytes(std::span<const Piece> pool) const;
-    void swap(Slot& other) noexcept {
-      std::swap(staging_, other.staging_);
-      std::swap(index_, other.index_);
-      std::swap(data_, other.data_);
-      std::swap(bytes_, other.bytes_);
-    }
+    friend class KvStaging;
+    struct GiveBack {
+      KvStaging* staging;
+      int index;
+      void operator()(uint8_t* data) const;
+    };
+    Slot(KvStaging* staging, int index, uint8_t* data, uint64_t bytes) : data_(data, {staging, index}), bytes_(bytes) {}
 
-    KvStaging* staging_ = nullptr;
-    int index_ = 0;  // kNone: ordinary memory
-    uint8_t* data_ = nullptr;
+    void check_bytes(std::span<const Piece> pool) const;
+    Device& device() const { return data_.get_deleter().staging->device_; }
+
+    std::unique_ptr<uint8_t[], GiveBack> data_;
     uint64_t bytes_ = 0;
   };
 
@@ -59,8 +53,6 @@ class KvStaging {
   int num_free() const { return static_cast<int>(free_.size()); }
 
  private:
-  static constexpr int kNone = -1;
-
   Device& device_;
   const int64_t slot_bytes_;
   Buffer memory_;
