@@ -60,10 +60,10 @@ class Cost:
     kv_bytes: int  # of a token
 
     @classmethod
-    def of(cls, model: ModelConfig, dtype: str, native: NativeEngine) -> Cost:
+    def of(cls, model: ModelConfig, native: NativeEngine) -> Cost:
         parameters = cls._layer(model) * model.num_hidden_layers + model.vocab_size * model.hidden_size
         block = int(native.native.kv_layout.block_bytes)
-        return cls(model, parameters * {"float32": 4, "bfloat16": 2}[dtype], block // native.block_tokens)
+        return cls(model, parameters * {"float32": 4, "bfloat16": 2}[native.dtype], block // native.block_tokens)
 
     @staticmethod
     def _layer(model: ModelConfig) -> int:
@@ -303,14 +303,13 @@ def bench_engine(config: Config, plan: Plan, show: Callable[[str], None]) -> lis
     native = build(config.model, settings)
     ready = time.perf_counter() - begin
     model = read_model_config(config.model.path)
-    dtype = "bfloat16" if settings.device == "cuda" else model.resolve_dtype(config.model.dtype)
-    cost = Cost.of(model, dtype, native)
+    cost = Cost.of(model, native)
     rows: list[Row] = [
         {
             "engine": f"{settings.device}/{native.device.isa}",
             "threads": settings.num_threads,
             "model": str(Path(config.model.path).resolve().name),
-            "dtype": dtype,
+            "dtype": native.dtype,
             "version": __version__,
             "date": time.strftime("%Y-%m-%d"),
             "numerics_id": native.numerics_id,

@@ -45,6 +45,7 @@ class NativeEngine:
     device: Any  # _engine.Device
     native: Any  # _engine.Engine
     model_digest: str
+    dtype: str  # that weights are multiplied in
 
     @property
     def max_model_len(self) -> int:
@@ -170,7 +171,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
         engine = _engine.Engine(device, decoder, native_config)
     except InvalidRequestError as error:  # no request is there yet: a setting is wrong
         raise ConfigError(f"engine: {error.message}") from error
-    return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest)
+    return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest, dtype=dtype)
 
 
 def _dtype(resolved: str, asked: str, device: str) -> str:

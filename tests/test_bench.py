@@ -42,7 +42,7 @@ def test_each_table_has_its_rows_and_the_file_has_the_same(tmp_path: Path, capsy
 def test_the_bytes_of_a_step_are_those_of_the_checkpoints_matrices() -> None:
     config = load_config(overrides={"engine.num_kv_blocks": 8}, environ={})
     model = read_model_config(DEMO_MODEL)
-    cost = Cost.of(model, "bfloat16", build(config.model, config.engine))
+    cost = Cost.of(model, build(config.model, config.engine))
     (path,) = Path(DEMO_MODEL).glob("*.safetensors")
     with safe_open(path, "np") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -78,7 +78,7 @@ def test_a_wakeup_that_brings_no_token_ends_no_prefill() -> None:
     model = read_model_config(DEMO_MODEL)
     run = WokenEarly(native, model.vocab_size)
     try:
-        Bench(run, Cost.of(model, "bfloat16", native), 1e10, 64).prefill(16, rounds=4)
+        Bench(run, Cost.of(model, native), 1e10, 64).prefill(16, rounds=4)
     finally:
         run.close()
     assert run.tokens == 4
@@ -90,7 +90,7 @@ def test_prompts_arrive_while_a_batch_decodes() -> None:
     model = read_model_config(DEMO_MODEL)
     run = EngineRun(native, model.vocab_size)
     try:
-        row = Bench(run, Cost.of(model, "bfloat16", native), 1e10, 64).mixed(2, 16, seconds=1.0, longest=96)
+        row = Bench(run, Cost.of(model, native), 1e10, 64).mixed(2, 16, seconds=1.0, longest=96)
         native.check_idle()
     finally:
         run.close()

@@ -100,7 +100,7 @@ def tiny_engine(
             eos_token_ids=[],
         ),
     )
-    return NativeEngine(device=device, native=native, model_digest=weights.digest)
+    return NativeEngine(device=device, native=native, model_digest=weights.digest, dtype="float32")
 
 
 @contextlib.asynccontextmanager
