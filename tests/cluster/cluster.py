@@ -36,10 +36,13 @@ from rtp_llm.router.service import Service
 from tests.cluster.figures import Figures
 from tests.cluster.streams import AnswerStream
 from tests.cluster.worker_process import WorkerProcess
+from tests.cluster.workload import BACKEND, BLOCK_TOKENS
 from tests.wire.proxy import Proxy
 
 # Small enough to start fast; a prompt takes many steps, so that it can be hit in the middle.
 SETTINGS: dict[str, Any] = {
+    "engine.device": BACKEND,
+    "engine.block_tokens": BLOCK_TOKENS,
     "engine.num_threads": 1,
     "engine.kv_cache_bytes": 64 << 20,
     "engine.max_num_batched_tokens": 64,

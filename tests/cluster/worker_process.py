@@ -112,7 +112,7 @@ async def spawn(pool: str, worker_id: str, settings: Mapping[str, Any], log: Any
         stdout=asyncio.subprocess.PIPE,
         stderr=log,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from tests.cluster.streams import AnswerStream
 
 Body = dict[str, Any]
 BLOCK_TOKENS = 16
+# RTP_TEST_BACKEND=cuda: engines on a GPU, which all of them share.
+BACKEND = os.environ.get("RTP_TEST_BACKEND") or "cpu"
 
 
 def bodies(count: int, *, seed: int, prompt_tokens: Sequence[int], max_tokens: Sequence[int]) -> list[Body]:
@@ -69,7 +72,14 @@ class Undivided:
     @classmethod
     @contextmanager
     def engine(cls) -> Iterator[Undivided]:
-        with LLM(model=DEMO_MODEL, num_threads=1, max_num_batched_tokens=512, kv_cache_memory_bytes=64 << 20) as llm:
+        with LLM(
+            model=DEMO_MODEL,
+            device=BACKEND,
+            block_size=BLOCK_TOKENS,
+            num_threads=1,
+            max_num_batched_tokens=512,
+            kv_cache_memory_bytes=64 << 20,
+        ) as llm:
             yield cls(llm)
 
     def answer(self, body: Body) -> Answer:
