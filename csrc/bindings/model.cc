@@ -2,6 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <cerrno>
+#include <system_error>
+
 #include "bindings/bindings.h"
 #include "model/decoder.h"
 #include "model/float16.h"
@@ -104,6 +107,19 @@ void write_chunk(Weights& weights, const std::string& name, int64_t first_row, i
   weights.write(name, first_row, rows, row_elements, file_dtype, wide.data());
 }
 
+// The same from an open file: its bytes, or how many there were.
+int64_t read_chunk(Weights& weights, const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements,
+                   const std::string& dtype, int file, int64_t offset) {
+  try {
+    const py::gil_scoped_release released;
+    return weights.read(name, first_row, rows, row_elements, dtype_from_name(dtype), file, offset);
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+  }
+}
+
 py::bytes score(Scorer& scorer, const std::vector<int32_t>& tokens) {
   std::vector<float> logits;
   {
@@ -131,6 +147,11 @@ void bind_model(py::module_& module) {
            py::arg("dtype"), py::arg("data"),
            "Rows [first_row, first_row + rows) of a tensor, from any contiguous buffer, without a copy and without "
            "the GIL. 1-D: row_elements = 1. dtype: float32, bfloat16 or float16 (widened to float32).")
+      .def("read", &read_chunk, py::arg("name"), py::arg("first_row"), py::arg("rows"), py::arg("row_elements"),
+           py::arg("dtype"), py::arg("file"), py::arg("offset"),
+           "The same, float32 or bfloat16, from an open file's `offset` on, without the GIL. Returns their bytes, or "
+           "how "
+           "many were left in the file.")
       .def(
           "write_random", [](Weights& weights, uint64_t seed) { write_random_weights(weights, seed); }, py::arg("seed"),
           Released(), "Seeded random values for every tensor; the same on every machine.")

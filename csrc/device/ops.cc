@@ -9,6 +9,15 @@ void Ops::add_rms_norm(const AddRmsNormArgs& args) {
   rms_norm({.x = args.x, .weight = args.weight, .epsilon = args.epsilon, .out = args.out.data});
 }
 
+bool LinearPacker::fill_rows(int part, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+                             const Fill& fill) {
+  thread_local std::vector<uint8_t> memory;
+  memory.resize(static_cast<size_t>(rows * row_elements * size_of(dtype)));
+  if (!fill(memory.data())) return false;
+  write_rows(part, first_row, make_tensor(memory.data(), dtype, {rows, row_elements}));
+  return true;
+}
+
 void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
   const int64_t q_width = int64_t{args.num_heads} * args.head_dim;
   const int64_t kv_width = int64_t{args.num_kv_heads} * args.head_dim;

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -44,7 +45,7 @@ struct LinearSpec {
   DType dtype = DType::kF32;  // f32 or bf16: the type that weights are multiplied in
   bool gather = false;        // also read by `embedding` (tied lm_head)
   bool gated = false;         // parts are gate and up: multiplied by `gated_mlp` only
-  bool row_parallel = false;  // tensor parallelism splits K (o, down): a backend may sum over K as a tree
+  bool row_parallel = false;  // o, down: summed over K as a tree (DeviceOptions::tree_leaves)
 
   int64_t out_features() const {
     int64_t total = 0;
@@ -64,14 +65,20 @@ class PackedLinear {
   LinearSpec spec_;
 };
 
-// Takes a weight chunk by chunk as the loader streams the file; the backend decides where each row lies. Several threads
-// may write rows, of one weight or of several, at the same time.
+// Takes a weight chunk by chunk as the loader streams the file; the backend decides where each row lies. Several
+// threads may write rows, of one weight or of several, at the same time.
 class LinearPacker {
  public:
   virtual ~LinearPacker() = default;
   // Rows [first_row, first_row + rows.shape[0]) of part `part`; rows: [n, in_features] f32 or bf16, host memory.
   // f32 -> bf16 rounds to nearest even. Each row must come exactly once.
   virtual void write_rows(int part, int64_t first_row, const Tensor& rows) = 0;
+  // The same for at most kMostFillBytes, or one row: `fill` writes them to where the backend wants them to lie. It says
+  // whether it could; if not, or if it throws, no row is written, and fill_rows returns false, or throws.
+  static constexpr int64_t kMostFillBytes = int64_t{2} << 20;
+  using Fill = std::function<bool(void*)>;
+  virtual bool fill_rows(int part, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+                         const Fill& fill);
   virtual void write_bias(int part, const Tensor& bias) = 0;  // [part.rows] f32 or bf16, host memory
   // Throws InvalidArgument naming spec, part and rows if something is missing.
   virtual std::unique_ptr<PackedLinear> finish() = 0;

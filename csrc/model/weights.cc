@@ -1,7 +1,12 @@
 #include "model/weights.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <unordered_map>
 
 #include "device/rope.h"
@@ -32,14 +37,50 @@ uint64_t byte_sum(const uint8_t* bytes, int64_t count) {
   return sum;
 }
 
+// Bytes of an open file from a place on, and their sum.
+class FileBytes {
+ public:
+  FileBytes(int file, int64_t offset) : file_(file), begin_(offset), at_(offset) {}
+
+  // False: the file has ended. Throws std::system_error.
+  bool read(void* to, int64_t bytes) {
+    auto* next = static_cast<uint8_t*>(to);
+    for (int64_t left = bytes; left > 0;) {
+      const ssize_t count = pread(file_, next, static_cast<size_t>(std::min(left, kSummedBytes)), at_);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) throw std::system_error(errno, std::generic_category(), "reading weights");
+      if (count == 0) return false;
+      sum_ += byte_sum(next, count);
+      next += count, at_ += count, left -= count;
+    }
+    return true;
+  }
+  int64_t num_read() const { return at_ - begin_; }
+  uint64_t sum() const { return sum_; }
+
+ private:
+  static constexpr int64_t kSummedBytes = int64_t{512} << 10;  // read at once, so that they are summed out of the cache
+
+  const int file_;
+  const int64_t begin_;
+  int64_t at_;
+  uint64_t sum_ = 0;
+};
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
   return text + "]";
 }
 
+struct LayerPackers {
+  std::unique_ptr<LinearPacker> qkv, o, gate_up, down;
+};
+
+}  // namespace
+
 // One tensor of the file and where it goes: a part of a linear's weight or bias, or a norm.
-struct FileTensor {
+struct Weights::FileTensor {
   std::string name;
   std::vector<int64_t> shape;
   LinearPacker* packer = nullptr;  // null: a norm
@@ -59,7 +100,7 @@ struct FileTensor {
   void claim(int64_t first_row, int64_t rows, DType dtype);
 };
 
-void FileTensor::claim(int64_t first_row, int64_t rows, DType dtype) {
+void Weights::FileTensor::claim(int64_t first_row, int64_t rows, DType dtype) {
   check(rows_written == 0 || file_dtype == dtype, "tensor ", name, ": was ", name_of(file_dtype), ", found rows in ",
         name_of(dtype));
   for (int64_t row = first_row; row < first_row + rows; ++row)
@@ -68,12 +109,6 @@ void FileTensor::claim(int64_t first_row, int64_t rows, DType dtype) {
   rows_written += rows;
   file_dtype = dtype;
 }
-
-struct LayerPackers {
-  std::unique_ptr<LinearPacker> qkv, o, gate_up, down;
-};
-
-}  // namespace
 
 struct Weights::Loading {
   std::mutex mutex;                 // guards what is known of tensors while several threads write them
@@ -196,8 +231,8 @@ std::vector<ExpectedTensor> Weights::expected() const {
   return expected;
 }
 
-void Weights::write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
-                    const void* data) {
+Weights::FileTensor& Weights::claim(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements,
+                                    DType dtype) {
   check(!finished(), "tensor ", name, " comes after the weights were finished");
   const auto found = loading_->by_name.find(name);
   check(found != loading_->by_name.end(), "unknown tensor ", name, ", a ", config_.architecture, " has none");
@@ -208,21 +243,50 @@ void Weights::write(const std::string& name, int64_t first_row, int64_t rows, in
         ", found rows of ", row_elements, " elements");
   check(dtype == DType::kF32 || dtype == DType::kBF16, "tensor ", name, ": dtype must be float32 or bfloat16, got ",
         name_of(dtype));
-  {
-    const std::lock_guard lock(loading_->mutex);
-    tensor.claim(first_row, rows, dtype);
-  }
+  const std::lock_guard lock(loading_->mutex);
+  tensor.claim(first_row, rows, dtype);
+  return tensor;
+}
+
+void Weights::write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+                    const void* data) {
+  write_rows(claim(name, first_row, rows, row_elements, dtype), first_row, rows, dtype, data);
+}
+
+void Weights::write_rows(FileTensor& tensor, int64_t first_row, int64_t rows, DType dtype, const void* data) {
+  const int64_t width = tensor.row_elements();
   if (tensor.vector()) {
     for (int64_t i = 0; i < rows; ++i)
       tensor.staged[first_row + i] =
           dtype == DType::kF32 ? static_cast<const float*>(data)[i] : to_f32(static_cast<const BFloat16*>(data)[i]);
   } else {
-    tensor.packer->write_rows(tensor.part, first_row,
-                              make_tensor(const_cast<void*>(data), dtype, {rows, row_elements}));
+    tensor.packer->write_rows(tensor.part, first_row, make_tensor(const_cast<void*>(data), dtype, {rows, width}));
   }
-  const uint64_t sum = byte_sum(static_cast<const uint8_t*>(data), rows * row_elements * size_of(dtype));
+  const uint64_t sum = byte_sum(static_cast<const uint8_t*>(data), rows * width * size_of(dtype));
   const std::lock_guard lock(loading_->mutex);
   tensor.sum += sum;
+}
+
+int64_t Weights::read(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+                      int file, int64_t offset) {
+  FileTensor& tensor = claim(name, first_row, rows, row_elements, dtype);
+  const int64_t row_bytes = row_elements * size_of(dtype);
+  FileBytes from(file, offset);
+  if (tensor.vector()) {
+    std::vector<uint8_t> data(static_cast<size_t>(rows * row_bytes));
+    if (from.read(data.data(), rows * row_bytes)) write_rows(tensor, first_row, rows, dtype, data.data());
+    return from.num_read();
+  }
+  const int64_t most = std::max<int64_t>(1, LinearPacker::kMostFillBytes / row_bytes);
+  for (int64_t done = 0; done < rows; done += most) {
+    const int64_t here = std::min(most, rows - done);
+    const bool filled = tensor.packer->fill_rows(tensor.part, first_row + done, here, row_elements, dtype,
+                                                 [&](void* to) { return from.read(to, here * row_bytes); });
+    if (!filled) return from.num_read();
+  }
+  const std::lock_guard lock(loading_->mutex);
+  tensor.sum += from.sum();
+  return from.num_read();
 }
 
 void Weights::finish() {

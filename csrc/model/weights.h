@@ -45,6 +45,10 @@ class Weights {
   // the same time.
   void write(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
              const void* data);
+  // The same rows from an open file, in which they lie one after the other from `offset` on. Returns their bytes, or
+  // how many are left in the file: then it ended too early. Throws what write() throws, and std::system_error.
+  int64_t read(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype, int file,
+               int64_t offset);
   // Finishes packing. Throws InvalidArgument naming every missing or incomplete tensor (the first
   // 10 and a count); writing may go on then.
   void finish();
@@ -63,6 +67,10 @@ class Weights {
 
  private:
   struct Loading;
+  struct FileTensor;
+  // The tensor, whose rows are known to fit and to come once.
+  FileTensor& claim(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype);
+  void write_rows(FileTensor& tensor, int64_t first_row, int64_t rows, DType dtype, const void* data);
   void check_complete() const;
   // Device memory for the tensor, filled with `values`.
   void place(Tensor& tensor, const std::string& tag, const float* values);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -55,12 +55,8 @@ class Checkpoint:
     def find(self, name: str) -> StoredTensor | None:
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 
-    def chunks(
-        self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int, begin: int = 0, end: int | None = None
-    ) -> Iterator[memoryview]:
-        """As SafetensorsFile.chunks."""
-        file = next(file for file in self._files if file.path == tensor.file)
-        return file.chunks(tensor, buffer, chunk_bytes, begin, end)
+    def file_of(self, tensor: StoredTensor) -> SafetensorsFile:
+        return next(file for file in self._files if file.path == tensor.file)
 
 
 def _index(directory: Path) -> dict[str, str]:

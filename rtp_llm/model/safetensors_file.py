@@ -71,6 +71,9 @@ class SafetensorsFile:
     ) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        return self._fd
+
     def chunks(
         self, tensor: StoredTensor, buffer: memoryview, chunk_bytes: int, begin: int = 0, end: int | None = None
     ) -> Iterator[memoryview]:

@@ -12,16 +12,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Protocol
 
 from rtp_llm.errors import ModelLoadError
 from rtp_llm.model.checkpoint import Checkpoint
 from rtp_llm.model.config import ModelConfig
 from rtp_llm.model.names import EMBEDDING, HEAD, slot_name
-from rtp_llm.model.safetensors_file import StoredTensor
+from rtp_llm.model.safetensors_file import SafetensorsFile, StoredTensor
 
-CHUNK_BYTES = 2 << 20  # at least; a chunk is a row or more
+CHUNK_BYTES = 4 << 20
 PIECE_BYTES = 32 << 20  # what a thread reads before it takes the next piece
 MAX_READERS = 16
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names → the engine's
@@ -43,6 +42,9 @@ class WeightSink(Protocol):
 
     def expected(self) -> Sequence[ExpectedTensor]: ...
     def write(self, name: str, first_row: int, rows: int, row_elements: int, dtype: str, data: memoryview) -> None: ...
+    def read(
+        self, name: str, first_row: int, rows: int, row_elements: int, dtype: str, file: int, offset: int
+    ) -> int: ...  # the same from an open file: their bytes, or how many there were
     def write_random(self, seed: int) -> None: ...
     def finish(self) -> None: ...
 
@@ -72,6 +74,11 @@ def load_weights(
     else:
         raise ModelLoadError(f"load_format {load_format!r} is unknown, there are safetensors, dummy")
     sink.finish()
+
+
+def num_readers() -> int:
+    """Threads that read and pack a checkpoint."""
+    return min(MAX_READERS, len(os.sched_getaffinity(0)))
 
 
 def untied_from_its_embedding(directory: str | Path, config: ModelConfig, load_format: str) -> ModelConfig:
@@ -105,7 +112,10 @@ def _equal(checkpoint: Checkpoint, one: StoredTensor, other: StoredTensor) -> bo
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in (one, other)]
-    pairs = (checkpoint.chunks(each, buffer, CHUNK_BYTES) for each, buffer in zip((one, other), buffers, strict=True))
+    pairs = (
+        checkpoint.file_of(each).chunks(each, buffer, CHUNK_BYTES)
+        for each, buffer in zip((one, other), buffers, strict=True)
+    )
     return all(left == right for left, right in zip(*pairs, strict=True))
 
 
@@ -119,16 +129,9 @@ def _load_files(directory: Path, config: ModelConfig, sink: WeightSink, progress
         plan = _plan(checkpoint, config, sink)
         in_file_order = sorted(plan.items(), key=lambda pair: (pair[1].file, pair[1].offset))
         pieces = [piece for slot, tensor in in_file_order for piece in _pieces(slot, tensor)]
-        buffer_bytes = max(CHUNK_BYTES, *(piece.row_bytes for piece in pieces))
-        readers = min(MAX_READERS, len(os.sched_getaffinity(0)))
-        buffers: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(readers):
-            buffers.put(memoryview(bytearray(buffer_bytes)))
         done, total = 0, sum(tensor.num_bytes for tensor in plan.values())
-        with ThreadPoolExecutor(readers, "weights") as pool:
-            for piece, _ in zip(
-                pieces, pool.map(lambda piece: _write(checkpoint, piece, sink, buffers), pieces), strict=True
-            ):
+        with ThreadPoolExecutor(num_readers(), "weights") as readers:
+            for piece, _ in zip(pieces, readers.map(lambda piece: _read(checkpoint, piece, sink), pieces), strict=True):
                 done += piece.num_bytes
                 if progress is not None:
                     progress(done, total)
@@ -205,16 +208,25 @@ def _pieces(slot: str, tensor: StoredTensor) -> Iterator[_Piece]:
         yield _Piece(slot, tensor, first_row, min(most, num_rows - first_row), row_elements, row_bytes)
 
 
-def _write(checkpoint: Checkpoint, piece: _Piece, sink: WeightSink, buffers: SimpleQueue[memoryview]) -> None:
-    """In chunks of whole rows, through one of `buffers`, each of which holds a row."""
-    buffer = buffers.get()
-    try:
-        begin = piece.first_row * piece.row_bytes
-        chunk_bytes = max(1, CHUNK_BYTES // piece.row_bytes) * piece.row_bytes
-        row = piece.first_row
-        for chunk in checkpoint.chunks(piece.tensor, buffer, chunk_bytes, begin, begin + piece.num_bytes):
-            rows = len(chunk) // piece.row_bytes
-            sink.write(piece.slot, row, rows, piece.row_elements, DTYPES[piece.tensor.dtype], chunk)
-            row += rows
-    finally:
-        buffers.put(buffer)
+def _read(checkpoint: Checkpoint, piece: _Piece, sink: WeightSink) -> None:
+    tensor, file = piece.tensor, checkpoint.file_of(piece.tensor)
+    if tensor.dtype == "F16":
+        return _read_halves(file, piece, sink)
+    begin = tensor.offset + piece.first_row * piece.row_bytes
+    found = sink.read(
+        piece.slot, piece.first_row, piece.rows, piece.row_elements, DTYPES[tensor.dtype], file.fileno(), begin
+    )
+    if found < piece.num_bytes:
+        raise ModelLoadError(f"{file.path}: truncated: expected {begin + piece.num_bytes} bytes, found {begin + found}")
+    return None
+
+
+def _read_halves(file: SafetensorsFile, piece: _Piece, sink: WeightSink) -> None:
+    """In chunks of whole rows, which the sink widens."""
+    chunk_bytes = max(1, CHUNK_BYTES // piece.row_bytes) * piece.row_bytes
+    buffer = memoryview(bytearray(min(chunk_bytes, piece.num_bytes)))
+    begin, row = piece.first_row * piece.row_bytes, piece.first_row
+    for chunk in file.chunks(piece.tensor, buffer, chunk_bytes, begin, begin + piece.num_bytes):
+        rows = len(chunk) // piece.row_bytes
+        sink.write(piece.slot, row, rows, piece.row_elements, DTYPES["F16"], chunk)
+        row += rows

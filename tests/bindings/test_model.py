@@ -85,6 +85,35 @@ def test_a_buffer_of_the_wrong_size_is_refused(tmp_path: Path, device: object) -
         weights.write("lm_head.weight", 0, 2, 8, "int3", bytes(64))
 
 
+def test_rows_read_from_a_file_are_those_written_from_memory(tmp_path: Path, device: object) -> None:
+    config = native_config(tmp_path)
+    written, read = _engine.Weights(device, config), _engine.Weights(device, config)
+    for name, shape in expected_shapes(written).items():
+        width = shape[1] if len(shape) == 2 else 1
+        data = pattern(name, tuple(shape))
+        written.write(name, 0, shape[0], width, "float32", data)
+        (tmp_path / "rows").write_bytes(b"before" + data)
+        with (tmp_path / "rows").open("rb") as file:
+            for row in range(shape[0]):
+                assert read.read(name, row, 1, width, "float32", file.fileno(), 6 + row * width * 4) == width * 4
+    written.finish()
+    read.finish()
+    assert read.digest == written.digest
+
+
+def test_a_file_that_ends_among_the_rows_is_no_error_and_one_that_cannot_be_read_is(
+    tmp_path: Path, device: object
+) -> None:
+    weights = _engine.Weights(device, native_config(tmp_path))
+    (tmp_path / "rows").write_bytes(bytes(100))
+    with (tmp_path / "rows").open("rb") as file:
+        assert weights.read("lm_head.weight", 0, 11, 8, "float32", file.fileno(), 10) == 90
+        with pytest.raises(InvalidRequestError, match="row 0 comes twice"):
+            weights.read("lm_head.weight", 0, 1, 8, "float32", file.fileno(), 0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        weights.read("model.embed_tokens.weight", 0, 11, 8, "float32", -1, 0)
+
+
 def test_random_weights_are_a_function_of_the_seed(tmp_path: Path, device: object) -> None:
     def digest(seed: int) -> str:
         weights = _engine.Weights(device, native_config(tmp_path))

@@ -1,6 +1,7 @@
 """Writes tiny model files: what the tests of rtp_llm/model read."""
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,13 @@ class Recorder:
         held[first_row * row_bytes : (first_row + rows) * row_bytes] = data
         self.dtypes[name] = dtype
         self.chunks.append((name, first_row, rows))
+
+    def read(self, name: str, first_row: int, rows: int, row_elements: int, dtype: str, file: int, offset: int) -> int:
+        num_bytes = rows * row_elements * {"float32": 4, "bfloat16": 2}[dtype]
+        data = os.pread(file, num_bytes, offset)
+        if len(data) == num_bytes:
+            self.write(name, first_row, rows, row_elements, dtype, memoryview(data))
+        return len(data)
 
     def write_random(self, seed: int) -> None:
         self.seed = seed
