@@ -158,6 +158,7 @@ struct Options {
   int steps = 128;
   int chunk = 8192;
   int threads = 1;
+  int leaves = 0;  // the backend's own number
 };
 
 std::vector<int> numbers(const std::string& text) {
@@ -230,7 +231,7 @@ int run(int argc, char** argv) {
   if (argc < 3)
     throw InvalidArgument(
         "usage: engine DEVICE SHAPE [decode=1,8] [prefill=512] [saturated=2048] [context=1024] [steps=128] "
-        "[chunk=8192] [threads=1]");
+        "[chunk=8192] [threads=1] [leaves=1|2|4]");
   Options options;
   for (int i = 3; i < argc; ++i) {
     const std::string given = argv[i];
@@ -251,13 +252,15 @@ int run(int argc, char** argv) {
       options.chunk = std::atoi(value.c_str());
     else if (name == "threads")
       options.threads = std::atoi(value.c_str());
+    else if (name == "leaves")
+      options.leaves = std::atoi(value.c_str());
     else
       throw InvalidArgument("unknown option " + given);
   }
   Dl_info info{};
   dladdr(reinterpret_cast<void*>(&supported_isas), &info);
   const std::string libraries = std::filesystem::absolute(info.dli_fname).parent_path().string();
-  const auto device = open_device(argv[1], {.num_threads = options.threads}, libraries);
+  const auto device = open_device(argv[1], {.num_threads = options.threads, .tree_leaves = options.leaves}, libraries);
   const ModelConfig model = shape_named(argv[2]);
   const bool gpu = device->backend() == "cuda";
   const double read_rate = device->read_rate(gpu ? int64_t{16} << 30 : int64_t{1} << 30, 4);

@@ -30,6 +30,12 @@ bool amx_granted() {
 
 }  // namespace
 
+int checked_tree_leaves(const DeviceOptions& options, int of_the_backend) {
+  const int leaves = options.tree_leaves;
+  check(leaves == 0 || leaves == 1 || leaves == 2 || leaves == 4, "tree_leaves must be 1, 2 or 4, got ", leaves);
+  return leaves == 0 ? of_the_backend : leaves;
+}
+
 std::vector<std::string> supported_isas() {
   std::vector<std::string> isas;
 #if defined(__x86_64__)

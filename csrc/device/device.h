@@ -69,9 +69,15 @@ struct DeviceOptions {
   int num_threads = 1;   // CPU: threads that an op may use, the caller's included
   std::string isa;       // CPU: "" picks the best this machine runs; else force one level by name
   int device_index = 0;  // accelerators
-  bool queued = false;   // CPU: run behind the host, as an accelerator does (device/queued_device.h). For tests
+  // Leaves of the binary tree that o and down are summed as over K (LinearSpec::row_parallel): 1, 2 or 4; 1 is one
+  // chain. 0: the backend's own number.
+  int tree_leaves = 0;
+  bool queued = false;  // CPU: run behind the host, as an accelerator does (device/queued_device.h). For tests
   uint64_t queue_delay_seed = 0;  // of a queued one: not 0 delays its work now and then
 };
+
+// options.tree_leaves, or the backend's own number. Throws InvalidArgument.
+int checked_tree_leaves(const DeviceOptions& options, int of_the_backend);
 
 // A point of the main stream. A plain number: nothing is owned, and it may outlive the work and the device. Number 0,
 // before everything, is always done.

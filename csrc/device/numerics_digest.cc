@@ -13,7 +13,7 @@ namespace rtp_llm {
 namespace {
 
 constexpr int kRows = 7, kHeads = 4, kKvHeads = 2, kHeadDim = 32, kVocab = 203;
-constexpr int kHidden = kHeads * kHeadDim, kInter = 96, kBlockTokens = 16, kPositions = 600;
+constexpr int kHidden = kHeads * kHeadDim, kInter = 288, kBlockTokens = 16, kPositions = 600;
 constexpr int kBlocks = (kPositions + kBlockTokens - 1) / kBlockTokens;
 constexpr float kScale = 0.17f;
 

@@ -54,7 +54,7 @@ int64_t mapped_bytes(int64_t bytes) { return rounded_up(bytes, bytes >= kHugePag
 }  // namespace
 
 CpuDevice::CpuDevice(const DeviceOptions& options)
-    : num_threads_(options.num_threads), ops_(std::make_unique<CpuOps>(*this, options.num_threads)) {}
+    : num_threads_(options.num_threads), ops_(std::make_unique<CpuOps>(*this, options)) {}
 
 CpuDevice::~CpuDevice() { ops_.reset(); }
 

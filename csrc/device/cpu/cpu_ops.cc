@@ -2,9 +2,18 @@
 
 namespace rtp_llm::cpu {
 
-CpuOps::CpuOps(Device& device, int num_threads)
+namespace {
+
+// Leaves of the tree that sums over K where tensor parallelism splits it, unless DeviceOptions say otherwise: the
+// GPU's. Two cost less than 1% of a layer's linears (docs/numerics.md).
+constexpr int kTreeLeaves = 2;
+
+}  // namespace
+
+CpuOps::CpuOps(Device& device, const DeviceOptions& options)
     : device_(device),
-      pool_(num_threads),
+      tree_leaves_(checked_tree_leaves(options, kTreeLeaves)),
+      pool_(options.num_threads),
       linear_input_(device, "cpu.linear_input"),
       attention_scratch_(device, "cpu.attention") {}
 

@@ -24,7 +24,8 @@ struct AttentionItem {
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(Device& device, int num_threads);
+  // Throws InvalidArgument for options that the CPU can't have.
+  CpuOps(Device& device, const DeviceOptions& options);
 
   bool forms_equal() const override { return true; }
   ActivationTypes activation_types(DType weight_dtype) const override;
@@ -72,6 +73,7 @@ class CpuOps final : public Ops {
   void attention(const AttentionArgs& args, Form form);
 
   Device& device_;
+  const int tree_leaves_;
   ThreadPool pool_;
   Scratch linear_input_;       // x converted to what the kernel multiplies
   Scratch attention_scratch_;  // tiles, scores and accumulators, one part a thread

@@ -41,8 +41,9 @@ void compute(ThreadPool& pool, const Product<Format>& product) {
     Kernel<Format> kernel;
     for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel) {
       const bool last = panel + 1 == region.end_panel;
-      multiply_blocked(kernel, product, region, panel, weight.panel(panel + half), gate);
-      multiply_blocked(kernel, product, region, panel + half, last ? nullptr : weight.panel(panel + 1), up);
+      multiply_blocked(kernel, product, region, panel, 0, weight.steps(), weight.panel(panel + half), gate);
+      multiply_blocked(kernel, product, region, panel + half, 0, weight.steps(),
+                       last ? nullptr : weight.panel(panel + 1), up);
       finish_gated<kActivation, Format, Out>(product, region, panel, gate, up);
     }
   });

@@ -32,26 +32,39 @@ template <class Format, class Out, class Residual>
 void compute_whole_panels(const Product<Format>& product, const Region& region) {
   constexpr int64_t kAheadWords = 8192 / 4;
   constexpr int kTileRows = Kernel<Format>::kTileRows;
+  constexpr int64_t kFloats = kTileRows * kPanelWidth;
   const int lines = region.num_tiles(kTileRows) == 1 ? kPanelVectors : 0;
+  const PanelLinear& weight = *product.weight;
   Kernel<Format> kernel;
-  alignas(64) float sums[kTileRows * kPanelWidth];
+  alignas(64) float sums[kTreeBuffers * kFloats];
   for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel)
     for (int64_t row = region.first_row; row < region.end_row; row += kTileRows) {
-      const uint32_t* weights = product.weight->panel(panel);
       const int64_t rows = std::min<int64_t>(kTileRows, region.end_row - row);
-      kernel.multiply(rows, product.x + row * product.x_stride, product.x_stride, weights, product.weight->steps(),
-                      {weights + kAheadWords, lines}, false, sums);
+      multiply_tree(weight.leaves(), rows * kPanelWidth, kFloats, sums, [&](int leaf, float* to) {
+        const int64_t begin = first_step<Format>(leaf, weight.leaves(), weight.steps());
+        const int64_t end = first_step<Format>(leaf + 1, weight.leaves(), weight.steps());
+        const uint32_t* weights = weight.panel(panel) + begin * kPanelWidth;
+        kernel.multiply(rows, product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride,
+                        weights, end - begin, {weights + kAheadWords, lines}, false, to);
+      });
       finish_rows<Format, Out, Residual>(product, row, rows, panel, sums);
     }
 }
 
 template <class Format, class Out, class Residual>
 void compute_blocked_panels(const Product<Format>& product, const Region& region) {
-  alignas(64) float sums[kBlockedSums<Format>];
+  alignas(64) float sums[kTreeBuffers * kBlockedSums<Format>];
+  const PanelLinear& weight = *product.weight;
   Kernel<Format> kernel;
   for (int64_t panel = region.first_panel; panel < region.end_panel; ++panel) {
-    const bool last = panel + 1 == region.end_panel;
-    multiply_blocked(kernel, product, region, panel, last ? nullptr : product.weight->panel(panel + 1), sums);
+    multiply_tree(weight.leaves(), region.num_rows() * kPanelWidth, kBlockedSums<Format>, sums,
+                  [&](int leaf, float* to) {
+                    const int64_t begin = first_step<Format>(leaf, weight.leaves(), weight.steps());
+                    const int64_t end = first_step<Format>(leaf + 1, weight.leaves(), weight.steps());
+                    const uint32_t* next = weight.panel(panel) + end * kPanelWidth;  // the next leaf's, or panel's
+                    const bool last = leaf + 1 == weight.leaves() && panel + 1 == region.end_panel;
+                    multiply_blocked(kernel, product, region, panel, begin, end, last ? nullptr : next, to);
+                  });
     finish_rows<Format, Out, Residual>(product, region.first_row, region.num_rows(), panel, sums);
   }
 }

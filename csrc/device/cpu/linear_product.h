@@ -51,23 +51,23 @@ inline constexpr int64_t kMaxFewTiles = 16;
 template <class Format>
 inline constexpr int64_t kBlockedSums = kMaxFewTiles * Kernel<Format>::kTileRows * kPanelWidth;
 
-// sums[row][feature] of a region's rows, at most kMaxFewTiles tiles, by one panel.
+// sums[row][feature] of a region's rows, at most kMaxFewTiles tiles, by steps [first, end) of one panel.
 //
 // With a few tiles arithmetic and memory take about as long, so both must go on at once. The panel is cut into blocks
 // of K; while the tiles multiply one block they fetch the next, each its share, and at the end the first block of
-// `next` (a panel or null). Sums wait in memory between blocks, which changes no bits.
+// `next` (steps of a panel or null). Sums wait in memory between blocks, which changes no bits.
 template <class Format>
 void multiply_blocked(Kernel<Format>& kernel, const Product<Format>& product, const Region& region, int64_t panel,
-                      const uint32_t* next, float* sums) {
+                      int64_t first, int64_t end, const uint32_t* next, float* sums) {
   constexpr int64_t kBlockSteps = 65536 / (kPanelWidth * 4);
   constexpr int kTileRows = Kernel<Format>::kTileRows;
-  const int64_t tiles = region.num_tiles(kTileRows), total_steps = product.weight->steps();
+  const int64_t tiles = region.num_tiles(kTileRows);
   int shares = kPanelVectors;
   while (shares > tiles) shares /= 2;
-  for (int64_t begin = 0; begin < total_steps; begin += kBlockSteps) {
-    const int64_t steps = std::min(kBlockSteps, total_steps - begin);
+  for (int64_t begin = first; begin == first || begin < end; begin += kBlockSteps) {  // no steps: zeros
+    const int64_t steps = std::min(kBlockSteps, end - begin);
     const uint32_t* weights = product.weight->panel(panel) + begin * kPanelWidth;
-    const uint32_t* fetched = begin + steps < total_steps ? weights + steps * kPanelWidth : next;
+    const uint32_t* fetched = begin + steps < end ? weights + steps * kPanelWidth : next;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t row = region.first_row + tile * kTileRows;
       const bool fetches = fetched != nullptr && tile < shares;
@@ -75,9 +75,40 @@ void multiply_blocked(Kernel<Format>& kernel, const Product<Format>& product, co
                               fetches ? kPanelVectors / shares : 0};
       kernel.multiply(std::min<int64_t>(kTileRows, region.end_row - row),
                       product.x + row * product.x_stride + begin * Format::kInputsPerStep, product.x_stride, weights,
-                      steps, share, begin > 0, sums + tile * kTileRows * kPanelWidth);
+                      steps, share, begin > first, sums + tile * kTileRows * kPanelWidth);
     }
   }
+}
+
+// ---- Leaves of K. A leaf is a run of whole blocks of 64 features, so that heads and tiles are never cut.
+
+inline constexpr int kMaxLeaves = 4;
+inline constexpr int kTreeBuffers = 3;  // of sums that multiply_tree needs for kMaxLeaves
+
+// First step of a leaf; leaf == leaves: the end.
+template <class Format>
+int64_t first_step(int leaf, int leaves, int64_t steps) {
+  constexpr int64_t kBlockSteps = std::is_same_v<Format, F32Format> ? 64 : 32;  // a step of bf16 is a pair
+  const int64_t blocks = (steps + kBlockSteps - 1) / kBlockSteps;
+  return std::min(steps, leaf * blocks / leaves * kBlockSteps);
+}
+
+// sums = the leaves, 1, 2 or 4, added pairwise as a binary tree. multiply(leaf, sums) writes one of them. `sums` is the
+// first of buffers of `buffer_floats`, of which `floats` hold sums.
+template <class Multiply>
+RTP_INLINE void multiply_tree(int leaves, int64_t floats, int64_t buffer_floats, float* sums,
+                              const Multiply& multiply) {
+  if (leaves == 1) return multiply(0, sums);
+  const auto add = [&](float* to) {
+    for (int64_t i = 0; i < floats; i += kLanes) store(to + i, load(to + i) + load(to + buffer_floats + i));
+  };
+  for (int pair = 0; pair < leaves / 2; ++pair) {
+    float* const at = sums + pair * buffer_floats;
+    multiply(2 * pair, at);
+    multiply(2 * pair + 1, at + buffer_floats);
+    add(at);
+  }
+  if (leaves == kMaxLeaves) add(sums);
 }
 
 // Calls body(region) on the pool's threads. Chunks are groups of panels; where panels are few, also blocks of rows.

@@ -49,8 +49,8 @@ void write_panel(DType dtype, const In* x, int64_t row_stride, int64_t features,
 
 class PanelPacker final : public LinearPacker {
  public:
-  PanelPacker(LinearSpec spec, Device& device)
-      : packed_(std::make_unique<PanelLinear>(std::move(spec), device)),
+  PanelPacker(LinearSpec spec, int leaves, Device& device)
+      : packed_(std::make_unique<PanelLinear>(std::move(spec), leaves, device)),
         row_written_(static_cast<size_t>(this->spec().out_features())),
         bias_written_(this->spec().parts.size()) {
     int64_t first = 0;
@@ -150,7 +150,7 @@ std::unique_ptr<LinearPacker> CpuOps::pack(const LinearSpec& spec) {
         spec.out_features(), ", ", spec.in_features, "]");
   check(spec.dtype == DType::kF32 || spec.dtype == DType::kBF16, "weight '", spec.name,
         "': dtype must be float32 or bfloat16, got ", name_of(spec.dtype));
-  return std::make_unique<PanelPacker>(spec, device_);
+  return std::make_unique<PanelPacker>(spec, spec.row_parallel ? tree_leaves_ : 1, device_);
 }
 
 }  // namespace rtp_llm::cpu

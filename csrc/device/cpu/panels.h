@@ -35,8 +35,9 @@ inline constexpr int64_t padded_features(int64_t features) {
 
 class PanelLinear final : public PackedLinear {
  public:
-  PanelLinear(LinearSpec spec, Device& device)
+  PanelLinear(LinearSpec spec, int leaves, Device& device)
       : PackedLinear(std::move(spec)),
+        leaves_(leaves),
         steps_(spec_.dtype == DType::kBF16 ? padded_features(spec_.in_features) / 2 : spec_.in_features),
         num_panels_((spec_.out_features() + kPanelWidth - 1) / kPanelWidth),
         weights_(device.allocate(num_panels_ * panel_bytes(), spec_.name)) {
@@ -44,6 +45,7 @@ class PanelLinear final : public PackedLinear {
   }
 
   int64_t steps() const { return steps_; }  // K, or pairs of K
+  int leaves() const { return leaves_; }    // of the tree that its products are summed as over K
   int64_t num_panels() const { return num_panels_; }
   int64_t panel_bytes() const { return steps_ * kPanelWidth * 4; }  // a step is 4 bytes a feature
   uint32_t* panel(int64_t index) const {
@@ -52,6 +54,7 @@ class PanelLinear final : public PackedLinear {
   float* bias() const { return static_cast<float*>(bias_.data()); }  // [N padded] or nullptr
 
  private:
+  int leaves_;
   int64_t steps_;
   int64_t num_panels_;
   Buffer weights_;

@@ -35,7 +35,7 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : properties_(properties_of
   cuda_check(cudaEventCreateWithFlags(&copied_ahead_, cudaEventDisableTiming), "cudaEventCreate");
   events_.resize(kTimedEvents);
   for (cudaEvent_t& event : events_) cuda_check(cudaEventCreate(&event), "cudaEventCreate");
-  ops_ = std::make_unique<CudaOps>(*this);
+  ops_ = std::make_unique<CudaOps>(*this, checked_tree_leaves(options, kTreeLeaves));
 }
 
 CudaDevice::~CudaDevice() {

@@ -5,8 +5,9 @@
 
 namespace rtp_llm::cuda {
 
-CudaOps::CudaOps(CudaDevice& device)
+CudaOps::CudaOps(CudaDevice& device, int tree_leaves)
     : device_(device),
+      tree_leaves_(tree_leaves),
       upload_(std::make_unique<UploadRing>(device)),
       attention_counters_(device.allocate(PagedAttention::counter_bytes(), "attention.counters")),
       attention_(device.properties().major, device.properties().num_sms,

@@ -16,11 +16,11 @@ class UploadRing;
 
 // Leaves of the tree that sums over K where tensor parallelism splits it (LinearSpec::row_parallel). Two make decode
 // faster and cost at most 2% of a layer's linears in prefill; four cost 9% (docs/cuda.md).
-inline constexpr int kTreeLeaves = 2;
+inline constexpr int kTreeLeaves = 2;  // unless DeviceOptions say otherwise
 
 class CudaOps final : public Ops {
  public:
-  explicit CudaOps(CudaDevice& device);
+  CudaOps(CudaDevice& device, int tree_leaves);
   ~CudaOps() override;
 
   bool forms_equal() const override { return true; }
@@ -66,6 +66,7 @@ class CudaOps final : public Ops {
   void decode(const AttentionArgs& args, const QkvRope& rope);
 
   CudaDevice& device_;
+  const int tree_leaves_;
   std::unique_ptr<UploadRing> upload_;
   Buffer attention_counters_;
   PagedAttention attention_;

@@ -19,7 +19,7 @@ LinearProblem problem_of(const char* op, const Tensor& x, const CudaLinear& weig
   return {.weights = weight.weights(),
           .out_features = static_cast<int>(spec.out_features()),
           .in_features = static_cast<int>(spec.in_features),
-          .leaves = spec.row_parallel ? kTreeLeaves : 1,
+          .leaves = weight.leaves(),
           .bias = weight.bias(),
           .x = x.as<const __nv_bfloat16>(),
           .x_stride = x.stride[0],

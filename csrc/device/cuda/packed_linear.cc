@@ -39,18 +39,21 @@ UploadRing::Piece UploadRing::take() {
     given_back_.wait(lock, [&] { return !taken_[index]; });
     taken_[index] = true;
   }
+  Piece piece(*this, index);
   cuda_check(cudaEventSynchronize(packed_[index]), "packing of weights");
-  return {index, static_cast<uint8_t*>(host_.data()) + index * kPieceBytes,
-          static_cast<uint8_t*>(staged_.data()) + index * kPieceBytes};
+  return piece;
 }
 
-void UploadRing::give_back(const Piece& piece) {
-  taken_[piece.index] = false;
+void UploadRing::give_back(int piece) {
+  {
+    const std::lock_guard lock(mutex_);
+    taken_[piece] = false;
+  }
   given_back_.notify_all();
 }
 
-void UploadRing::packed(const Piece& piece) {
-  cuda_check(cudaEventRecord(packed_[piece.index], device_.stream()), "packing of weights");
+void UploadRing::packed(int piece) {
+  cuda_check(cudaEventRecord(packed_[piece], device_.stream()), "packing of weights");
 }
 
 void UploadRing::drain() {
@@ -64,8 +67,8 @@ namespace {
 
 class CudaPacker final : public LinearPacker {
  public:
-  CudaPacker(CudaDevice& device, UploadRing& ring, const LinearSpec& spec)
-      : device_(device), ring_(ring), spec_(spec), rows_written_(spec.parts.size()) {
+  CudaPacker(CudaDevice& device, UploadRing& ring, const LinearSpec& spec, int leaves)
+      : device_(device), ring_(ring), spec_(spec), leaves_(leaves), rows_written_(spec.parts.size()) {
     check(spec.dtype == DType::kBF16, "backend 'cuda': ", spec.name, " in ", name_of(spec.dtype),
           " is not supported, bfloat16 is");
     check(spec.in_features > 0 && spec.in_features % 8 == 0, spec.name, ": ", spec.in_features,
@@ -79,31 +82,42 @@ class CudaPacker final : public LinearPacker {
   }
 
   void write_rows(int part, int64_t first_row, const Tensor& rows) override {
-    const LinearPart& to = part_of(part);
-    const int64_t count = rows.shape[0];
-    check(rows.ndim == 2 && rows.shape[1] == spec_.in_features, spec_.name, ".", to.name, ": rows have ",
-          rows.ndim == 2 ? rows.shape[1] : 0, " elements, expected ", spec_.in_features);
-    check(first_row >= 0 && first_row + count <= to.rows, spec_.name, ".", to.name, ": rows [", first_row, ", ",
-          first_row + count, ") out of range, there are ", to.rows);
-    check(rows.contiguous(), spec_.name, ".", to.name, ": rows must be contiguous");
-    const int64_t row_bytes = spec_.in_features * size_of(rows.dtype);
-    const int64_t most = UploadRing::kPieceBytes / row_bytes;
-    check(most > 0, spec_.name, ": rows of ", row_bytes, " bytes are too long, at most ", UploadRing::kPieceBytes);
+    const int64_t count = rows.shape[0], width = rows.ndim == 2 ? rows.shape[1] : 0;
+    check(rows.contiguous(), spec_.name, ".", part_of(part).name, ": rows must be contiguous");
+    const int64_t row_bytes = width * size_of(rows.dtype);
+    const int64_t most = std::max<int64_t>(1, UploadRing::kPieceBytes / std::max<int64_t>(1, row_bytes));
     for (int64_t done = 0; done < count; done += most) {
       const int64_t here = std::min(most, count - done);
-      const UploadRing::Piece piece = ring_.take();
-      std::memcpy(piece.host, rows.as<const uint8_t>() + done * row_bytes, static_cast<size_t>(here * row_bytes));
-      const PackRows packed{.rows = piece.device,
-                            .dtype = rows.dtype,
-                            .count = static_cast<int>(here),
-                            .in_features = static_cast<int>(spec_.in_features),
-                            .out_features = static_cast<int>(spec_.out_features()),
-                            .first_row = static_cast<int>((spec_.gated ? 0 : first_of(part)) + first_row + done),
-                            .interleave = spec_.gated ? part : -1,
-                            .weights = weights_.data()};
-      ring_.send(piece, here * row_bytes, [&] { pack_rows(device_.stream(), packed); });
+      fill_rows(part, first_row + done, here, width, rows.dtype, [&](void* to) {
+        std::memcpy(to, rows.as<const uint8_t>() + done * row_bytes, static_cast<size_t>(here * row_bytes));
+        return true;
+      });
     }
-    rows_written_[static_cast<size_t>(part)] += count;
+  }
+
+  bool fill_rows(int part, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
+                 const Fill& fill) override {
+    const LinearPart& to = part_of(part);
+    check(row_elements == spec_.in_features, spec_.name, ".", to.name, ": rows have ", row_elements,
+          " elements, expected ", spec_.in_features);
+    check(first_row >= 0 && first_row + rows <= to.rows, spec_.name, ".", to.name, ": rows [", first_row, ", ",
+          first_row + rows, ") out of range, there are ", to.rows);
+    const int64_t bytes = rows * row_elements * size_of(dtype);
+    check(bytes <= UploadRing::kPieceBytes, spec_.name, ".", to.name, ": ", rows, " rows of ", row_elements,
+          " elements are ", bytes, " bytes, at most ", UploadRing::kPieceBytes, " go at once");
+    UploadRing::Piece piece = ring_.take();
+    if (!fill(piece.host())) return false;
+    const PackRows packed{.rows = piece.device(),
+                          .dtype = dtype,
+                          .count = static_cast<int>(rows),
+                          .in_features = static_cast<int>(spec_.in_features),
+                          .out_features = static_cast<int>(spec_.out_features()),
+                          .first_row = static_cast<int>((spec_.gated ? 0 : first_of(part)) + first_row),
+                          .interleave = spec_.gated ? part : -1,
+                          .weights = weights_.data()};
+    piece.send(bytes, [&] { pack_rows(device_.stream(), packed); });
+    rows_written_[static_cast<size_t>(part)] += rows;
+    return true;
   }
 
   void write_bias(int part, const Tensor& bias) override {
@@ -131,7 +145,7 @@ class CudaPacker final : public LinearPacker {
     check(!spec_.bias || biases_written_ == static_cast<int>(spec_.parts.size()), spec_.name, ": ", biases_written_,
           " of ", spec_.parts.size(), " biases were written");
     ring_.drain();
-    return std::make_unique<CudaLinear>(spec_, std::move(weights_), std::move(bias_));
+    return std::make_unique<CudaLinear>(spec_, leaves_, std::move(weights_), std::move(bias_));
   }
 
  private:
@@ -149,6 +163,7 @@ class CudaPacker final : public LinearPacker {
   CudaDevice& device_;
   UploadRing& ring_;
   const LinearSpec spec_;
+  const int leaves_;
   Buffer weights_, bias_;
   std::vector<std::atomic<int64_t>> rows_written_;  // of each part
   int biases_written_ = 0;
@@ -158,7 +173,7 @@ class CudaPacker final : public LinearPacker {
 
 std::unique_ptr<LinearPacker> CudaOps::pack(const LinearSpec& spec) {
   device_.bind_thread();
-  return std::make_unique<CudaPacker>(device_, *upload_, spec);
+  return std::make_unique<CudaPacker>(device_, *upload_, spec, spec.row_parallel ? tree_leaves_ : 1);
 }
 
 }  // namespace rtp_llm::cuda

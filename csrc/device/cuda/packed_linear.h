@@ -14,14 +14,16 @@ namespace rtp_llm::cuda {
 
 class CudaLinear final : public PackedLinear {
  public:
-  CudaLinear(LinearSpec spec, Buffer weights, Buffer bias)
-      : PackedLinear(std::move(spec)), weights_(std::move(weights)), bias_(std::move(bias)) {}
+  CudaLinear(LinearSpec spec, int leaves, Buffer weights, Buffer bias)
+      : PackedLinear(std::move(spec)), leaves_(leaves), weights_(std::move(weights)), bias_(std::move(bias)) {}
 
   const void* weights() const { return weights_.data(); }
   const float* bias() const { return static_cast<const float*>(bias_.data()); }  // null: none
+  int leaves() const { return leaves_; }      // of the tree that its products are summed as over K
   bool gated() const { return spec_.gated; }  // rows of gate and up alternate: only gated_mlp multiplies it
 
  private:
+  int leaves_;
   Buffer weights_, bias_;
 };
 
@@ -32,37 +34,45 @@ const CudaLinear& as_cuda(const PackedLinear* weight, const char* op);
 // device.
 class UploadRing {
  public:
-  static constexpr int64_t kPieceBytes = int64_t{4} << 20;
+  static constexpr int64_t kPieceBytes = LinearPacker::kMostFillBytes;
 
   explicit UploadRing(CudaDevice& device);
   ~UploadRing();
   UploadRing(const UploadRing&) = delete;
   UploadRing& operator=(const UploadRing&) = delete;
 
-  struct Piece {
-    int index;
-    void* host;
-    void* device;
+  // One piece; given back when it dies.
+  class Piece {
+   public:
+    Piece(UploadRing& ring, int index) : ring_(&ring, {index}) {}
+    void* host() const { return static_cast<uint8_t*>(ring_->host_.data()) + index() * kPieceBytes; }
+    void* device() const { return static_cast<uint8_t*>(ring_->staged_.data()) + index() * kPieceBytes; }
+    // Copies its first `bytes` to the GPU and calls `pack`, which launches what reads them there.
+    template <class Pack>
+    void send(int64_t bytes, const Pack& pack) {
+      const std::lock_guard lock(ring_->mutex_);
+      ring_->device_.copy_async(device(), host(), bytes);
+      pack();
+      ring_->packed(index());
+    }
+
+   private:
+    struct GiveBack {
+      int index;
+      void operator()(UploadRing* ring) const { ring->give_back(index); }
+    };
+    int index() const { return ring_.get_deleter().index; }
+    std::unique_ptr<UploadRing, GiveBack> ring_;
   };
-  // A piece that is the caller's until send(); waits until what it held has been packed.
+  // Waits until what the piece held has been packed.
   Piece take();
-  // Copies `bytes` of the piece to the GPU and calls `pack`, which launches what reads them there.
-  template <class Pack>
-  void send(const Piece& piece, int64_t bytes, const Pack& pack) {
-    const std::lock_guard lock(mutex_);
-    give_back(piece);  // now, so that it isn't lost if a launch throws
-    device_.copy_async(piece.device, piece.host, bytes);
-    pack();
-    packed(piece);
-  }
   void drain();
 
  private:
-  static constexpr int kPieces = 16;
+  static constexpr int kPieces = 32;
 
-  // REQUIRE: mutex_ is held.
-  void give_back(const Piece& piece);
-  void packed(const Piece& piece);
+  void give_back(int piece);
+  void packed(int piece);  // REQUIRES: mutex_ is held
 
   CudaDevice& device_;
   Buffer host_, staged_;

@@ -30,12 +30,12 @@ inline std::string library_dir() {
 }
 
 // One device per (ISA, threads), kept for the run of the binary.
-inline Device& device_of(const std::string& isa, int num_threads = 1) {
+inline Device& device_of(const std::string& isa, int num_threads = 1, int tree_leaves = 0) {
   static std::deque<std::pair<std::string, std::unique_ptr<Device>>> open;
-  const std::string key = isa + "/" + std::to_string(num_threads);
+  const std::string key = concat(isa, "/", num_threads, "/", tree_leaves);
   for (auto& [name, device] : open)
     if (name == key) return *device;
-  DeviceOptions options{.num_threads = num_threads, .isa = isa};
+  DeviceOptions options{.num_threads = num_threads, .isa = isa, .tree_leaves = tree_leaves};
   return *open.emplace_back(key, open_device("cpu", options, library_dir())).second;
 }
 
@@ -112,13 +112,15 @@ inline bool same_row(const Tensor& a, int64_t row_a, const Tensor& b, int64_t ro
                      b.as<uint8_t>() + row_b * b.stride[0] * size_of(b.dtype), bytes) == 0;
 }
 
-inline std::unique_ptr<PackedLinear> packed(Ops& ops, const Owned& weight, DType dtype, const Owned* bias = nullptr) {
+inline std::unique_ptr<PackedLinear> packed(Ops& ops, const Owned& weight, DType dtype, const Owned* bias = nullptr,
+                                            bool row_parallel = false) {
   auto packer = ops.pack({.name = "test",
                           .in_features = weight.view().shape[1],
                           .parts = {{"all", weight.view().shape[0]}},
                           .bias = bias != nullptr,
                           .dtype = dtype,
-                          .gather = true});
+                          .gather = true,
+                          .row_parallel = row_parallel});
   packer->write_rows(0, 0, weight);
   if (bias != nullptr) packer->write_bias(0, *bias);
   return packer->finish();

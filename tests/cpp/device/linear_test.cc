@@ -1,3 +1,4 @@
+#include "device/numerics_digest.h"
 #include "device_fixture.h"
 
 using namespace rtp_llm;
@@ -135,6 +136,80 @@ TEST(linear_gives_a_row_the_same_bits_in_blocks_of_k_and_of_rows) {
       }
     }
   });
+}
+
+// Each leaf by itself is a product of its columns alone.
+TEST(row_parallel_weights_are_summed_as_a_binary_tree_of_leaves_of_k) {
+  on_each_isa([](const std::string& isa) {
+    constexpr int64_t kRows = 9, kN = 70, kK = 11 * 64 + 32;  // 12 blocks, the last one half
+    Ops& chain = device_of(isa).ops();
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const Owned weight = random_tensor(dtype, {kN, kK}, 3), x = random_tensor(dtype, {kRows, kK}, 5);
+      for (int leaves : {1, 2, 4}) {
+        std::vector<Owned> sums;
+        for (int leaf = 0; leaf < leaves; ++leaf) {
+          const int64_t begin = leaf * 12 / leaves * 64, end = std::min<int64_t>(kK, (leaf + 1) * 12 / leaves * 64);
+          const Owned columns(dtype, {kN, end - begin});
+          for (int64_t row = 0; row < kN; ++row)
+            std::memcpy(columns.view().rows(row, 1).data, weight.view().rows(row, 1).columns(begin, end - begin).data,
+                        static_cast<size_t>((end - begin) * size_of(dtype)));
+          const auto part = packed(chain, columns, dtype);
+          chain.linear({.x = x.view().columns(begin, end - begin),
+                        .weight = part.get(),
+                        .out = sums.emplace_back(DType::kF32, std::initializer_list<int64_t>{kRows, kN})});
+        }
+        Ops& ops = device_of(isa, 1, leaves).ops();
+        const auto tree = packed(ops, weight, dtype, nullptr, true);
+        const Owned out(DType::kF32, {kRows, kN});
+        ops.linear({.x = x, .weight = tree.get(), .out = out});
+        for (int64_t i = 0; i < out.numel(); ++i) {
+          const auto sum = [&](int leaf) { return sums[static_cast<size_t>(leaf)].as<float>()[i]; };
+          const float expected = leaves == 1   ? sum(0)
+                                 : leaves == 2 ? sum(0) + sum(1)
+                                               : (sum(0) + sum(1)) + (sum(2) + sum(3));
+          CHECK_EQ(__builtin_bit_cast(uint32_t, out.as<float>()[i]), __builtin_bit_cast(uint32_t, expected));
+        }
+      }
+    }
+  });
+}
+
+TEST(a_tree_of_leaves_gives_a_row_the_same_bits_for_every_number_of_rows_and_threads) {
+  on_each_isa([](const std::string& isa) {
+    constexpr int64_t kRows = 513, kN = 130;
+    for (int64_t features : {40, 1107})  // of fewer blocks than leaves, too
+      for (int leaves : {2, 4})
+        for (DType dtype : {DType::kF32, DType::kBF16}) {
+          const Owned weight = random_tensor(dtype, {kN, features}, 3);
+          const Owned x = random_tensor(DType::kF32, {kRows, features}, 5);
+          const auto one = packed(device_of(isa, 1, leaves).ops(), weight, dtype, nullptr, true);
+          const Owned alone(DType::kF32, {1, kN});
+          for (int threads : {1, 2}) {
+            Ops& ops = device_of(isa, threads, leaves).ops();
+            const auto w = packed(ops, weight, dtype, nullptr, true);
+            for (int64_t m : {2, 7, 33, 200, 513}) {
+              const Owned out(DType::kF32, {m, kN});
+              ops.linear({.x = x.view().rows(0, m), .weight = w.get(), .out = out});
+              for (int64_t row = 0; row < m; row += std::max<int64_t>(1, m / 8)) {
+                device_of(isa, 1, leaves).ops().linear({.x = x.view().rows(row, 1), .weight = one.get(), .out = alone});
+                CHECK(same_row(out, row, alone, 0));
+              }
+            }
+          }
+        }
+  });
+}
+
+TEST(only_1_2_and_4_leaves_are_possible_and_their_number_shows_in_the_digest) {
+  CHECK_THROWS_WITH(open_device("cpu", {.tree_leaves = 3}, library_dir()), InvalidArgument,
+                    "tree_leaves must be 1, 2 or 4, got 3");
+  const std::string isa = supported_isas().front();
+  const auto digest = [&](int leaves) {
+    return numerics_digest(device_of(isa, 1, leaves), DType::kBF16, DType::kBF16);
+  };
+  CHECK_EQ(digest(0), digest(2));
+  CHECK(digest(2) != digest(1));
+  CHECK(digest(4) != digest(2));
 }
 
 // docs/numerics.md, "Linear on AMX", written out. fmaf is fused, as the tiles are.
