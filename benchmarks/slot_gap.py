@@ -112,7 +112,7 @@ async def run(arguments: argparse.Namespace) -> None:
         )
     counts = workers[1]._transfer.counts()
     print(
-        f"step {decode.load().step_s * 1e3:.1f} ms; committed {counts['committed_received']}, no room {counts['no_room']}"
+        f"step {decode.load().step.seconds * 1e3:.1f} ms; committed {counts['committed_received']}, no room {counts['no_room']}"
     )
     for fleet in fleets:
         await fleet.close()

@@ -175,6 +175,12 @@ void bind_load(py::module_& module) {
       .def_readonly("total", &SlotCounts::total)
       .def_readonly("taken", &SlotCounts::taken)
       .def_readonly("taken_by", &SlotCounts::taken_by);
+  py::class_<StepSample>(module, "StepSample")
+      .def_readonly("decode_rows", &StepSample::decode_rows)
+      .def_readonly("context_tokens", &StepSample::context_tokens)
+      .def_readonly("prefill_rows", &StepSample::prefill_rows)
+      .def_readonly("attention_pairs", &StepSample::attention_pairs)
+      .def_readonly("seconds", &StepSample::seconds);
   py::class_<EngineLoad>(module, "EngineLoad")
       .def_readonly("slots", &EngineLoad::slots)
       .def_readonly("slots_awaited", &EngineLoad::slots_awaited)
@@ -182,7 +188,7 @@ void bind_load(py::module_& module) {
       .def_readonly("waiting", &EngineLoad::waiting)
       .def_readonly("running", &EngineLoad::running)
       .def_readonly("blocks", &EngineLoad::blocks)
-      .def_readonly("step_s", &EngineLoad::step_s)
+      .def_readonly("step", &EngineLoad::step)
       .def_readonly("step_running_s", &EngineLoad::step_running_s)
       .def_readonly("steps", &EngineLoad::steps)
       .def_readonly("prompt_tokens_computed", &EngineLoad::prompt_tokens_computed)

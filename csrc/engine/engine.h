@@ -27,6 +27,15 @@
 
 namespace rtp_llm {
 
+// What a step computed, and how long that took.
+struct StepSample {
+  int64_t decode_rows = 0;
+  int64_t context_tokens = 0;  // that the decode rows attended to, all together
+  int64_t prefill_rows = 0;
+  int64_t attention_pairs = 0;  // (row, token that it attends to) of the prefill rows
+  double seconds = 0;
+};
+
 struct EngineLoad {
   int64_t queued_tokens = 0;  // prompt tokens that wait or are not computed yet
   int32_t waiting = 0;
@@ -34,7 +43,7 @@ struct EngineLoad {
   BlockCounts blocks;
   SlotCounts slots;
   int32_t slots_awaited = 0;  // waiting sequences that hold none yet: each goes before grants once its turn has come
-  double step_s = 0;          // of the last step with rows
+  StepSample step;            // the last one with rows
   double step_running_s = 0;  // since the step that runs now began, 0 between steps: one that hangs grows old
   uint64_t steps = 0;
   uint64_t prompt_tokens_computed = 0;  // rows in prefill form, prefix hits not counted

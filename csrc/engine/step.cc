@@ -124,24 +124,35 @@ void Engine::State::tell_layers(const Batch& batch, int first_layer, int num_lay
   }
 }
 
+namespace {
+
+void count(const Chunk& chunk, StepSample& step) {
+  const int64_t first = chunk.first_token, rows = chunk.rows;
+  const int64_t pairs = rows * first + rows * (rows + 1) / 2;
+  (chunk.decode ? step.decode_rows : step.prefill_rows) += rows;
+  (chunk.decode ? step.context_tokens : step.attention_pairs) += pairs;
+}
+
+}  // namespace
+
 // The one wait of a step.
 void Engine::State::publish(const InFlight& step) {
   device.wait(step.end);
   pool.step_ended(step.number);
   const Batch& batch = *step.batch;
   int64_t sample = 0;
-  int64_t decode_rows = 0;
+  StepSample measured;
   for (const Chunk& chunk : batch.chunks) {
     Sequence& sequence = *chunk.sequence;
     (chunk.form == Form::kDecode ? counted.decode_tokens_computed : counted.prompt_tokens_computed) += chunk.rows;
-    decode_rows += chunk.decode;
+    count(chunk, measured);
     const int32_t token = chunk.samples ? batch.token(sample) : 0;
     if (publish_rows(chunk, token)) accept_token(sequence, batch, sample);
     sample += chunk.samples;
   }
-  const double seconds = device.seconds_between(step.begin, step.end);
-  cost.observe(static_cast<int>(decode_rows), batch.num_rows() - decode_rows, seconds);
-  counted.step_s = seconds;
+  measured.seconds = device.seconds_between(step.begin, step.end);
+  cost.observe(static_cast<int>(measured.decode_rows), measured.prefill_rows, measured.seconds);
+  counted.step = measured;
   ++counted.steps;
   refresh();
   outputs.publish(columns);

@@ -398,6 +398,21 @@ TEST(a_key_that_is_used_again_is_taken_until_its_second_end) {
   rig.check_idle();
 }
 
+TEST(load_says_what_the_last_step_computed) {
+  Rig rig;
+  rig.run_one(spec_of(1, random_tokens(10, 1), 1));
+  StepSample step = rig.engine->load().step;
+  CHECK_EQ(step.prefill_rows, 10);
+  CHECK_EQ(step.attention_pairs, 55);  // 1 + 2 + ... + 10
+  CHECK_EQ(step.decode_rows, 0);
+  CHECK(step.seconds > 0);
+  rig.run_one(spec_of(2, random_tokens(10, 2), 3));
+  step = rig.engine->load().step;
+  CHECK_EQ(step.decode_rows, 1);
+  CHECK_EQ(step.context_tokens, 12);  // the prompt, the first token and itself
+  CHECK_EQ(step.prefill_rows, 0);
+}
+
 TEST(load_counts_what_is_queued_at_once) {
   Rig rig;
   rig.engine->add(spec_of(1, random_tokens(20, 1)), Role::kAlone);
@@ -424,7 +439,7 @@ TEST(load_counts_who_runs_and_says_how_long_the_last_step_took) {
   rig.ear.wait([&] { return rig.ear.prefilled.contains(key_of(2)); });
   CHECK_EQ(load.running, 2);
   CHECK_EQ(load.waiting, 0);
-  CHECK(load.step_s > 0);
+  CHECK(load.step.seconds > 0);
   rig.engine->release(key_of(2));
   rig.wait_for(key_of(1));
 }
