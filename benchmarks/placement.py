@@ -33,6 +33,12 @@ from rtp_llm.wire.v1.types_pb2 import WorkerKey as WorkerKeyMessage
 
 LOADS_A_SECOND = 10  # of each worker
 SLOTS = 256
+STEPS: list[dict[str, Any]] = [
+    {"decode_rows": 30, "context_tokens": 30000, "seconds": 0.0054},
+    {"decode_rows": 90, "context_tokens": 90000, "seconds": 0.0084},
+    {"decode_rows": 60, "context_tokens": 60000, "prefill_rows": 256, "attention_pairs": 150000, "seconds": 0.0092},
+    {"prefill_rows": 1024, "attention_pairs": 524800, "seconds": 0.0245},
+]
 
 
 class Session:
@@ -69,6 +75,8 @@ def load(draw: random.Random) -> bytes:
         max_queued_tokens=1 << 30,
         running=draw.randrange(100),
         blocks_free=draw.randrange(2000, 10000),
+        blocks_total=10000,
+        step=pb.StepSample(**draw.choice(STEPS)),
         block_tokens=64,
         slots=SLOTS,
         slots_of_others=draw.randrange(64),
@@ -94,7 +102,7 @@ async def fleet_of(num_workers: int, policy: Policy, draw: random.Random) -> Fle
 
 
 def query(draw: random.Random) -> PlacementQuery:
-    return PlacementQuery(prompt_tokens=1024, total_tokens=1280, random=draw)
+    return PlacementQuery(prompt_tokens=1024, total_tokens=1280, random=draw, now=time.monotonic())
 
 
 class Requests:
@@ -123,7 +131,7 @@ class Requests:
         if placement.receiver is not None:
             receiver = self._fleet.find(WorkerKey(placement.receiver.id, placement.receiver.epoch))
             assert receiver is not None
-            receiver.note_receives(key)
+            receiver.note_receives(key, asked.prompt_tokens)
             workers.append(receiver)
         sender.note_submitted(key, asked.prompt_tokens, runs=placement.receiver is None)
         self._placed.append((key, workers))

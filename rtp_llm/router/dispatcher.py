@@ -46,6 +46,9 @@ class Answer:
         self.deadline: asyncio.TimerHandle | None = None
         self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
         self.wait_timer: asyncio.TimerHandle | None = None
+        self.placement: tuple[Placement, float] | None = (
+            None  # of the first attempt, until its first token: what and when
+        )
         self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
 
     @property
@@ -314,6 +317,8 @@ class Dispatcher:
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
             prefer=[worker.id for worker in answer.machine.prefer],
             random=self._random,
+            now=(now := self._loop.time()),
+            waited_s=now - answer.account.arrived,
         )
 
     def _place(self, answer: Answer, placement: Placement) -> None:
@@ -348,7 +353,7 @@ class Dispatcher:
         submit = submit_message(action.key, answer.request, action.output, action.receiver, address)
         answer.placed = (action.key, [action.worker] if action.receiver is None else [action.worker, action.receiver])
         if receiver is not None:
-            receiver.note_receives(action.key)
+            receiver.note_receives(action.key, answer.prompt_tokens)
         sender = self._fleet.find(action.worker)
         if sender is not None:
             sender.note_submitted(action.key, answer.prompt_tokens, runs=action.receiver is None)

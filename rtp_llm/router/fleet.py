@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
@@ -19,13 +18,22 @@ from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import request_machine as machine
-from rtp_llm.router.placement import FleetEvent, Snapshot, ViewChanged, WorkerGone, WorkerView
+from rtp_llm.router.placement import FleetEvent, Snapshot, StepMeasured, ViewChanged, WorkerGone, WorkerView
+from rtp_llm.router.placement.load import WorkerLedger, WorkerLoad
+from rtp_llm.router.placement.step_cost import Step
 from rtp_llm.router.request_machine import WorkerSaid
 from rtp_llm.wire.convert import error_of, key_of, outputs_of
 from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics
-from rtp_llm.wire.v1.router_pb2 import Busy, DrainingAcknowledged, Load, RouterMessage, WorkerHello, WorkerMessage
+from rtp_llm.wire.v1.router_pb2 import (
+    DrainingAcknowledged,
+    Load,
+    RouterMessage,
+    StepSample,
+    WorkerHello,
+    WorkerMessage,
+)
 
 log = logging.getLogger("rtp_llm.router")
 
@@ -55,33 +63,27 @@ class FleetListener(Protocol):
         """A worker may take something that none took before."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerLoad:
-    """A worker's last Load, as placement reads it."""
+def load_of(load: Load) -> WorkerLoad:
+    return WorkerLoad(
+        queued_tokens=load.queued_tokens,
+        max_queued_tokens=load.max_queued_tokens,
+        running=load.running,
+        waiting=load.waiting,
+        free_blocks=load.blocks_free,
+        total_blocks=load.blocks_total,
+        block_tokens=load.block_tokens,
+        slots=load.slots,
+        slots_of_others=load.slots_of_others,
+    )
 
-    queued_tokens: int = 0
-    max_queued_tokens: int = 0  # 0: no Load has come
-    running: int = 0
-    waiting: int = 0
-    free_blocks: int = 0
-    block_tokens: int = 0
-    free_slots: int = 0  # this router's own placements not taken off
 
-    @classmethod
-    def of(cls, load: Load) -> WorkerLoad:
-        return cls(
-            queued_tokens=load.queued_tokens,
-            max_queued_tokens=load.max_queued_tokens,
-            running=load.running,
-            waiting=load.waiting,
-            free_blocks=load.blocks_free,
-            block_tokens=load.block_tokens,
-            free_slots=load.slots - load.slots_of_others,
-        )
-
-    def when_busy(self, busy: Busy) -> WorkerLoad:
-        """After this answer: nothing is placed there until a Load says that its queue has shrunk."""
-        return replace(self, queued_tokens=max(busy.queued_tokens, busy.limit), max_queued_tokens=busy.limit)
+def step_of(message: StepSample) -> Step:
+    return Step(
+        decode_rows=message.decode_rows,
+        context_tokens=message.context_tokens,
+        prefill_rows=message.prefill_rows,
+        attention_pairs=message.attention_pairs,
+    )
 
 
 def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Iterator[WorkerSaid]:
@@ -113,17 +115,11 @@ class RemoteWorker:
         self.member = member
         self.key = WorkerKey(member.id, 0)
         self.hello = WorkerHello()
-        self.load = WorkerLoad()
+        self.load_at = 0.0  # when the last Load came, by the loop's clock
         self.draining = False
         self.is_refused = False  # by it, for ever
         self.departed = False  # the membership doesn't name it any more
-        # What this router has submitted and neither a word about it nor a later Load has shown. A Load that crosses a Submit
-        # on the wire clears it too early; then the worker's own limit answers Busy.
-        self._submitted: dict[RequestKey, int] = {}  # prompt tokens
-        self._submitted_tokens = 0
-        # Handovers to it of which it hasn't spoken. No Load shows them: R hears of one when S schedules the prompt.
-        self._received: set[RequestKey] = set()
-        self._runs: set[RequestKey] = set()  # what this router has placed to run here: each has, or will want, a slot
+        self._ledger = WorkerLedger()
         self._fleet = fleet
         self.session = WorkerSession(
             WorkerKey(member.id, member.epoch),
@@ -153,17 +149,25 @@ class RemoteWorker:
             return "draining" if self.draining else "live"
         return "unreachable" if self.session.failure else "connecting"
 
+    @property
+    def load(self) -> WorkerLoad:
+        return self._ledger.load
+
     def view(self) -> WorkerView:
+        ledger = self._ledger
         return WorkerView(
             id=self.key.id,
             epoch=self.key.epoch,
             pool=self.hello.pool,
-            queued_tokens=self.load.queued_tokens + self._submitted_tokens,
-            max_queued_tokens=self.load.max_queued_tokens,
-            running=self.load.running + self.load.waiting + len(self._submitted) + len(self._received),
-            free_blocks=self.load.free_blocks,
-            free_slots=max(self.load.free_slots - len(self._runs), 0),
-            block_tokens=self.load.block_tokens,
+            queued_tokens=ledger.queued_tokens,
+            load_at=self.load_at,
+            max_queued_tokens=ledger.load.max_queued_tokens,
+            running=ledger.running,
+            sequences=ledger.sequences,
+            context_tokens=ledger.context_tokens,
+            free_blocks=ledger.load.free_blocks,
+            free_slots=ledger.free_slots,
+            block_tokens=ledger.load.block_tokens,
             max_model_len=self.hello.max_model_len,
             layout=self.hello.layout_fingerprint,
             numerics_id=self.hello.numerics_id,
@@ -172,36 +176,22 @@ class RemoteWorker:
 
     def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:
         """`runs`: alone, to its end."""
-        self._submitted_tokens += prompt_tokens - self._submitted.get(key, 0)
-        self._submitted[key] = prompt_tokens
-        if runs:
-            self._runs.add(key)
+        self._ledger.submitted(key, prompt_tokens, runs=runs)
         self._fleet.view_changed(self)
 
-    def note_receives(self, key: RequestKey) -> None:
-        self._received.add(key)
-        self._runs.add(key)
+    def note_receives(self, key: RequestKey, prompt_tokens: int) -> None:
+        self._ledger.receives(key, prompt_tokens)
         self._fleet.view_changed(self)
 
     def forget(self, key: RequestKey) -> None:
         """The worker has spoken of `key`: its Load speaks for it now."""
-        if self._forget(key):
+        if self._ledger.forget(key):
             self._fleet.view_changed(self)
 
     def note_over(self, key: RequestKey) -> None:
         """The attempt is over: it ended, or was cancelled."""
-        if self._forget(key) | (key in self._runs):
-            self._runs.discard(key)
+        if self._ledger.over(key):
             self._fleet.view_changed(self)
-
-    def _forget(self, key: RequestKey) -> bool:
-        """Whether it counted."""
-        counted = key in self._received
-        self._received.discard(key)
-        if (tokens := self._submitted.pop(key, None)) is not None:
-            self._submitted_tokens -= tokens
-            return True
-        return counted
 
     # --- SessionEvents
 
@@ -212,8 +202,8 @@ class RemoteWorker:
             self._fleet.reconsider(self)
             self._fleet.listener.resumed(self.key)
             return
-        self.load, self.draining = WorkerLoad(), False
-        self._forget_placements()
+        self.draining = False
+        self._ledger = WorkerLedger()
         self._fleet.reconsider(self)
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
         self._fleet.check_model(self)
@@ -223,15 +213,7 @@ class RemoteWorker:
     def message(self, message: WorkerMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "load":
-            is_first = self.load.max_queued_tokens == 0
-            self.load = WorkerLoad.of(message.load)
-            self._submitted.clear()
-            self._submitted_tokens = 0
-            if is_first:
-                self._fleet.reconsider(self)
-            else:
-                self._fleet.view_changed(self)
-            self._fleet.room_changed(self)
+            self._loaded(message.load)
         elif kind == "draining":
             self.draining = True
             self._fleet.listener.draining(self.key)
@@ -239,7 +221,7 @@ class RemoteWorker:
             self._fleet.listener.room_changed()  # the other pool may stand in for it
         else:
             if kind == "busy":
-                self.load = self.load.when_busy(message.busy)
+                self._ledger.load = self.load.when_busy(message.busy.queued_tokens, message.busy.limit)
                 self._fleet.view_changed(self)
             for said in said_of(message, self.key, self._fleet.router_epoch):
                 self._fleet.listener.said(said)
@@ -249,7 +231,7 @@ class RemoteWorker:
         self._fleet.reconsider(self)
 
     def lost(self, reason: str) -> None:
-        self._forget_placements()
+        self._ledger = WorkerLedger()
         key, self.key = self.key, WorkerKey(self.member.id, 0)
         if key.epoch != 0:  # else it was never met
             if self.draining:
@@ -266,11 +248,17 @@ class RemoteWorker:
         self.is_refused = True
         log.error("worker %s refuses this router: %s", self.member.id, reason)
 
-    def _forget_placements(self) -> None:
-        self._submitted.clear()
-        self._submitted_tokens = 0
-        self._received.clear()
-        self._runs.clear()
+    def _loaded(self, load: Load) -> None:
+        is_first = self.load.max_queued_tokens == 0
+        self._ledger.loaded(load_of(load))
+        self.load_at = asyncio.get_running_loop().time()
+        if is_first:
+            self._fleet.reconsider(self)
+        else:
+            self._fleet.view_changed(self)
+        if load.step.seconds > 0 and self.member.id in self._fleet.snapshot:
+            self._fleet.listener.observe(StepMeasured(self.member.id, step_of(load.step), load.step.seconds))
+        self._fleet.room_changed(self)
 
 
 class Fleet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rtp_llm.metrics import Totals, WorkerMetrics, exposition, new_registry
-from rtp_llm.wire.v1.router_pb2 import Load
+from rtp_llm.wire.v1.router_pb2 import Load, StepSample
 
 WEIGHTS = {"model", "lm_head", "weights"}  # what tensors' names begin with
 BLOCK_STATES = ("free", "referenced", "granted", "quarantined", "gated", "cached")
@@ -13,7 +13,7 @@ BLOCK_STATES = ("free", "referenced", "granted", "quarantined", "gated", "cached
 
 def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Load:
     """`load`: the native EngineLoad."""
-    blocks = load.blocks
+    blocks, step = load.blocks, load.step
     return Load(
         queued_tokens=load.queued_tokens,
         waiting=load.waiting,
@@ -22,6 +22,14 @@ def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Loa
         max_queued_tokens=max_queued_tokens,
         block_tokens=block_tokens,
         slots=load.slots.total,
+        blocks_total=blocks.total,
+        step=StepSample(
+            decode_rows=step.decode_rows,
+            context_tokens=step.context_tokens,
+            prefill_rows=step.prefill_rows,
+            attention_pairs=step.attention_pairs,
+            seconds=step.seconds,
+        ),
     )
 
 

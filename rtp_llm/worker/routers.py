@@ -25,6 +25,16 @@ log = logging.getLogger("rtp_llm.worker")
 LOAD_INTERVAL_S = 0.1  # between two Loads to a router that say the same of what can be placed here
 
 
+def _says_the_same(load: Load, other: Load) -> bool:
+    """A step alone is no reason to send a Load."""
+    if load.step == other.step:
+        return load == other
+    same = Load()
+    same.CopyFrom(other)
+    same.step.CopyFrom(load.step)
+    return load == same
+
+
 def _takes(load: Load) -> tuple[bool, bool]:
     """Whether a prompt, and whether a handover, can be placed on a worker of this load."""
     return load.queued_tokens < load.max_queued_tokens, load.slots > load.slots_of_others
@@ -82,7 +92,7 @@ class Routers:
         due: float | None = None
         for session in self._sessions.values():
             own = self._load_for(session)
-            if own == session.load and not session.wants_load:
+            if _says_the_same(own, session.load) and not session.wants_load:
                 continue
             wait = session.load_sent + LOAD_INTERVAL_S - now
             if wait <= 0 or session.wants_load or _takes(own) != _takes(session.load):

@@ -15,7 +15,16 @@ from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.account import AnswerAccount, RequestAccount
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import FleetListener
-from rtp_llm.router.placement import DECODE, PREFILL, Policy, ViewChanged, WorkerGone, WorkerView
+from rtp_llm.router.placement import (
+    DECODE,
+    PREFILL,
+    PlacementQuery,
+    Policy,
+    Snapshot,
+    ViewChanged,
+    WorkerGone,
+    WorkerView,
+)
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.round_robin import RoundRobin
 from rtp_llm.router.request_machine import Busy, Failed, Output
@@ -40,7 +49,7 @@ class ScriptedWorker:
         self.placed.add(key)
         self.changed()
 
-    def note_receives(self, key: RequestKey) -> None:
+    def note_receives(self, key: RequestKey, prompt_tokens: int) -> None:
         self.placed.add(key)
         self.changed()
 
@@ -205,6 +214,21 @@ async def test_a_handover_waits_in_the_router_for_a_slot_at_r(fleet: ScriptedFle
     await turn()  # no Load has come
     assert fleet.kinds() == [("p", "submit")] * 2 and fleet.key() != first
     tasks[1].cancel()
+
+
+async def test_a_policy_is_told_how_long_the_request_has_waited(fleet: ScriptedFleet) -> None:
+    asked: list[PlacementQuery] = []
+
+    class Full(LeastLoaded):
+        def choose(self, snapshot: Snapshot, query: PlacementQuery) -> None:
+            asked.append(query)
+
+    task = asyncio.create_task(collect(dispatcher(fleet, Full()), request()))
+    await turn()
+    fleet.listener.room_changed()
+    task.cancel()
+    assert len(asked) >= 2 and asked[-1].now >= asked[0].now > 0
+    assert asked[-1].waited_s - asked[0].waited_s == pytest.approx(asked[-1].now - asked[0].now)
 
 
 async def test_an_answer_of_one_token_runs_alone(fleet: ScriptedFleet) -> None:

@@ -16,8 +16,16 @@ from rtp_llm.errors import EngineError, TaskError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
-from rtp_llm.router.placement import FleetEvent, PlacementQuery, ViewChanged, WorkerGone, WorkerView
+from rtp_llm.router.placement import (
+    FleetEvent,
+    PlacementQuery,
+    StepMeasured,
+    ViewChanged,
+    WorkerGone,
+    WorkerView,
+)
 from rtp_llm.router.placement.least_loaded import LeastLoaded
+from rtp_llm.router.placement.step_cost import Step
 from rtp_llm.router.request_machine import Busy, Committed, Failed, Fenced, Output, Released, WorkerSaid
 from rtp_llm.wire import session as session_module
 from rtp_llm.wire.convert import key_message
@@ -133,7 +141,7 @@ async def test_a_worker_of_another_model_or_of_other_weights_gets_nothing(fleet:
 async def test_a_placement_counts_until_the_worker_speaks_of_it(fleet: Fleet) -> None:
     worker = connect(fleet, "a")
     worker.note_submitted(KEY, 30, runs=False)
-    worker.note_receives(KEY)
+    worker.note_receives(KEY, 30)
     assert (worker.view().queued_tokens, worker.view().running) == (30, 2)
     worker.forget(KEY)
     assert (worker.view().queued_tokens, worker.view().running) == (0, 0)
@@ -145,7 +153,7 @@ async def test_free_slots_are_those_that_others_left_less_this_routers_own_to_th
     said = pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, slots=5, slots_of_others=2))
     worker.message(said)
     assert worker.view().free_slots == 3
-    worker.note_receives(keys[0])
+    worker.note_receives(keys[0], 30)
     worker.note_submitted(keys[1], 30, runs=True)
     worker.note_submitted(keys[2], 30, runs=False)  # it only prefills here
     assert worker.view().free_slots == 1
@@ -180,7 +188,7 @@ async def test_handovers_under_way_count_whatever_loads_come_in_between(fleet: F
         chosen[placement.receiver.id] += 1
         receiver = fleet.find(WorkerKey(placement.receiver.id, 1))
         assert receiver is not None
-        receiver.note_receives(RequestKey(7, number, 0, 0))
+        receiver.note_receives(RequestKey(7, number, 0, 0), 8)
         if loads_between:
             for worker, load in zip(workers, loads, strict=True):
                 worker.message(pb.WorkerMessage(load=load))
@@ -202,8 +210,25 @@ async def test_a_load_renews_the_view_of_its_worker_alone(fleet: Fleet, monkeypa
     assert renewed == ["d5"] and listener.observed == [ViewChanged(fleet.snapshot["d5"])]
     assert fleet.snapshot["d5"].running == 3
     assert all(fleet.snapshot[id] is before[id] for id in before if id != "d5")
-    workers[5].message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, running=3)))
-    assert len(listener.observed) == 1  # it says the same
+
+
+async def test_the_step_that_a_load_brings_is_told_after_its_figures(fleet: Fleet) -> None:
+    worker, listener = connect(fleet, "a"), fleet.listener
+    assert isinstance(listener, Listener)
+    step = pb.StepSample(decode_rows=2, context_tokens=30, prefill_rows=4, attention_pairs=10, seconds=0.5)
+    worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100, running=3, step=step)))
+    assert listener.observed[-2:] == [ViewChanged(fleet.snapshot["a"]), StepMeasured("a", Step(2, 30, 4, 10), 0.5)]
+
+
+async def test_context_is_this_routers_own_and_what_the_used_blocks_say_of_others(fleet: Fleet) -> None:
+    worker = connect(fleet, "a")
+    worker.note_receives(KEY, 30)
+    assert (fleet.snapshot["a"].sequences, fleet.snapshot["a"].context_tokens) == (1, 30)
+    load = pb.Load(max_queued_tokens=100, slots=9, slots_of_others=3, blocks_total=10, blocks_free=5, block_tokens=8)
+    worker.message(pb.WorkerMessage(load=load))
+    assert (fleet.snapshot["a"].sequences, fleet.snapshot["a"].context_tokens) == (4, 30 + 40 * 3 // 4)
+    worker.note_over(KEY)
+    assert (fleet.snapshot["a"].sequences, fleet.snapshot["a"].context_tokens) == (3, 40)
 
 
 async def test_whose_session_broke_is_not_in_the_snapshot_until_it_is_back(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
-from rtp_llm.wire.v1.router_pb2 import Busy, Load, RouterMessage, WorkerHello, WorkerMessage
+from rtp_llm.wire.v1.router_pb2 import Busy, Load, RouterMessage, StepSample, WorkerHello, WorkerMessage
 from rtp_llm.worker.routers import LOAD_INTERVAL_S, Routers, RouterSession
 
 
@@ -61,7 +61,10 @@ def changed(**fields: Any) -> Load:
     load = Load()
     load.CopyFrom(LOAD)
     for name, value in fields.items():
-        setattr(load, name, value)
+        if isinstance(value, StepSample):
+            load.step.CopyFrom(value)
+        else:
+            setattr(load, name, value)
     return load
 
 
@@ -97,6 +100,13 @@ async def test_what_flips_whether_a_handover_is_taken_goes_out_at_once_to_whom_i
     assert rig.loads() == [0, 1]
     rig.publish(LOAD, at=0.02, taken={2: 3})
     assert rig.loads() == [0, 1]
+
+
+async def test_a_step_alone_is_no_reason_for_a_load(rig: Rig) -> None:
+    assert rig.publish(changed(step=StepSample(decode_rows=3, seconds=0.01)), at=5.0, taken={}) is None
+    assert rig.loads() == [0, 0]
+    rig.publish(changed(step=StepSample(decode_rows=3, seconds=0.01), running=4), at=5.0, taken={})
+    assert rig.loads() == [1, 1] and rig.sessions[0].load.step.decode_rows == 3
 
 
 async def test_who_heard_busy_gets_a_load_at_once_though_it_is_the_same(rig: Rig) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from rtp_llm.config import Pool
+from rtp_llm.router.placement.step_cost import Step
 
 PREFILL = Pool.PREFILL.value
 DECODE = Pool.DECODE.value
@@ -25,8 +26,11 @@ class WorkerView:
     epoch: int
     pool: str
     queued_tokens: int = 0  # prompt tokens that wait there, unacknowledged submits included
+    load_at: float = 0.0  # when its last Load came, by the clock of PlacementQuery.now
     max_queued_tokens: int = 1
     running: int = 0  # sequences, unacknowledged submits included
+    sequences: int = 0  # that run there or will, prompts that are handed on not counted
+    context_tokens: int = 0  # KV that these read in a decode step, or will
     free_blocks: int = 0  # of the KV pool, cached ones included
     block_tokens: int = 1
     max_model_len: int = 0  # tokens of the longest request that its context and its pool hold; 0: not known
@@ -67,6 +71,10 @@ class PlacementQuery:
     total_tokens: int = 0  # with the answer at its longest
     must_run_alone: bool = False  # after two Released, or a request that ends with its first token
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
+    now: float = 0.0  # the router's clock
+    waited_s: float = 0.0  # since the request came
+    ttft_target_s: float | None = None  # None: the policy's own
+    itl_target_s: float | None = None
     random: random.Random = field(default_factory=random.Random)
 
 
@@ -84,7 +92,16 @@ class WorkerGone:
     id: str
 
 
-FleetEvent: TypeAlias = ViewChanged | WorkerGone
+@dataclass(frozen=True, slots=True)
+class StepMeasured:
+    """A step of the worker took so long."""
+
+    id: str
+    step: Step
+    seconds: float
+
+
+FleetEvent: TypeAlias = ViewChanged | WorkerGone | StepMeasured
 
 
 class Policy(Protocol):

@@ -7,13 +7,20 @@ from importlib.metadata import EntryPoint, entry_points
 
 from rtp_llm.config import Config
 from rtp_llm.errors import ConfigError
+from rtp_llm.router.placement.cost import Cost
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.policy import Policy
 from rtp_llm.router.placement.round_robin import RoundRobin
 
 ENTRY_POINTS = "rtp_llm.policies"  # the group; each names a callable that makes a Policy of the Config
 
+
+def _cost(config: Config) -> Policy:
+    return Cost(ttft_target_s=config.router.ttft_target_ms / 1e3, itl_target_s=config.engine.itl_target_ms / 1e3)
+
+
 POLICIES: dict[str, Callable[[Config], Policy]] = {
+    "cost": _cost,
     "least_loaded": lambda config: LeastLoaded(),
     "round_robin": lambda config: RoundRobin(),
 }

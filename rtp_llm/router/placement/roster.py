@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from rtp_llm.router.placement.policy import (
     PlacementQuery,
     Snapshot,
     ViewChanged,
+    WorkerGone,
     WorkerView,
 )
 from rtp_llm.router.placement.ranking import Key, Ranking
@@ -53,6 +54,10 @@ class Roster:
         self._kinds: dict[str, Kind] = {}
 
     @property
+    def groups(self) -> Mapping[Kind, Group]:
+        return self._groups
+
+    @property
     def num_senders(self) -> int:
         """That don't drain, whether they accept or not."""
         return sum(len(group.members) for kind, group in self._groups.items() if not kind.decodes)
@@ -61,7 +66,7 @@ class Roster:
         for event in events:
             if isinstance(event, ViewChanged):
                 self._changed(event.view)
-            else:
+            elif isinstance(event, WorkerGone):
                 self._gone(event.id)
 
     def place(

@@ -225,7 +225,7 @@ class Fenced(_message.Message):
     def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_tokens", "waiting", "running", "blocks_free", "max_queued_tokens", "block_tokens", "slots", "slots_of_others")
+    __slots__ = ("queued_tokens", "waiting", "running", "blocks_free", "max_queued_tokens", "block_tokens", "slots", "slots_of_others", "blocks_total", "step")
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +234,8 @@ class Load(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_OF_OTHERS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     queued_tokens: int
     waiting: int
     running: int
@@ -242,7 +244,23 @@ class Load(_message.Message):
     block_tokens: int
     slots: int
     slots_of_others: int
-    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_free: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., slots: _Optional[int] = ..., slots_of_others: _Optional[int] = ...) -> None: ...
+    blocks_total: int
+    step: StepSample
+    def __init__(self, queued_tokens: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., blocks_free: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., slots: _Optional[int] = ..., slots_of_others: _Optional[int] = ..., blocks_total: _Optional[int] = ..., step: _Optional[_Union[StepSample, _Mapping]] = ...) -> None: ...
+
+class StepSample(_message.Message):
+    __slots__ = ("decode_rows", "context_tokens", "prefill_rows", "attention_pairs", "seconds")
+    DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    decode_rows: int
+    context_tokens: int
+    prefill_rows: int
+    attention_pairs: int
+    seconds: float
+    def __init__(self, decode_rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., attention_pairs: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ()

@@ -1,0 +1,257 @@
+"""Cost: where predicted TTFT and ITL take the least of their targets.
+
+S and R are chosen together; a worker alone, of either pool, is a candidate like any pair. docs/placement.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from rtp_llm.router.placement.policy import (
+    FleetEvent,
+    Placement,
+    PlacementQuery,
+    Snapshot,
+    StepMeasured,
+    ViewChanged,
+    WorkerView,
+)
+from rtp_llm.router.placement.roster import Group, Kind, Roster
+from rtp_llm.router.placement.step_cost import StepCost
+
+BREADTH = (
+    8  # of a group, so many are looked at that are soonest idle (half as many that decode least), and so many receivers
+)
+MIN_PREFILL_ROWS = 16  # that an engine computes beside decodes at least
+FULL_TTFT = 0.9  # of a target: beyond it an error of the prediction may break it
+FULL_ITL = 0.95
+STEEP = 3.0  # what a target costs beyond that, against its square below
+PAIR = 0.3  # what a pair must be better by: it reads the weights on two workers
+CROWD = (
+    1.0  # what a worker costs that has just got another prompt: it fades with the step in which that one is computed
+)
+OWN_AFTER = 30  # steps of a worker, of which each corrects what is known of all, it is corrected by its own alone
+FADED = 20.0  # steps
+SHARE_WEIGHT = 0.02  # of the newest step in a pool's share of steps with prefill
+UNKNOWN = StepCost()
+
+
+class WorkerState:
+    """A worker's view, what its steps have shown, and the prefill that it still has to do."""
+
+    def __init__(self, view: WorkerView, cost: StepCost) -> None:
+        self.view = view
+        self.pool = view.pool
+        self.cost = cost  # the fleet's, until it has shown OWN_AFTER steps
+        self.num_steps = 0
+        self.backlog_s = 0.0  # computation of prompts, at `backlog_at` by the router's clock
+        self.backlog_at = -math.inf
+        self.placed_at = -math.inf
+        # Of the view, for many decisions.
+        self.beside_s = 0.0  # what decodes take of a step that reads the weights anyway
+        self.left_of_step_s = 1.0  # what the engine gives prefill of a step beside them
+        self.drain = 1.0  # seconds of the backlog that a second of steps does
+        self.decode_s = 0.0  # a step with one sequence more, its context not counted
+
+    def viewed(self, view: WorkerView, itl_target_s: float) -> None:
+        cost = self.cost
+        self.beside_s = cost.sequence_s * view.sequences + cost.context_s * view.context_tokens
+        self.left_of_step_s = max(itl_target_s - self.beside_s, MIN_PREFILL_ROWS * cost.row_s, 1e-9)
+        self.drain = self.left_of_step_s / (self.left_of_step_s + self.beside_s)
+        self.decode_s = cost.decode_s(view.sequences + 1, view.context_tokens)
+        if view.load_at != self.view.load_at or self.backlog_at == -math.inf:
+            self.backlog_s, self.backlog_at = cost.row_s * view.queued_tokens, view.load_at
+        self.view = view
+
+    def left_s(self, now: float) -> float:
+        """Of the backlog."""
+        left = self.backlog_s - (now - self.backlog_at) * self.drain
+        return left if left > 0 else 0.0
+
+    def add(self, work_s: float, now: float) -> None:
+        self.backlog_s = self.left_s(now) + work_s
+        self.backlog_at = self.placed_at = now
+
+    @property
+    def empty_at(self) -> float:
+        return self.backlog_at + self.backlog_s / self.drain
+
+    def ttft_s(self, prompt_tokens: int, now: float) -> float:
+        """Of a prompt behind what is ahead of it: by itself, or beside decodes in as many steps as the engine makes of it, one
+        and a half at least (half of the one that runs, on average)."""
+        cost = self.cost
+        work = self.left_s(now) + cost.prompt_s(prompt_tokens)
+        if self.view.sequences == 0:
+            return work
+        steps = max(work / self.left_of_step_s, 1.5)
+        return steps * self.beside_s + math.hypot(work, 1.5 * cost.base_s)
+
+
+class Question(NamedTuple):
+    """What of a query a prediction needs, and the targets that hold for it."""
+
+    prompt_tokens: int
+    now: float
+    waited_s: float
+    ttft_target_s: float
+    itl_target_s: float
+
+
+class Candidate(NamedTuple):
+    lateness: float
+    sender: WorkerState
+    receiver: WorkerState | None
+
+
+class Cost:
+    def __init__(
+        self,
+        *,
+        ttft_target_s: float,
+        itl_target_s: float,
+        breadth: int | None = BREADTH,
+        known: StepCost = UNKNOWN,
+    ) -> None:
+        """Targets of requests that bring none; `itl_target_s` is also what engines leave decodes of a step. `breadth` None: all
+        workers are looked at. `known`: what steps are taken to cost until they were measured."""
+        self._ttft_target_s = ttft_target_s
+        self._itl_target_s = itl_target_s
+        self._breadth = breadth
+        self._fleet_cost = known.copy()
+        self._states: dict[str, WorkerState] = {}
+        self._prefill_share: dict[str, float] = {}  # by pool: of the steps with decodes, with prefill beside them
+        self._roster = Roster(
+            sender_key=lambda view: self._states[view.id].empty_at,
+            receiver_key=lambda view: self._states[view.id].decode_s,
+        )
+
+    # --- Policy
+
+    def observe(self, events: Sequence[FleetEvent]) -> None:
+        for event in events:
+            if isinstance(event, StepMeasured):
+                self._measured(event)
+            else:
+                if isinstance(event, ViewChanged):
+                    self._viewed(event.view)
+                self._roster.observe([event])
+
+    def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
+        question = self._question(query)
+        best = min(self._candidates(query, question), key=_lateness_of, default=None)
+        if best is None or self._had_better_wait(best, question):
+            return None
+        best.sender.add(best.sender.cost.prompt_s(query.prompt_tokens), query.now)
+        receiver = None if best.receiver is None else best.receiver.view
+        return Placement(sender=best.sender.view, receiver=receiver)
+
+    @property
+    def fleet_cost(self) -> StepCost:
+        """What the first steps of all workers have shown."""
+        return self._fleet_cost
+
+    def lateness(self, query: PlacementQuery) -> float:
+        """Of the best candidate, whether it is chosen or had better wait; infinite: nobody takes it now."""
+        return min((each.lateness for each in self._candidates(query, self._question(query))), default=math.inf)
+
+    def predicted_ttft(self, snapshot: Snapshot, query: PlacementQuery) -> float | None:
+        """The least that it can be, for an admission; None: nobody takes it now."""
+        candidates = self._candidates(query, self._question(query))
+        return min((each.sender.ttft_s(query.prompt_tokens, query.now) for each in candidates), default=None)
+
+    def _question(self, query: PlacementQuery) -> Question:
+        return Question(
+            query.prompt_tokens,
+            query.now,
+            query.waited_s,
+            query.ttft_target_s or self._ttft_target_s,
+            query.itl_target_s or self._itl_target_s,
+        )
+
+    # --- What workers show
+
+    def _measured(self, event: StepMeasured) -> None:
+        state = self._states.get(event.id)
+        if state is None:
+            return
+        state.num_steps += 1
+        if state.num_steps == OWN_AFTER:
+            state.cost = self._fleet_cost.copy()
+        state.cost.observe(event.step, event.seconds)
+        if event.step.decode_rows:
+            share = self._prefill_share.get(state.pool, 0.0)
+            self._prefill_share[state.pool] = share + SHARE_WEIGHT * ((event.step.prefill_rows > 0) - share)
+
+    def _viewed(self, view: WorkerView) -> None:
+        state = self._states.get(view.id)
+        if state is None:
+            state = self._states[view.id] = WorkerState(view, self._fleet_cost)
+        state.viewed(view, self._itl_target_s)
+
+    # --- Candidates
+
+    def _candidates(self, query: PlacementQuery, question: Question) -> Iterator[Candidate]:
+        """Workers that would run it alone, and pairs. What S and R cost doesn't depend on each other, so the best S of a group
+        stands for all."""
+        for kind, group in self._roster.groups.items():
+            can_run, can_send = kind.holds(query.total_tokens), not kind.decodes and kind.holds(query.prompt_tokens + 1)
+            if not group.senders or not (can_run or can_send):
+                continue
+            senders = [Candidate(self._late(state, question), state, None) for state in self._accepting(group)]
+            if can_run:
+                for late, state, _ in senders:
+                    yield Candidate(late + self._slow(state, question), state, None)
+            if can_send and not query.must_run_alone:
+                yield from self._pairs(kind, min(senders, key=_lateness_of), query, question)
+
+    def _pairs(
+        self, sending: Kind, sender: Candidate, query: PlacementQuery, question: Question
+    ) -> Iterator[Candidate]:
+        for kind, group in self._roster.groups.items():
+            if not (kind.decodes and kind.layout == sending.layout and kind.holds(query.total_tokens)):
+                continue
+            states = map(self._states.__getitem__, group.receivers)
+            roomy = (state for state in states if state.view.free_tokens > query.prompt_tokens)
+            for state in islice(roomy, self._breadth):
+                yield Candidate(sender.lateness + PAIR + self._slow(state, question), sender.sender, state)
+
+    def _accepting(self, group: Group) -> Iterator[WorkerState]:
+        """Those that are soonest idle, and those that decode least."""
+        looked_at = dict.fromkeys(islice(group.senders, self._breadth))
+        half = None if self._breadth is None else self._breadth // 2
+        looked_at.update(dict.fromkeys(id for id in islice(group.receivers, half) if id in group.senders))
+        return map(self._states.__getitem__, looked_at)
+
+    def _late(self, state: WorkerState, question: Question) -> float:
+        ttft = question.waited_s + state.ttft_s(question.prompt_tokens, question.now)
+        late = _lateness(ttft / question.ttft_target_s, FULL_TTFT)
+        since, base = question.now - state.placed_at, state.cost.base_s
+        return late + CROWD * math.exp(-since / base) if since < FADED * base else late
+
+    def _slow(self, state: WorkerState, question: Question) -> float:
+        return _lateness(self._itl(state, question) / question.itl_target_s, FULL_ITL)
+
+    def _itl(self, state: WorkerState, question: Question) -> float:
+        """Steps of decodes alone, and those with prefill, which the engine lets last as long as its target."""
+        decode = state.decode_s + state.cost.context_s * question.prompt_tokens
+        left = self._itl_target_s - decode
+        return decode + self._prefill_share.get(state.pool, 0.0) * left if left > 0 else decode
+
+    def _had_better_wait(self, best: Candidate, question: Question) -> bool:
+        """Where all decode too slowly now, while there is time: if the worker, were it idle, would be fast enough."""
+        decoder = best.receiver or best.sender
+        itl, idle = self._itl(decoder, question), decoder.cost.decode_s(1, question.prompt_tokens)
+        ttft = question.waited_s + best.sender.ttft_s(question.prompt_tokens, question.now)
+        return itl > question.itl_target_s >= idle and ttft < FULL_TTFT * question.ttft_target_s
+
+
+def _lateness_of(candidate: Candidate) -> float:
+    return candidate.lateness
+
+
+def _lateness(part: float, full: float) -> float:
+    """Of a prediction that takes `part` of its target."""
+    return part * part + STEEP * (part - full) if part > full else part * part

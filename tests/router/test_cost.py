@@ -1,0 +1,172 @@
+"""The policy `cost` over written-out fleets."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from rtp_llm.router.placement import DECODE, PREFILL, Placement, PlacementQuery, StepMeasured, ViewChanged, WorkerView
+from rtp_llm.router.placement.cost import Cost
+from rtp_llm.router.placement.step_cost import Step, StepCost, pairs
+
+# About Qwen3-8B on an H200: a decode step of 4 ms, 23 us a prompt token.
+KNOWN = StepCost(base_s=3.83e-3, sequence_s=18e-6, context_s=32.5e-9, row_s=23.4e-6, pair_s=1.04e-9)
+ITL_S = 8e-3
+TTFT_S = 0.15
+
+
+def worker(name: str, pool: str, **fields: object) -> WorkerView:
+    return WorkerView(
+        id=name,
+        epoch=1,
+        pool=pool,
+        **{"max_queued_tokens": 1 << 20, "free_blocks": 10_000, "block_tokens": 64, "free_slots": 256, **fields},  # type: ignore[arg-type]
+    )
+
+
+def cost(views: list[WorkerView], **settings: object) -> Cost:
+    policy = Cost(ttft_target_s=TTFT_S, itl_target_s=ITL_S, known=KNOWN, **settings)  # type: ignore[arg-type]
+    policy.observe([ViewChanged(view) for view in views])
+    return policy
+
+
+def choose(policy: Cost, views: list[WorkerView], **fields: object) -> Placement | None:
+    query = PlacementQuery(**{"prompt_tokens": 2048, "total_tokens": 2304, **fields})  # type: ignore[arg-type]
+    return policy.choose({view.id: view for view in views}, query)
+
+
+def names(placement: Placement | None) -> tuple[str, str | None] | None:
+    return placement and (placement.sender.id, placement.receiver.id if placement.receiver else None)  # type: ignore[return-value]
+
+
+def test_a_prompt_goes_to_the_worker_that_is_soonest_done_with_what_it_has() -> None:
+    views = [worker("p0", PREFILL, queued_tokens=8000), worker("p1", PREFILL, queued_tokens=2000)]
+    assert names(choose(cost(views), views)) == ("p1", None)
+
+
+def test_what_was_placed_counts_until_a_load_shows_it() -> None:
+    views = [worker("p0", PREFILL), worker("p1", PREFILL)]
+    policy = cost(views)
+    assert {names(choose(policy, views)) for _ in range(2)} == {("p0", None), ("p1", None)}
+
+
+def test_a_backlog_is_worked_off_as_time_goes_by() -> None:
+    views = [worker("p0", PREFILL, queued_tokens=8000), worker("p1", PREFILL, sequences=20, context_tokens=20000)]
+    assert names(choose(cost(views), views, now=0.0)) == ("p1", None)
+    assert names(choose(cost(views), views, now=1.0)) == ("p0", None)
+
+
+def test_a_handover_is_planned_where_prompts_would_slow_the_answer_down() -> None:
+    decoding = {"sequences": 10, "context_tokens": 10_000}
+    views = [worker("p", PREFILL, **decoding), worker("d", DECODE, **decoding, queued_tokens=20_000)]
+    policy = cost(views)
+    assert names(choose(policy, views)) == ("p", None)
+    mixed = Step(10, 10_000, 64, 4000)
+    for _ in range(200):  # the prefill worker computes prompts in each of its steps
+        policy.observe([StepMeasured("p", mixed, KNOWN.seconds(mixed))])
+    assert names(choose(policy, views)) == ("p", "d")
+
+
+def test_a_decode_worker_inside_its_budget_runs_a_prompt_alone_when_prefill_workers_are_busy() -> None:
+    views = [worker("p", PREFILL, queued_tokens=16000), worker("d", DECODE, sequences=2, context_tokens=3000)]
+    assert names(choose(cost(views), views)) == ("d", None)
+
+
+def test_a_pool_alone_serves_by_itself_and_what_must_run_alone_does() -> None:
+    for pool in (PREFILL, DECODE):
+        views = [worker("only", pool)]
+        assert names(choose(cost(views), views)) == ("only", None)
+    views = [worker("p", PREFILL), worker("d", DECODE)]
+    placement = choose(cost(views), views, must_run_alone=True)
+    assert placement is not None and placement.receiver is None
+
+
+def test_nobody_gets_what_it_can_not_hold_and_kv_goes_between_equal_layouts_only() -> None:
+    views = [worker("p", PREFILL, max_model_len=2304), worker("d", DECODE, max_model_len=4096, queued_tokens=1 << 20)]
+    assert names(choose(cost(views), views, total_tokens=2305)) == ("p", "d")
+    assert choose(cost(views), views, total_tokens=4097) is None
+    views[1] = replace(views[1], layout="another")
+    assert choose(cost(views), views, total_tokens=2305) is None
+
+
+def test_a_request_waits_where_all_decode_too_slowly_until_its_first_token_is_due() -> None:
+    full = worker("p", PREFILL, sequences=250, context_tokens=250 * 2000)
+    policy = cost([full])
+    asked = {"prompt_tokens": 64, "total_tokens": 320, "ttft_target_s": 1.0}
+    assert choose(policy, [full], **asked) is None
+    assert names(choose(policy, [full], **asked, waited_s=0.9)) == ("p", None)
+    assert names(choose(policy, [full], **asked, itl_target_s=1e-3)) == ("p", None)  # not even by itself
+
+
+def test_predictions_follow_what_steps_really_took() -> None:
+    views = [worker("p0", PREFILL, queued_tokens=1000), worker("p1", PREFILL, queued_tokens=2000)]
+    policy = cost(views)
+    for _ in range(50):  # p0 has become four times slower
+        for rows in (512, 1024, 2048):
+            step = Step.of_prompt(rows)
+            policy.observe([StepMeasured("p0", step, 4 * KNOWN.seconds(step))])
+            policy.observe([StepMeasured("p1", step, KNOWN.seconds(step))])
+    views = [replace(view, load_at=1.0) for view in views]
+    policy.observe([ViewChanged(view) for view in views])
+    query = PlacementQuery(prompt_tokens=2048, now=1.0)
+    assert policy.predicted_ttft({}, query) == pytest.approx(2000 * KNOWN.row_s + KNOWN.prompt_s(2048), rel=0.02)
+    assert names(choose(policy, views, now=1.0)) == ("p1", None)
+
+
+def test_the_best_eight_of_each_are_as_good_as_all_pairs_at_32_workers() -> None:
+    for seed in range(300):
+        draw = random.Random(seed)
+        views = [
+            worker(
+                f"w{i:02}",
+                draw.choice((PREFILL, DECODE)),
+                queued_tokens=draw.choice((0, 0, draw.randrange(8000))),
+                sequences=(sequences := draw.randrange(100)),
+                context_tokens=sequences * draw.randrange(200, 3000),
+                free_blocks=draw.choice((10, 10_000)),
+                load_at=draw.uniform(-0.1, 0.0),
+            )
+            for i in range(32)
+        ]
+        query = PlacementQuery(prompt_tokens=draw.choice((64, 512, 2048, 8192)), total_tokens=8400)
+        assert cost(views).lateness(query) == cost(views, breadth=None).lateness(query), seed
+
+
+def test_step_costs_are_learned_from_steps() -> None:
+    draw, learned = random.Random(0), StepCost()
+
+    def step() -> Step:
+        decodes = draw.randrange(1, 100)
+        context = decodes * draw.randrange(500, 1500)
+        if draw.random() < 0.5:
+            return Step(decode_rows=decodes, context_tokens=context)
+        rows = draw.randrange(50, 350)
+        return draw.choice((Step(decodes, context, rows, pairs(rows, draw.randrange(2000))), Step.of_prompt(rows * 8)))
+
+    for _ in range(300):
+        measured = step()
+        learned.observe(measured, KNOWN.seconds(measured) * draw.uniform(0.95, 1.05))
+    for _ in range(100):
+        asked = step()
+        assert learned.seconds(asked) == pytest.approx(KNOWN.seconds(asked), rel=0.06)
+
+
+def test_a_fit_learns_on_after_a_long_time_of_equal_steps() -> None:
+    learned = StepCost()
+    for _ in range(20_000):
+        learned.observe(Step(decode_rows=8, context_tokens=8000), 0.0038)
+    assert learned.decode_s(8, 8000) == pytest.approx(0.0038, rel=1e-3)
+    for rows in (1, 16) * 50:
+        learned.observe(Step(decode_rows=rows, context_tokens=1000 * rows), 0.003 + 0.0001 * rows)
+    for rows in (1, 4, 16):
+        assert learned.decode_s(rows, 1000 * rows) == pytest.approx(0.003 + 0.0001 * rows, rel=0.02)
+
+
+def test_short_prompts_alone_do_not_make_rows_look_dear_for_ever() -> None:
+    learned = StepCost()
+    learned.observe(Step.of_prompt(64), KNOWN.seconds(Step.of_prompt(64)))  # the weights' reading
+    assert learned.row_s > 2 * KNOWN.row_s
+    for rows in (64, 128, 64, 128) * 50:
+        for step in (Step(decode_rows=8, context_tokens=1000), Step(8, 1000, rows, pairs(64) * rows // 64)):
+            learned.observe(step, KNOWN.seconds(step))
+    assert 128 * learned.row_s < 1.1 * KNOWN.base_s
