@@ -65,6 +65,7 @@ IMPORTS = {
     "prefill": BELOW_POOLS | {"pool"},
     "decode": BELOW_POOLS | {"pool"},
     "router": NOUNS | {"wire", "model", "directory", "replica"},
+    "simulation": NOUNS | {"router"},
     "app": BELOW_POOLS | {"prefill", "decode", "router"},
     "http_client": {"errors"},
     "chat": NOUNS | {"http_client"},
