@@ -14,7 +14,7 @@ from tests.multihost.site import NAMESPACES, TOOLS, Site
 from tests.serve.deployment import ROOT
 
 URL = "http://10.0.0.1:8000"
-UP_TIMEOUT_S = 240
+UP_TIMEOUT_S = 420
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing = ["leave to make namespaces"]
     for item in items:
         if "tests/multihost/" in str(item.path):
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(1200))
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"not here: {', '.join(missing)}"))
 

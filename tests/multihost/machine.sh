@@ -35,6 +35,10 @@ private /root 700 "$home" "$@"
 for each in /tmp:1777 /run:755 /dev/shm:1777; do private "${each%:*}" "${each#*:}" '' "$@"; done
 { echo 'ubuntu:x:0:0::/root:/bin/bash' && cat /etc/passwd; } >/run/passwd
 mount --bind /run/passwd /etc/passwd
+# There is no name server: who asks is told so at once.
+printf '%s\n' '127.0.0.1 localhost' '10.0.0.254 admin' '10.0.0.1 head' '10.0.0.2 worker' >/run/hosts
+mount --bind /run/hosts /etc/hosts
+mount --bind /dev/null /etc/resolv.conf
 ip link set lo up
 mkdir -p -m 700 /root/.ssh /run/sshd
 
@@ -42,6 +46,7 @@ if [[ $role == admin ]]; then
   ip link add bridge address 02:00:00:00:00:fe type bridge # its own: else it is one of a port, and changes when that is cut
   ip address add 10.0.0.254/24 dev bridge
   ip link set bridge up
+  echo 1 >/proc/sys/net/ipv4/ip_forward # nowhere, but whoever tries hears that at once
   ssh-keygen -q -t ed25519 -N '' -C '' -f /root/.ssh/id_ed25519
   echo 'StrictHostKeyChecking accept-new' >/root/.ssh/config
   echo ready
