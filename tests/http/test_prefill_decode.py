@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rtp_llm.router.placement.cost import Cost
 from tests.cluster.cluster import Cluster
 from tests.cluster.streams import AnswerStream
 from tests.cluster.workload import Answer, Body, Undivided, bodies, bytes_per_token
@@ -66,3 +67,15 @@ async def test_a_prompt_that_the_receiver_has_moves_only_what_it_lacks(tmp_path:
         assert figures.value("prefix_hit_tokens_total", pool="decode") == 96
         assert figures.value("transfer_bytes_total", direction="sent") == (100 + 4) * bytes_per_token()
         await cluster.at_rest()
+
+
+async def test_answers_placed_by_cost_are_the_same_and_it_learns_what_steps_take(
+    undivided: list[Answer], tmp_path: Path
+) -> None:
+    async with Cluster.running(prefill=1, decode=2, log_dir=tmp_path, settings={"router.policy": "cost"}) as cluster:
+        streams = await run(cluster, FIFTY, 8)
+        assert [Answer.of(stream) for stream in streams] == undivided
+        policy = cluster.service.dispatcher._policy
+        assert isinstance(policy, Cost)
+        assert policy.fleet_cost.base_s > 0 and policy.fleet_cost.row_s > 0
+        await cluster.until(lambda: all(view.sequences == 0 for view in cluster.service.fleet.snapshot.values()))
