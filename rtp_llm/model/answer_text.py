@@ -94,17 +94,22 @@ class AnswerText:
         logprobs: list[TokenLogprob] = []
         finish = FinishReason.NONE
         stop_reason: int | str | None = None
-        taken = 0
+        taken = cached = 0
         for output in outputs:
-            output.check()
+            finish = output.finish_reason
+            if finish is not FinishReason.NONE:
+                output.check()
             piece = self._piece(output)
             taken += 1
+            if output.position == 0:
+                cached = output.num_cached_tokens
             self._num_tokens += 1
             texts.append(self._stops.push(piece, may_end=self._num_tokens > self._min_tokens))
             if self._wants_logprobs:
                 logprobs.append(self._logprob(output, piece))
             self._offset += len(piece)
-            finish = FinishReason.STOP if self._stops.matched is not None else output.finish_reason
+            if self._stops.matched is not None:
+                finish = FinishReason.STOP
             if finish is not FinishReason.NONE:
                 texts.append(self._stops.finish())
                 stop_reason = self._stop_reason(output)
@@ -112,9 +117,9 @@ class AnswerText:
         return Delta(
             text="".join(texts),
             logprobs=logprobs,
-            finish_reason=FINISH_REASONS.get(finish),
+            finish_reason=None if finish is FinishReason.NONE else FINISH_REASONS[finish],
             num_tokens=taken,
-            num_cached_tokens=sum(output.num_cached_tokens for output in outputs if output.position == 0),
+            num_cached_tokens=cached,
             stop_reason=stop_reason,
         )
 

@@ -18,6 +18,8 @@ class StopStrings:
     def push(self, text: str, *, may_end: bool = True) -> str:
         """The text that may go out now. After a match (`matched` is set) nothing more does. A stop string whose end lies in
         `text` doesn't count unless `may_end`."""
+        if not self._stops:
+            return text
         if self.matched is not None:
             return ""
         settled = len(self._held)
