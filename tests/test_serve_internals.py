@@ -61,7 +61,8 @@ def test_each_port_of_a_deployment_is_its_own(tmp_path: Path) -> None:
         re.findall(r'"(RAY_SERVE_(?:HAPROXY|FALLBACK|DIRECT)_(?!\w*GRPC)\w*_PORT)"', inspect.getsource(constants))
     )
     assert len(names) == 5
-    drawn = [{name: serve_environment(HttpSettings(), tmp_path)[name] for name in names} for _ in range(20)]
+    environments = [serve_environment(HttpSettings(), tmp_path) for _ in range(20)]
+    drawn = [{name: environment[name] for name in names} for environment in environments]
     assert all(len(set(ports.values())) == 5 for ports in drawn)
     assert all(len({ports[name] for ports in drawn}) > 1 for name in names)
 
