@@ -77,5 +77,8 @@ async def test_answers_placed_by_cost_are_the_same_and_it_learns_what_steps_take
         assert [Answer.of(stream) for stream in streams] == undivided
         policy = cluster.service.dispatcher._policy
         assert isinstance(policy, Cost)
-        assert policy.fleet_cost.base_s > 0 and policy.fleet_cost.row_s > 0
-        await cluster.until(lambda: all(view.sequences == 0 for view in cluster.service.fleet.snapshot.values()))
+        # Of a few samples one term may be fitted as nothing; what they make of a step isn't.
+        assert policy.fleet_cost.decode_s(4, 400) > 0 and policy.fleet_cost.prompt_s(64) > 0
+        await cluster.at_rest()
+        while any(view.sequences for view in cluster.service.fleet.snapshot.values()):  # noqa: ASYNC110 - no stream tells
+            await asyncio.sleep(0.02)
