@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from rtp_llm import serve_internals
 from rtp_llm.config import Config, HttpSettings, Pool, load_config, read_secret
 from rtp_llm.errors import ConfigError, UnavailableError
+from rtp_llm.http_client import bearer
 from rtp_llm.metrics import readings
 from rtp_llm.router.placement import policy_named
 
@@ -353,9 +354,8 @@ def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) 
 
 def _room(url: str, admin_key: str) -> list[str]:
     """What the workers' KV pools allow, one line a pool."""
-    headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
     try:
-        asked = urllib.request.Request(f"{url}/metrics", headers=headers)
+        asked = urllib.request.Request(f"{url}/metrics", headers=bearer(admin_key))
         with _opener().open(asked, timeout=READY_MARGIN_S) as response:
             text = response.read().decode()
     except (OSError, HTTPException):  # it was ready a moment ago: whatever it is, requests will tell

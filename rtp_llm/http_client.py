@@ -15,7 +15,11 @@ KEY_VARIABLE = "RTP_LLM_API_KEY"  # not a flag: those show in the list of proces
 
 def key_header() -> dict[str, str]:
     """Of the key in the environment: a user's for `chat` and `bench serve`, the admin's for `top`."""
-    key = os.environ.get(KEY_VARIABLE)
+    return bearer(os.environ.get(KEY_VARIABLE, ""))
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that brings `key`; none for an empty one."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

@@ -66,7 +66,7 @@ IMPORTS = {
     "decode": BELOW_POOLS | {"pool"},
     "router": NOUNS | {"wire", "model", "directory", "replica"},
     "simulation": NOUNS | {"router"},
-    "app": BELOW_POOLS | {"prefill", "decode", "router"},
+    "app": BELOW_POOLS | {"prefill", "decode", "router", "http_client"},
     "http_client": {"errors"},
     "chat": NOUNS | {"http_client"},
     "top": {"errors", "http_client", "metrics"},

@@ -7,7 +7,6 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,9 +95,8 @@ class RequestAccount:
 _current: ContextVar[RequestAccount] = ContextVar("account")
 
 
-def open_account(headers: Iterable[tuple[bytes, bytes]] = ()) -> RequestAccount:
-    """In the task that hears the request, before its body is read. `headers`: the request's, their names in lower case."""
-    id = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
+def open_account(id: str = "") -> RequestAccount:
+    """In the task that hears the request, before its body is read. `id`: the client's x-request-id, empty: none."""
     account = RequestAccount(id, time.monotonic())
     _current.set(account)
     return account

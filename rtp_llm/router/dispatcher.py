@@ -37,8 +37,6 @@ class Answer:
         self.account = account
         self.waiting_since = account.arrived
         self.first_placed: float | None = None
-        self.first_emitted: float | None = None
-        self.last_emitted: float | None = None
         self.pending: list[TokenOutput] = []
         self.finished = False
         self.error: RtpLlmError | None = None
@@ -46,9 +44,6 @@ class Answer:
         self.deadline: asyncio.TimerHandle | None = None
         self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
         self.wait_timer: asyncio.TimerHandle | None = None
-        self.placement: tuple[Placement, float] | None = (
-            None  # of the first attempt, until its first token: what and when
-        )
         self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
 
     @property
@@ -204,14 +199,14 @@ class Dispatcher:
     def _emit(self, answer: Answer, output: TokenOutput) -> None:
         now = time.monotonic()
         account = answer.account
-        if answer.last_emitted is None:
-            answer.first_emitted = account.first_token = now
+        if account.last_token is None:
+            account.first_token = now
             account.cached_tokens = output.num_cached_tokens
             self._metrics.time_to_first_token.observe(now - account.arrived)
             self._observe("prefill", answer.first_placed)
         else:
-            self._metrics.inter_token_latency.observe(now - answer.last_emitted)
-        answer.last_emitted = account.last_token = now
+            self._metrics.inter_token_latency.observe(now - account.last_token)
+        account.last_token = now
         account.tokens += 1
         self._metrics.output_tokens.inc()
         answer.pending.append(output)
@@ -232,8 +227,8 @@ class Dispatcher:
         key = answer.machine.key
         self._answers.pop((key.request, key.choice), None)
         self._metrics.requests_running.set(len(self._answers))
-        if answer.last_emitted != answer.first_emitted:
-            self._observe("decode", answer.first_emitted)
+        if answer.account.last_token != answer.account.first_token:
+            self._observe("decode", answer.account.first_token)
         answer.finished, answer.error = True, error
         answer.changed.set()
         self._acknowledge_draining()
@@ -326,7 +321,7 @@ class Dispatcher:
         now = time.monotonic()
         if answer.first_placed is None:
             answer.first_placed = now
-        if answer.first_emitted is None:
+        if answer.account.first_token is None:
             answer.account.placed = now
         sender = WorkerKey(placement.sender.id, placement.sender.epoch)
         receiver = None

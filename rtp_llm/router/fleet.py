@@ -154,20 +154,11 @@ class RemoteWorker:
         return self._ledger.load
 
     def view(self) -> WorkerView:
-        ledger = self._ledger
-        return WorkerView(
+        return self._ledger.view(
             id=self.key.id,
             epoch=self.key.epoch,
             pool=self.hello.pool,
-            queued_tokens=ledger.queued_tokens,
             load_at=self.load_at,
-            max_queued_tokens=ledger.load.max_queued_tokens,
-            running=ledger.running,
-            sequences=ledger.sequences,
-            context_tokens=ledger.context_tokens,
-            free_blocks=ledger.load.free_blocks,
-            free_slots=ledger.free_slots,
-            block_tokens=ledger.load.block_tokens,
             max_model_len=self.hello.max_model_len,
             layout=self.hello.layout_fingerprint,
             numerics_id=self.hello.numerics_id,

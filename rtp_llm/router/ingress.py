@@ -182,7 +182,7 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
 
 
 async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:
-    account = open_account(http.headers.raw)
+    account = open_account(http.headers.get("x-request-id", ""))
     failure = ""
     try:
         account.tenant = backend.access.check_user(_authorization(http))

@@ -135,20 +135,12 @@ class SimulatedCluster:
 
     def _renew(self, id: str) -> None:
         worker, ledger = self.workers[id], self._ledgers[id]
-        view = WorkerView(
+        view = ledger.view(
             id=id,
             epoch=1,
             pool=worker.pool,
-            queued_tokens=ledger.queued_tokens,
             load_at=self._load_at[id],
-            max_queued_tokens=ledger.load.max_queued_tokens,
-            running=ledger.running,
-            sequences=ledger.sequences,
-            context_tokens=ledger.context_tokens,
-            free_blocks=ledger.load.free_blocks,
-            block_tokens=ledger.load.block_tokens,
             max_model_len=self._engine.kv_tokens,
-            free_slots=ledger.free_slots,
         )
         if view != self.snapshot.get(id):
             self.snapshot[id] = view

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from typing import Any
+
+from rtp_llm.router.placement.policy import WorkerView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +66,20 @@ class WorkerLedger:
     @property
     def free_slots(self) -> int:
         return max(self.load.slots - self.sequences, 0)
+
+    def view(self, **worker: Any) -> WorkerView:
+        """Of a worker with this to do; `worker`: what else a WorkerView has."""
+        return WorkerView(
+            queued_tokens=self.queued_tokens,
+            max_queued_tokens=self.load.max_queued_tokens,
+            running=self.running,
+            sequences=self.sequences,
+            context_tokens=self.context_tokens,
+            free_blocks=self.load.free_blocks,
+            block_tokens=self.load.block_tokens,
+            free_slots=self.free_slots,
+            **worker,
+        )
 
     def loaded(self, load: WorkerLoad) -> None:
         self.load = load
