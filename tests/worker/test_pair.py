@@ -255,13 +255,14 @@ async def test_a_receiver_says_how_many_slots_others_have_taken() -> None:
         for number in range(40):  # five times its slots: they are taken until it is seen
             ends[0].submit(routers[0].key(number), PROMPT, 400)
 
-        def slots() -> list[tuple[int, int]]:
-            return [(end.load.slots, end.load.slots_of_others) for end in ends if end.load is not None]
+        def slots(end: RouterEnd) -> tuple[int, int]:
+            return (end.load.slots, end.load.slots_of_others) if end.load is not None else (0, 0)
 
-        await routers[1].until(lambda: len(slots()) == 2 and slots()[1][1] >= 8)
+        await routers[1].until(lambda: slots(ends[1])[1] >= 8)
         for number in range(40):
             ends[0].cancel(routers[0].key(number))
-        await routers[1].until(lambda: slots() == [(8, 0), (8, 0)])
+        for router, end in zip(routers, ends, strict=True):  # each hears its own Loads
+            await router.until(lambda end=end: slots(end) == (8, 0))
         for router in routers:
             await router.close()
 
