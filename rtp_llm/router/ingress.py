@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, aclosing
 from typing import Any, Protocol, TypeAlias
 
+import anyio
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -26,6 +26,7 @@ from rtp_llm.router.access import Access, AccessError
 from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.cors import Cors
+from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
 from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
@@ -41,7 +42,6 @@ ERROR_HEADERS = {
     429: {"Retry-After": "1"},
     503: {"Retry-After": "1"},
 }
-EVENT_STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Backend(Protocol):
@@ -105,13 +105,15 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     http10.install()
     _answer_frameworks_errors(app)
 
-    @app.post("/v1/completions")
     async def completions(http: HttpRequest) -> Response:
         return await _endpoint(http, backend(), CompletionBody, CompletionShape())
 
-    @app.post("/v1/chat/completions")
     async def chat_completions(http: HttpRequest) -> Response:
         return await _endpoint(http, backend(), ChatBody, ChatShape())
+
+    # Starlette's routes: FastAPI's read a request's parameters for 0.1 ms, and these take it as it is.
+    app.add_route("/v1/completions", completions, methods=["POST"])
+    app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
 
     @app.get("/v1/models")
     async def models(http: HttpRequest) -> Response:
@@ -183,21 +185,26 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
 
 async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:
     account = open_account(http.headers.get("x-request-id", ""))
-    failure = ""
+    response, failure = None, ""
     try:
         account.tenant = backend.access.check_user(_authorization(http))
         _check_content_type(http)
         with ExitStack() as reading:
             reading.enter_context(backend.admission())
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
-            response = await _until_disconnect(http, _answer(backend, kind, body, shape, reading, account))
+            client = ClientWatch(http.receive)
+            try:
+                response = await client.during(_answer(backend, kind, body, shape, reading, account, client))
+            finally:
+                if not isinstance(response, EventStream):
+                    client.stop()
     except ClientDisconnect:
         response = Response(status_code=499)
     except Exception as error:
         if not isinstance(error, RtpLlmError):
             log.exception("%s failed", shape.endpoint)
         response, failure = _error_response(error), str(error)
-    if not isinstance(response, StreamingResponse):  # a stream counts when it ends
+    if not isinstance(response, EventStream):  # a stream counts when it ends
         backend.count(shape.endpoint, response.status_code)
         account.close(shape.endpoint, response.status_code, failure)
     return response
@@ -208,13 +215,19 @@ def _authorization(http: HttpRequest) -> str | None:
 
 
 async def _answer(
-    backend: Backend, kind: type[Body], body: bytearray, shape: Shape, reading: ExitStack, account: RequestAccount
+    backend: Backend,
+    kind: type[Body],
+    body: bytearray,
+    shape: Shape,
+    reading: ExitStack,
+    account: RequestAccount,
+    client: ClientWatch,
 ) -> Response:
     """`reading` ends when it is known what is asked."""
     question = await backend.ask(kind, body)
     reading.close()
     envelope = Envelope(shape, shape.id_prefix + uuid.uuid4().hex, backend.model_name)
-    return await _respond(envelope, question, backend, account)
+    return await _respond(envelope, question, backend, account, client)
 
 
 def _check_content_type(http: HttpRequest) -> None:
@@ -228,8 +241,9 @@ async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearr
     body, more = bytearray(), True
     while more:
         try:
-            message = await asyncio.wait_for(http.receive(), timeout_s)
-        except asyncio.TimeoutError as error:
+            with anyio.fail_after(timeout_s):  # no Task each, as wait_for would take
+                message = await http.receive()
+        except TimeoutError as error:
             raise UploadTimeoutError(
                 f"nothing came for {timeout_s:g} s, {len(body)} bytes of the body are here"
             ) from error
@@ -242,28 +256,9 @@ async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearr
     return body
 
 
-async def _until_disconnect(http: HttpRequest, work: Awaitable[Response]) -> Response:
-    """Runs `work`, which ends early (cancelled) when the client leaves before the response began."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(http))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        for each in (task, watch):
-            if not each.done():
-                each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnected(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _respond(envelope: Envelope, question: Question, backend: Backend, account: RequestAccount) -> Response:
+async def _respond(
+    envelope: Envelope, question: Question, backend: Backend, account: RequestAccount, client: ClientWatch
+) -> Response:
     answers = Answers(envelope.id, question.prompts)
     if not question.stream:
         choices, usage = await answers.collect(envelope.shape)
@@ -276,7 +271,7 @@ async def _respond(envelope: Envelope, question: Question, backend: Backend, acc
         await items.aclose()
         raise
     events = _events(envelope, answers, first, items, question.include_usage, backend, account)
-    return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM)
+    return EventStream(events, client)
 
 
 async def _events(

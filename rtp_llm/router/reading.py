@@ -1,7 +1,7 @@
 """What a body asks: its JSON, typed and checked, its prompts as token ids. Knows the model's files and no worker.
 
-A small body is parsed on the event loop, its text rendered and tokenized in a thread; a large one is read by the same code in a
-process of its own (body_process.py).
+A small body is read on the event loop; a larger one is parsed there, its text rendered and tokenized in a thread; a large one
+is read by the same code in a process of its own (body_process.py).
 """
 
 from __future__ import annotations

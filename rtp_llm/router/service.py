@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
@@ -29,6 +29,9 @@ from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
 
+SMALL_BODY_BYTES = (
+    4 << 10
+)  # what is no larger is rendered and tokenized on the loop: at most 3 ms, and a thread's turn costs 0.2
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
 MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
 MEMORY_BODIES = 16
@@ -167,7 +170,7 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        return self.config.served_name
+        return self.reader.model_name
 
     @property
     def max_model_len(self) -> int:
@@ -247,10 +250,13 @@ class Service:
     async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
         if len(body) > LARGE_BODY_BYTES:
             return self._question(await self.bodies.read(kind, body))
-        return await self.ask_typed(self.reader.parsed(kind, body))
+        typed = self.reader.parsed(kind, body)
+        if len(body) <= SMALL_BODY_BYTES:
+            return self.ask_typed(typed)
+        return self._question(await asyncio.to_thread(self.reader.asked, typed))
 
-    async def ask_typed(self, body: Body) -> Question:
-        return self._question(await asyncio.to_thread(self.reader.asked, body))
+    def ask_typed(self, body: Body) -> Question:
+        return self._question(self.reader.asked(body))
 
     def _question(self, asked: Asked) -> Question:
         prompts = [self._prompt(asked, tokens) for tokens in asked.prompts]
@@ -279,6 +285,6 @@ class Service:
                 param=asked.limit_field,
                 value=wanted,
             )
-        complete = replace(sampling, max_tokens=wanted, min_tokens=min(sampling.min_tokens, wanted)).with_seed()
+        complete = sampling.complete(max_tokens=wanted)
         number = self.dispatcher.next_request()
         return TokenizedPrompt(tokens, complete, number, self, asked)

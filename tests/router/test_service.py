@@ -1,6 +1,7 @@
 """What a router makes of a body before any worker sees it."""
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +21,7 @@ from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.schemas import ChatBody, CompletionBody
-from rtp_llm.router.service import Service, TokenizedPrompt
+from rtp_llm.router.service import SMALL_BODY_BYTES, Service, TokenizedPrompt
 from rtp_llm.wire.convert import error_of
 from rtp_llm.wire.v1 import router_pb2
 from tests.model.tokenizer_files import with_bos
@@ -44,11 +45,11 @@ def chat(**fields: Any) -> ChatBody:
 
 
 async def complete(service: Service, body: CompletionBody) -> Sequence[TokenizedPrompt]:
-    return (await service.ask_typed(body)).prompts
+    return service.ask_typed(body).prompts
 
 
 async def ask_chat(service: Service, body: ChatBody) -> TokenizedPrompt:
-    [prompt] = (await service.ask_typed(body)).prompts
+    [prompt] = service.ask_typed(body).prompts
     return prompt
 
 
@@ -80,10 +81,11 @@ async def test_the_event_loop_goes_on_while_a_text_is_tokenized(
         return [5]
 
     monkeypatch.setattr(service.reader.tokenizer, "encode", encode)
-    for asked in (complete(service, completion(prompt="text")), ask_chat(service, chat())):
+    prompt, messages = {"prompt": "text"}, {"messages": [{"role": "user", "content": "text"}]}
+    for kind, body in ((CompletionBody, prompt), (ChatBody, messages)):
         done.clear()
         asyncio.get_running_loop().call_later(0.01, done.set)
-        await asked
+        await service.ask(kind, json.dumps(body).encode() + b" " * SMALL_BODY_BYTES)
 
 
 async def test_a_limited_number_is_read_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
