@@ -3,8 +3,8 @@
 python benchmarks/router_tokens.py [--streams 32] [--tokens 256] [--rounds 5]
 
 A router in this process, prefill and decode workers and the client in processes of their own; so the CPU time that this
-process takes from the first request to the last event, over all of its threads, is the router's. The demo model, bf16, one thread
-an engine.
+process takes from the first request to the last event, over all of its threads, is the router's. The demo model, bf16, one
+thread an engine.
 """
 
 from __future__ import annotations
