@@ -263,7 +263,12 @@ class RouterSettings(_Section):
     max_choices: int = Field(128, ge=1, description="answers of one HTTP request (prompts times n); more: 400")
     max_waiting: int = Field(4096, ge=1, description="requests that may be read or wait for a worker; more: 429")
     request_timeout_s: float = Field(
-        600.0, gt=0, description="deadline of a request; an answer that nobody limited ends there"
+        600.0,
+        gt=0,
+        description="deadline of a request, which may ask for less; an answer that nobody limited ends there",
+    )
+    ttft_timeout_s: float = Field(
+        600.0, gt=0, description="deadline of a request's first token; a request may ask for less"
     )
     queue_timeout_s: float = Field(60.0, gt=0, description="a request that no worker takes within: 503")
     client_buffer_tokens: int = Field(8192, ge=1, description="tokens buffered for a slow client before it is cut")

@@ -9,6 +9,7 @@ RtpLlmError
 │   └── ModelLoadError           a file is missing, truncated or mis-shaped
 ├── ConfigError              a setting is wrong; names its path and value
 ├── OverloadedError          no room now, try again (HTTP 429)
+│   └── DeadlineUnreachableError  the request's first token would come after its deadline
 ├── UnavailableError         no worker, device or library that could serve (HTTP 503)
 │   └── DeadlineError        the request ran out of time (HTTP 504)
 ├── WorkerLostError          the third worker was lost under one request (HTTP 500)
@@ -109,6 +110,14 @@ class OverloadedError(RtpLlmError):
     """No room now; the same request may work later."""
 
     http_status = 429
+
+
+class DeadlineUnreachableError(OverloadedError):
+    """The first token would come after the request's deadline. `retry_after_s`: until it would not; None: it always would."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(RtpLlmError):

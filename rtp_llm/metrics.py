@@ -39,6 +39,11 @@ class RouterMetrics:
         self.tenant_output_tokens = counter(
             "tenant_output_tokens", "tokens emitted, by the name of the API key that asked for them", ("tenant",)
         )
+        self.tenant_refusals = counter(
+            "tenant_refusals",
+            "requests refused, by the name of their API key; queue: too many wait, deadline: they would be late",
+            ("tenant", "cause"),
+        )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "from the request's arrival to first token")
         self.inter_token_latency = histogram("inter_token_latency_seconds", "between tokens of one answer")
         self.request_duration = histogram(

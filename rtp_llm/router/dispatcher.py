@@ -21,6 +21,7 @@ from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy
 from rtp_llm.router.request_machine import RequestMachine
+from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.wire.convert import attach_message, cancel_message, fence_message, submit_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
 
@@ -30,8 +31,11 @@ log = logging.getLogger("rtp_llm.router")
 class Answer:
     """One live answer: its request, its machine, and what its reader hasn't taken yet."""
 
-    def __init__(self, request: Request, state: RequestMachine, arrival: int, account: AnswerAccount) -> None:
+    def __init__(
+        self, request: Request, terms: Terms, state: RequestMachine, arrival: int, account: AnswerAccount
+    ) -> None:
         self.request = request
+        self.terms = terms
         self.arrival = arrival  # counts answers: who waits is served in this order, retries too
         self.machine = state
         self.account = account
@@ -42,6 +46,7 @@ class Answer:
         self.error: RtpLlmError | None = None
         self.changed = asyncio.Event()
         self.deadline: asyncio.TimerHandle | None = None
+        self.first_deadline: asyncio.TimerHandle | None = None  # of the first token
         self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
         self.wait_timer: asyncio.TimerHandle | None = None
         self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
@@ -49,6 +54,11 @@ class Answer:
     @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt) + len(self.machine.tokens)
+
+    @property
+    def new_tokens(self) -> int:
+        """Of the prompt, to be computed: a prompt's later choices find it in the cache."""
+        return self.prompt_tokens if self.request.choice == 0 else 1
 
     @property
     def total_tokens(self) -> int:
@@ -73,6 +83,7 @@ class Dispatcher:
         self._answers: dict[tuple[int, int], Answer] = {}
         self._waiting: dict[int, Answer] = {}  # by arrival: all in State.WAIT
         self._order: list[int] = []  # heap over arrivals of _waiting; those that are not in it any more are skipped
+        self._tokens_waiting = 0
         self._arrivals = 0
         self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
@@ -92,8 +103,12 @@ class Dispatcher:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    def tokens_ahead(self, terms: Terms) -> int:
+        """Prompt tokens that wait here and go before a request that comes now."""
+        return self._tokens_waiting
+
     async def generate(
-        self, request: Request, number: int, account: AnswerAccount | None = None
+        self, request: Request, number: int, account: AnswerAccount | None = None, terms: Terms = NO_TERMS
     ) -> AsyncGenerator[list[TokenOutput], None]:
         """Tokens as they come, in order, without gap or repeat; ends after the one with a finish reason. Closing the iterator
         early cancels the answer. `account` is told what becomes of it. REQUIRES: request.sampling has a seed and max_tokens.
@@ -101,10 +116,10 @@ class Dispatcher:
         Raises:
             OverloadedError: too many answers wait for a worker.
             UnavailableError: no worker took it in time.
-            DeadlineError: `router.request_timeout_s` is over.
+            DeadlineError: the time is over that `terms` or the settings leave the answer, or its first token.
             RtpLlmError: a worker refused the request, or workers were lost under it too often.
         """
-        answer = self._admit(request, number, account or current_account().answer())
+        answer = self._admit(request, number, account or current_account().answer(), terms)
         try:
             while True:
                 await answer.changed.wait()
@@ -156,7 +171,7 @@ class Dispatcher:
 
     # --- Inside
 
-    def _admit(self, request: Request, number: int, account: AnswerAccount) -> Answer:
+    def _admit(self, request: Request, number: int, account: AnswerAccount, terms: Terms) -> Answer:
         if len(self._waiting) >= self._settings.max_waiting:
             raise OverloadedError(
                 f"{len(self._waiting)} answers wait for a worker, the limit is {self._settings.max_waiting}"
@@ -165,16 +180,26 @@ class Dispatcher:
         state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
         self._arrivals += 1
         account.prompt_tokens, account.asked, account.key = len(request.prompt), time.monotonic(), str(key)
-        answer = Answer(request, state, self._arrivals, account)
+        answer = Answer(request, terms, state, self._arrivals, account)
         self._answers[number, request.choice] = answer
         self._metrics.requests_running.set(len(self._answers))
         if request.choice == 0:
             self._metrics.prompt_tokens.inc(len(request.prompt))
             self._observe("prepare", account.arrived)
-        deadline = DeadlineError(f"the answer is not whole after {self._settings.request_timeout_s:g} s")
-        answer.deadline = self._loop.call_later(self._settings.request_timeout_s, self._end, answer, deadline)
+        self._set_deadlines(answer)
         self._run(answer, state.start())
         return answer
+
+    def _set_deadlines(self, answer: Answer) -> None:
+        """They count from the request's arrival. A prompt's later choices wait for its first one's first token."""
+        left = answer.account.arrived - time.monotonic()
+        whole_s = min(answer.terms.timeout_s, self._settings.request_timeout_s)
+        late = DeadlineError(f"the answer is not whole after {whole_s:g} s")
+        answer.deadline = self._loop.call_later(whole_s + left, self._end, answer, late)
+        first_s = min(answer.terms.ttft_timeout_s, self._settings.ttft_timeout_s)
+        if first_s < whole_s and answer.request.choice == 0:
+            late = DeadlineError(f"the answer has no token after {first_s:g} s")
+            answer.first_deadline = self._loop.call_later(first_s + left, self._end, answer, late)
 
     def _end(self, answer: Answer, error: RtpLlmError) -> None:
         self._run(answer, answer.machine.handle(machine.Ended(error)))
@@ -204,6 +229,8 @@ class Dispatcher:
             account.cached_tokens = output.num_cached_tokens
             self._metrics.time_to_first_token.observe(now - account.arrived)
             self._observe("prefill", answer.first_placed)
+            if answer.first_deadline is not None:
+                answer.first_deadline.cancel()
         else:
             self._metrics.inter_token_latency.observe(now - account.last_token)
         account.last_token = now
@@ -221,8 +248,9 @@ class Dispatcher:
 
     def _finish(self, answer: Answer, error: RtpLlmError | None) -> None:
         self._leave_queue(answer)
-        if answer.deadline is not None:
-            answer.deadline.cancel()
+        for timer in (answer.deadline, answer.first_deadline):
+            if timer is not None:
+                timer.cancel()
         self._forget_placement(answer)
         key = answer.machine.key
         self._answers.pop((key.request, key.choice), None)
@@ -260,6 +288,7 @@ class Dispatcher:
             answer.wait_until = now + self._settings.queue_timeout_s
         answer.waiting_since = time.monotonic()
         self._waiting[answer.arrival] = answer
+        self._tokens_waiting += answer.new_tokens
         heapq.heappush(self._order, answer.arrival)
         self._metrics.requests_waiting.set(len(self._waiting))
         answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
@@ -267,7 +296,8 @@ class Dispatcher:
         self._acknowledge_draining()
 
     def _leave_queue(self, answer: Answer) -> None:
-        self._waiting.pop(answer.arrival, None)
+        if self._waiting.pop(answer.arrival, None) is not None:
+            self._tokens_waiting -= answer.new_tokens
         self._metrics.requests_waiting.set(len(self._waiting))
         if answer.wait_timer is not None:
             answer.wait_timer.cancel()

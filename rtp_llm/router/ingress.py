@@ -19,7 +19,14 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
-from rtp_llm.errors import InvalidRequestError, RtpLlmError, TaskError, UnavailableError, shortened
+from rtp_llm.errors import (
+    DeadlineUnreachableError,
+    InvalidRequestError,
+    RtpLlmError,
+    TaskError,
+    UnavailableError,
+    shortened,
+)
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.router import http10
 from rtp_llm.router.access import Access, AccessError
@@ -30,6 +37,7 @@ from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
 from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
+from rtp_llm.router.terms import Terms
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +79,8 @@ class Backend(Protocol):
     def admission(self) -> AbstractContextManager[None]:
         """Around the reading of a request; raises OverloadedError when there are too many."""
 
-    async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question: ...
+    async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
+        """`terms`: those of the headers. Raises OverloadedError when its answer can't begin in time."""
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool: ...
 
@@ -189,12 +198,13 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
     try:
         account.tenant = backend.access.check_user(_authorization(http))
         _check_content_type(http)
+        terms = Terms.of_headers(http.headers)
         with ExitStack() as reading:
             reading.enter_context(backend.admission())
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
             client = ClientWatch(http.receive)
             try:
-                response = await client.during(_answer(backend, kind, body, shape, reading, account, client))
+                response = await client.during(_answer(backend, kind, body, terms, shape, reading, account, client))
             finally:
                 if not isinstance(response, EventStream):
                     client.stop()
@@ -218,13 +228,14 @@ async def _answer(
     backend: Backend,
     kind: type[Body],
     body: bytearray,
+    terms: Terms,
     shape: Shape,
     reading: ExitStack,
     account: RequestAccount,
     client: ClientWatch,
 ) -> Response:
     """`reading` ends when it is known what is asked."""
-    question = await backend.ask(kind, body)
+    question = await backend.ask(kind, body, terms)
     reading.close()
     envelope = Envelope(shape, shape.id_prefix + uuid.uuid4().hex, backend.model_name)
     return await _respond(envelope, question, backend, account, client)
@@ -330,7 +341,11 @@ def _event(body: dict[str, Any]) -> bytes:
 
 def _error_response(error: Exception) -> JSONResponse:
     status, body = error_body(error)
-    return JSONResponse(body, status_code=status, headers=ERROR_HEADERS.get(status))
+    headers = ERROR_HEADERS.get(status)
+    if isinstance(error, DeadlineUnreachableError):
+        seconds = error.retry_after_s
+        headers = None if seconds is None else {"Retry-After": str(max(math.ceil(seconds), 1))}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _model_card(backend: Backend) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from rtp_llm.config import Config
+from rtp_llm.config import Config, Pool
 from rtp_llm.errors import InvalidRequestError, PromptTooLongError, shortened
 from rtp_llm.model import tool_calls
 from rtp_llm.model.chat_template import ChatTemplate
@@ -23,6 +23,7 @@ from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.model.tool_calls import ToolCallParser
 from rtp_llm.router.json_text import Build, JsonText
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody, parse_body
+from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Asked:
     stream: bool
     include_usage: bool
     cache_salt: str = ""
+    terms: Terms = NO_TERMS
     tool_calls: Callable[[], ToolCallParser] | None = None  # makes the reader of one answer's calls
 
 
@@ -77,6 +79,7 @@ class BodyReader:
             )
         self.context = config.model.max_model_len or model.max_position_embeddings
         self._max_choices = config.router.max_choices
+        self._caches_prefixes = any(config.engine_of(pool).enable_prefix_caching for pool in Pool)
         self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
 
     # --- JSON → typed.
@@ -127,6 +130,18 @@ class BodyReader:
                 return found
         return text.value(field, at, max_items=max(self._max_choices, self.context))
 
+    def least_tokens(self, body: Body) -> list[int]:
+        """To compute of each prompt, before it is tokenized: no token stands for more bytes than the tokenizer's longest. Where
+        prefixes are cached, it may be the last alone."""
+        if self._caches_prefixes:
+            return [1] * len(body.least_texts())
+        longest = max(self.tokenizer.max_token_bytes, 1)
+        sizes = [
+            len(text.encode(errors="surrogatepass")) // longest if isinstance(text, str) else len(text)
+            for text in body.least_texts()
+        ]
+        return [max(size, 1) for size in sizes]
+
     # --- Typed → asked. Takes as long as the text is.
 
     def asked(self, body: Body) -> Asked:
@@ -176,6 +191,7 @@ class BodyReader:
             stream=bool(body.stream),
             include_usage=body.include_usage,
             cache_salt=body.cache_salt or "",
+            terms=body.terms(),
             tool_calls=parser,
         )
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
 from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, STREAM_OPTIONS, Table, refuse
+from rtp_llm.router.terms import Terms, seconds_of
 from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
@@ -115,6 +116,10 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     add_special_tokens: bool | None = None
     cache_salt: str | None = Field(None, min_length=1)
     user: str | None = None
+    timeout: float | None = None
+    timeout_ms: float | None = None
+    ttft_timeout: float | None = None
+    ttft_timeout_ms: float | None = None
 
     @classmethod
     def known_fields(cls) -> frozenset[str]:
@@ -124,6 +129,22 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     @abstractmethod
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """`defaults`: sampling values of the model's generation_config.json."""
+
+    def terms(self) -> Terms:
+        """
+        Raises:
+            InvalidRequestError: names the field and its value.
+        """
+        return Terms(
+            timeout_s=min(seconds_of("timeout", self.timeout), seconds_of("timeout_ms", self.timeout_ms, 1e-3)),
+            ttft_timeout_s=min(
+                seconds_of("ttft_timeout", self.ttft_timeout), seconds_of("ttft_timeout_ms", self.ttft_timeout_ms, 1e-3)
+            ),
+        )
+
+    @abstractmethod
+    def least_texts(self) -> list[str | TokenIds]:
+        """An entry a prompt, of which all is in that prompt for sure."""
 
     @property
     def include_usage(self) -> bool:
@@ -165,6 +186,9 @@ class CompletionBody(Body):
             return [prompt]
         return list(prompt)
 
+    def least_texts(self) -> list[str | TokenIds]:
+        return self.prompts()
+
 
 class ChatBody(Body):
     refused = CHAT
@@ -203,6 +227,12 @@ class ChatBody(Body):
     @property
     def limit_field(self) -> str | None:
         return super().limit_field if self.max_completion_tokens is None else "max_completion_tokens"
+
+    def least_texts(self) -> list[str | TokenIds]:
+        """What users say: templates may leave out the rest."""
+        users = [each for each in self.messages if isinstance(each, dict) and each.get("role") == "user"]
+        texts = [content for each in users if isinstance(content := each.get("content"), str)]
+        return ["".join(text.strip() for text in texts)]
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:

@@ -12,12 +12,20 @@ from dataclasses import dataclass
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
-from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, PromptTooLongError, RtpLlmError
+from rtp_llm.errors import (
+    DeadlineError,
+    DeadlineUnreachableError,
+    InvalidRequestError,
+    OverloadedError,
+    PromptTooLongError,
+    RtpLlmError,
+)
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.request import Request
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
+from rtp_llm.router.admission import Admission
 from rtp_llm.router.answers import Question
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
@@ -25,6 +33,7 @@ from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.placement import policy_named
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
+from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
@@ -46,6 +55,7 @@ class TokenizedPrompt:
     number: int
     service: Service
     asked: Asked
+    terms: Terms
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +85,7 @@ class TokenizedPrompt:
         text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
         calls = self.asked.tool_calls() if self.asked.tool_calls is not None else None
         try:
-            async with aclosing(self.service.dispatcher.generate(request, self.number, account)) as batches:
+            async with aclosing(self.service.dispatcher.generate(request, self.number, account, self.terms)) as batches:
                 async for batch in batches:
                     delta = text.take(batch)
                     num_tokens += delta.num_tokens
@@ -93,6 +103,8 @@ class TokenizedPrompt:
             yield cut if calls is None else calls.take(cut)
         except RtpLlmError as error:
             outcome, account.end = "failed", type(error).__name__
+            if isinstance(error, OverloadedError):
+                self.service.count_refusal(error)
             if isinstance(error, InvalidRequestError):
                 raise self._in_terms_of_the_body(error) from error
             raise
@@ -140,6 +152,7 @@ class Service:
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
         self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
+        self._admission = Admission(policy, lambda: self.fleet.snapshot, self.dispatcher.tokens_ahead, config.router)
 
     def start(self) -> None:
         self.fleet.start()
@@ -228,6 +241,11 @@ class Service:
         seconds = time.monotonic() - account.arrived
         self.metrics_here.request_duration.labels(outcome).observe(seconds)
 
+    def count_refusal(self, error: OverloadedError) -> None:
+        """Of the request that is handled here."""
+        cause = "deadline" if isinstance(error, DeadlineUnreachableError) else "queue"
+        self.metrics_here.tenant_refusals.labels(current_account().tenant, cause).inc()
+
     def count(self, endpoint: str, status: int) -> None:
         self.metrics_here.requests.labels(endpoint, str(status)).inc()
 
@@ -240,29 +258,42 @@ class Service:
         """
         waiting, limit = self.dispatcher.num_waiting + self._reading, self.config.router.max_waiting
         if waiting >= limit:
-            raise OverloadedError(f"{waiting} requests are being read or wait for a worker, the limit is {limit}")
+            error = OverloadedError(f"{waiting} requests are being read or wait for a worker, the limit is {limit}")
+            self.count_refusal(error)
+            raise error
         self._reading += 1
         try:
             yield
         finally:
             self._reading -= 1
 
-    async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
-        if len(body) > LARGE_BODY_BYTES:
-            return self._question(await self.bodies.read(kind, body))
-        typed = self.reader.parsed(kind, body)
-        if len(body) <= SMALL_BODY_BYTES:
-            return self.ask_typed(typed)
-        return self._question(await asyncio.to_thread(self.reader.asked, typed))
+    async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
+        try:
+            if len(body) > LARGE_BODY_BYTES:
+                self._check_deadline(terms, [1])
+                return self._question(await self.bodies.read(kind, body), terms)
+            typed = self.reader.parsed(kind, body)
+            self._check_deadline(terms.joined(typed.terms()), self.reader.least_tokens(typed))
+            if len(body) <= SMALL_BODY_BYTES:
+                return self.ask_typed(typed, terms)
+            return self._question(await asyncio.to_thread(self.reader.asked, typed), terms)
+        except OverloadedError as error:
+            self.count_refusal(error)
+            raise
 
-    def ask_typed(self, body: Body) -> Question:
-        return self._question(self.reader.asked(body))
+    def ask_typed(self, body: Body, terms: Terms = NO_TERMS) -> Question:
+        return self._question(self.reader.asked(body), terms)
 
-    def _question(self, asked: Asked) -> Question:
-        prompts = [self._prompt(asked, tokens) for tokens in asked.prompts]
+    def _check_deadline(self, terms: Terms, prompts: Sequence[int]) -> None:
+        self._admission.check(terms, prompts, time.monotonic() - current_account().arrived)
+
+    def _question(self, asked: Asked, terms: Terms) -> Question:
+        terms = terms.joined(asked.terms)
+        prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
+        self._check_deadline(terms, [len(tokens) for tokens in asked.prompts])
         return Question(prompts=prompts, stream=asked.stream, include_usage=asked.include_usage)
 
-    def _prompt(self, asked: Asked, tokens: Sequence[int]) -> TokenizedPrompt:
+    def _prompt(self, asked: Asked, tokens: Sequence[int], terms: Terms) -> TokenizedPrompt:
         """Where nobody asked for a number of tokens, it may be what the context leaves, if that is less."""
         sampling, param = asked.sampling, asked.field
         if not tokens:
@@ -287,4 +318,4 @@ class Service:
             )
         complete = sampling.complete(max_tokens=wanted)
         number = self.dispatcher.next_request()
-        return TokenizedPrompt(tokens, complete, number, self, asked)
+        return TokenizedPrompt(tokens, complete, number, self, asked, terms)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from rtp_llm.router.placement import (
     FleetEvent,
     Placement,
     PlacementQuery,
     Policy,
-    Snapshot,
+    Predictor,
     StepMeasured,
     ViewChanged,
     WorkerView,
@@ -29,10 +28,6 @@ LOAD_INTERVAL_S = 0.1
 LOAD_DELAY_S = 0.02
 
 
-class Admission(Protocol):
-    def predicted_ttft(self, snapshot: Snapshot, query: PlacementQuery) -> float | None: ...
-
-
 class SimulatedCluster:
     """`ask` requests at their arrivals, then `clock.run()`. `goal`: what each request is told to meet; one that by
     `admission` can't is refused."""
@@ -45,7 +40,7 @@ class SimulatedCluster:
         clock: Clock,
         *,
         goal: Goal | None = None,
-        admission: Admission | None = None,
+        admission: Predictor | None = None,
         seed: int = 0,
     ) -> None:
         self.clock = clock
@@ -96,8 +91,8 @@ class SimulatedCluster:
     def _refuses(self, query: PlacementQuery) -> bool:
         if self._admission is None or query.ttft_target_s is None:
             return False
-        ttft = self._admission.predicted_ttft(self.snapshot, query)
-        return ttft is not None and query.waited_s + ttft > query.ttft_target_s
+        found = self._admission.predicted(self.snapshot, query)
+        return found is not None and query.waited_s + found.ttft_s > query.ttft_target_s
 
     def _query(self, request: SimulatedRequest) -> PlacementQuery:
         ttft, itl = (None, None) if self._goal is None else self._goal.targets(request)

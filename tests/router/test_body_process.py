@@ -22,6 +22,7 @@ from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.reading import Asked, BodyReader, BodyTooLargeError
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.service import LARGE_BODY_BYTES, Service
+from rtp_llm.router.terms import NO_TERMS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -203,7 +204,7 @@ async def test_the_router_itself_never_parses_a_large_body(monkeypatch: pytest.M
         monkeypatch.setattr(service.reader, "parsed", None)
         monkeypatch.setattr(service.reader, "asked", None)
         body = json.dumps({"prompt": [[5] * 100] * 2, "x": "x" * LARGE_BODY_BYTES}).encode()
-        question = await service.ask(CompletionBody, body)
+        question = await service.ask(CompletionBody, body, NO_TERMS)
         assert [prompt.num_tokens for prompt in question.prompts] == [100, 100]
     finally:
         await service.close()

@@ -39,6 +39,12 @@ def names(placement: Placement | None) -> tuple[str, str | None] | None:
     return placement and (placement.sender.id, placement.receiver.id if placement.receiver else None)  # type: ignore[return-value]
 
 
+def predicted(policy: Cost, query: PlacementQuery) -> float:
+    found = policy.predicted({}, query)
+    assert found is not None
+    return found.ttft_s
+
+
 def test_a_prompt_goes_to_the_worker_that_is_soonest_done_with_what_it_has() -> None:
     views = [worker("p0", PREFILL, queued_tokens=8000), worker("p1", PREFILL, queued_tokens=2000)]
     assert names(choose(cost(views), views)) == ("p1", None)
@@ -109,7 +115,7 @@ def test_predictions_follow_what_steps_really_took() -> None:
     views = [replace(view, load_at=1.0) for view in views]
     policy.observe([ViewChanged(view) for view in views])
     query = PlacementQuery(prompt_tokens=2048, now=1.0)
-    assert policy.predicted_ttft({}, query) == pytest.approx(2000 * KNOWN.row_s + KNOWN.prompt_s(2048), rel=0.02)
+    assert predicted(policy, query) == pytest.approx(2000 * KNOWN.row_s + KNOWN.prompt_s(2048), rel=0.02)
     assert names(choose(policy, views, now=1.0)) == ("p1", None)
 
 
@@ -170,3 +176,49 @@ def test_short_prompts_alone_do_not_make_rows_look_dear_for_ever() -> None:
         for step in (Step(decode_rows=8, context_tokens=1000), Step(8, 1000, rows, pairs(64) * rows // 64)):
             learned.observe(step, KNOWN.seconds(step))
     assert 128 * learned.row_s < 1.1 * KNOWN.base_s
+
+
+# --- Predictions for an admission
+
+
+def test_a_prediction_counts_workers_that_accept_nothing_now() -> None:
+    full = [
+        worker(f"p{i}", PREFILL, queued_tokens=queued, max_queued_tokens=1000) for i, queued in ((0, 9000), (1, 5000))
+    ]
+    query = PlacementQuery(prompt_tokens=2048, total_tokens=2049)
+    ttft_s = 5000 * KNOWN.row_s + KNOWN.prompt_s(2048)
+    assert choose(cost(full), full) is None
+    assert cost(full).predicted({}, query) == pytest.approx((ttft_s, KNOWN.prompt_s(2048)))
+    accepting = worker("p2", PREFILL, queued_tokens=900, max_queued_tokens=1000)
+    assert predicted(cost([*full, accepting]), query) == pytest.approx(900 * KNOWN.row_s + KNOWN.prompt_s(2048))
+    full[1] = replace(full[1], queued_tokens=999)  # it accepts again
+    policy = cost(full)
+    policy.observe([ViewChanged(full[1])])
+    assert predicted(policy, query) == pytest.approx(999 * KNOWN.row_s + KNOWN.prompt_s(2048))
+
+
+def test_a_prediction_counts_the_prompts_that_wait_in_the_router_and_go_first() -> None:
+    views = [worker(f"p{i}", PREFILL, queued_tokens=100) for i in range(4)]
+    query = PlacementQuery(prompt_tokens=500, total_tokens=501, tokens_ahead=20_000)
+    assert predicted(cost(views), query) == pytest.approx(5100 * KNOWN.row_s + KNOWN.prompt_s(500))
+
+
+def test_nothing_is_predicted_of_workers_that_can_not_hold_the_prompt() -> None:
+    views = [worker("p", PREFILL, max_model_len=2048, queued_tokens=100)]
+    assert cost(views).predicted({}, PlacementQuery(prompt_tokens=2048)) is None
+    assert cost(views).predicted({}, PlacementQuery(prompt_tokens=2047)) is not None
+
+
+def test_an_idle_worker_that_was_long_not_seen_at_work_is_given_another_chance() -> None:
+    """What was once measured may not refuse requests for ever."""
+    idle = worker("p", PREFILL, load_at=100.0)
+    policy = cost([idle])
+    step = Step.of_prompt(512)
+    for _ in range(50):
+        policy.observe([StepMeasured("p", step, 8.0)])
+    asked = PlacementQuery(prompt_tokens=512, total_tokens=513, now=105.0)
+    assert predicted(policy, asked) > 1
+    assert policy.predicted({}, replace(asked, now=111.0)) is None
+    assert policy.predicted({}, replace(asked, now=111.0, tokens_ahead=1)) is not None
+    choose(policy, [idle], now=111.0)  # the other chance is one request's
+    assert policy.predicted({}, replace(asked, now=111.0)) is not None

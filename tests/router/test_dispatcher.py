@@ -28,6 +28,7 @@ from rtp_llm.router.placement import (
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.round_robin import RoundRobin
 from rtp_llm.router.request_machine import Busy, Failed, Output
+from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.convert import key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -400,6 +401,64 @@ async def test_a_deadline_cancels_and_is_said(fleet: ScriptedFleet) -> None:
     with pytest.raises(DeadlineError):
         await collect(dispatcher(fleet, request_timeout_s=0.01), request())
     assert ("p", "cancel") in fleet.kinds()
+
+
+async def test_a_request_ends_at_its_own_deadline_which_is_at_most_the_setting(fleet: ScriptedFleet) -> None:
+    for terms, settings, text in (
+        (Terms(timeout_s=0.01), {}, "not whole after 0.01 s"),
+        (Terms(timeout_s=99), {"request_timeout_s": 0.02}, "not whole after 0.02 s"),
+        (Terms(ttft_timeout_s=0.01), {}, "no token after 0.01 s"),
+        (Terms(ttft_timeout_s=99), {"ttft_timeout_s": 0.02}, "no token after 0.02 s"),
+    ):
+        router = dispatcher(fleet, **settings)
+        with pytest.raises(DeadlineError, match=text):
+            await anext(router.generate(request(), router.next_request(), terms=terms))
+        assert fleet.kinds()[-2:] == [("p", "cancel"), ("d", "cancel")] and router.num_live == 0
+
+
+async def test_deadlines_count_from_the_requests_arrival(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    account = AnswerAccount(time.monotonic() - 30)
+    with pytest.raises(DeadlineError):
+        await anext(router.generate(request(), router.next_request(), account, Terms(timeout_s=30)))
+
+
+async def test_the_deadline_of_a_first_token_is_kept_by_the_first_token(fleet: ScriptedFleet) -> None:
+    """And by a later choice at all: it has waited for the first one's."""
+    router = dispatcher(fleet)
+    terms = Terms(ttft_timeout_s=0.05)
+    later = replace(request(), choice=1)
+    numbers = router.next_request(), router.next_request()
+    streams = [
+        router.generate(each, number, terms=terms) for each, number in zip((request(), later), numbers, strict=True)
+    ]
+    waiting = [asyncio.ensure_future(anext(each)) for each in streams]
+    await turn()
+    for _, submitted in list(fleet.sent):
+        if submitted.submit.key.choice == 0:
+            fleet.output(P, key_of(submitted.submit.key), 0)
+    await waiting[0]
+    await asyncio.sleep(0.06)
+    assert not waiting[1].done() and router.num_live == 2
+    waiting[1].cancel()
+    await streams[0].aclose()
+
+
+async def test_prompts_that_wait_are_counted_until_they_are_placed(fleet: ScriptedFleet) -> None:
+    there, fleet.there = fleet.there, []
+    router = dispatcher(fleet)
+    asked = [request(), request(), replace(request(), choice=1)]
+    tasks = [asyncio.create_task(collect(router, each)) for each in asked]
+    await turn()
+    assert router.tokens_ahead(NO_TERMS) == 3 + 3 + 1  # a later choice finds its prompt in the cache
+    tasks[0].cancel()
+    await turn()
+    assert router.tokens_ahead(NO_TERMS) == 3 + 1
+    fleet.there = there
+    fleet.listener.room_changed()
+    assert router.tokens_ahead(NO_TERMS) == 0
+    for task in tasks:
+        task.cancel()
 
 
 async def test_more_waiting_than_the_limit_is_refused(fleet: ScriptedFleet) -> None:

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from rtp_llm.config import load_config
-from rtp_llm.errors import OverloadedError, TaskError, WorkerLostError
+from rtp_llm.errors import DeadlineUnreachableError, OverloadedError, TaskError, WorkerLostError
 from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
@@ -22,6 +22,7 @@ from rtp_llm.router.ingress import Backend, build_ingress
 from rtp_llm.router.reading import BodyReader
 from rtp_llm.router.responses import CompletionShape
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
+from rtp_llm.router.terms import Terms
 from rtp_llm.sampling_params import SamplingParams
 
 JSON = {"Content-Type": "application/json"}
@@ -96,6 +97,8 @@ class ScriptedBackend:
         self.counted: list[tuple[str, int]] = []
         self.access = Access({})
         self.tenants: list[str] = []
+        self.terms: list[Terms] = []  # of the headers
+        self.refusal: OverloadedError | None = None
         self.workers = 1
         self.ended: str | None = None  # a background task
 
@@ -109,7 +112,10 @@ class ScriptedBackend:
         finally:
             self.reading -= 1
 
-    async def ask(self, kind: type[Body], body: bytes | bytearray) -> Question:
+    async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
+        self.terms.append(terms)
+        if self.refusal is not None:
+            raise self.refusal
         self.arrivals.append(current_account().arrived)
         self.tenants.append(current_account().tenant)
         asked = reader().parsed(kind, body)
@@ -556,3 +562,31 @@ async def test_a_router_that_has_lost_a_background_task_says_that_it_does_not_li
     backend.ended = "the watch"
     answer = await http.get("/live")
     assert answer.status_code == 500 and "the watch" in answer.json()["error"]["message"]
+
+
+async def test_timeouts_come_in_headers_and_a_wrong_one_is_refused_before_the_body_is_read(
+    http: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    headers = {"X-Request-Timeout": "30", "x-ttft-timeout": "1.5"}
+    answer = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+    assert answer.status_code == 200 and backend.terms == [Terms(timeout_s=30, ttft_timeout_s=1.5)]
+    refused = await http.post("/v1/chat/completions", json=CHAT, headers={"X-TTFT-Timeout": "soon"})
+    assert refused.status_code == 400 and len(backend.terms) == 1
+    assert refused.json()["error"]["param"] == "X-TTFT-Timeout"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "retry_after"),
+    [
+        (OverloadedError("many wait"), "1"),
+        (DeadlineUnreachableError("late", retry_after_s=2.1), "3"),
+        (DeadlineUnreachableError("late", retry_after_s=0.01), "1"),
+        (DeadlineUnreachableError("always late"), None),
+    ],
+)
+async def test_a_refusal_says_when_to_come_again(
+    http: httpx.AsyncClient, backend: ScriptedBackend, refusal: OverloadedError, retry_after: str | None
+) -> None:
+    backend.refusal = refusal
+    answer = await http.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.headers.get("Retry-After")) == (429, retry_after)

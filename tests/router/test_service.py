@@ -14,14 +14,24 @@ import pytest_asyncio
 
 from rtp_llm.config import load_config
 from rtp_llm.directory import Member, StaticMembership
-from rtp_llm.errors import DeadlineError, InvalidRequestError, OverloadedError, PromptTooLongError, UnavailableError
+from rtp_llm.errors import (
+    DeadlineError,
+    DeadlineUnreachableError,
+    InvalidRequestError,
+    OverloadedError,
+    PromptTooLongError,
+    UnavailableError,
+)
 from rtp_llm.metrics import readings
 from rtp_llm.model import tokenizer
 from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.router.account import open_account
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.ingress import build_ingress
+from rtp_llm.router.placement import FleetEvent, PlacementQuery, Prediction, Snapshot
 from rtp_llm.router.schemas import ChatBody, CompletionBody
-from rtp_llm.router.service import SMALL_BODY_BYTES, Service, TokenizedPrompt
+from rtp_llm.router.service import LARGE_BODY_BYTES, SMALL_BODY_BYTES, Service, TokenizedPrompt
+from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.wire.convert import error_of
 from rtp_llm.wire.v1 import router_pb2
 from tests.model.tokenizer_files import with_bos
@@ -85,7 +95,7 @@ async def test_the_event_loop_goes_on_while_a_text_is_tokenized(
     for kind, body in ((CompletionBody, prompt), (ChatBody, messages)):
         done.clear()
         asyncio.get_running_loop().call_later(0.01, done.set)
-        await service.ask(kind, json.dumps(body).encode() + b" " * SMALL_BODY_BYTES)
+        await service.ask(kind, json.dumps(body).encode() + b" " * SMALL_BODY_BYTES, NO_TERMS)
 
 
 async def test_a_limited_number_is_read_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,4 +369,123 @@ async def test_a_prompt_begins_with_the_tokenizers_bos_as_the_body_says(
                 prompts[said] = list(asked[-1].prompt)
             assert prompts[True] == [0, *prompts[False]] and prompts[False][:2] != [0, 0]
             assert prompts[None] == prompts[default]
+    await service.close()
+
+
+# --- Deadlines
+
+
+class Predicts:
+    """As many seconds as prompt tokens; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction:
+        self.asked.append(query.prompt_tokens)
+        return Prediction(query.prompt_tokens, 0.0)
+
+    def observe(self, events: Sequence[FleetEvent]) -> None: ...
+
+    def choose(self, snapshot: Snapshot, query: PlacementQuery) -> None: ...
+
+
+def predicting(monkeypatch: pytest.MonkeyPatch, **settings: object) -> tuple[Service, Predicts]:
+    policy = Predicts()
+    monkeypatch.setattr("rtp_llm.router.service.policy_named", lambda name, config: policy)
+    return Service(load_config(overrides=settings, environ={}), StaticMembership()), policy
+
+
+def body_of(prompt: object, **fields: object) -> bytes:
+    return json.dumps({"prompt": prompt, **fields}).encode()
+
+
+async def test_what_is_late_by_the_queue_alone_is_refused_before_it_is_tokenized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service, policy = predicting(monkeypatch)
+
+    def asked(*_: object) -> None:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(service.reader, "asked", asked)
+    for terms, fields in ((Terms(ttft_timeout_s=0.9), {}), (NO_TERMS, {"ttft_timeout_ms": 900})):
+        with pytest.raises(DeadlineUnreachableError) as refused:
+            await service.ask(CompletionBody, body_of("some words", **fields), terms)
+        assert 0 < refused.value.retry_after_s < 1  # type: ignore[operator]
+    assert policy.asked == [1, 1]  # all but the last token may be in a cache
+    counted = readings(service.own_metrics().decode(), "rtp_llm_tenant_refusals_total", "cause")
+    assert counted == {"deadline": 2}
+    await service.close()
+
+
+async def test_a_large_body_is_judged_by_its_headers_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, _ = predicting(monkeypatch)
+    body = body_of("word " * LARGE_BODY_BYTES, ttft_timeout_ms=900)
+    with pytest.raises(DeadlineUnreachableError):
+        await service.ask(CompletionBody, body, Terms(timeout_s=0.9))
+    assert service.bodies.pid is None  # it would have begun with the first
+    await service.close()
+
+
+async def test_before_it_is_tokenized_a_prompt_counts_as_what_it_has_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, policy = predicting(
+        monkeypatch,
+        **{"engine.enable_prefix_caching": False, "router.request_timeout_s": 1e6, "router.ttft_timeout_s": 1e6},
+    )
+    longest = service.reader.tokenizer.max_token_bytes
+    text = "some words of a text " * 40
+    tokens = len(service.reader.tokenizer.encode(text))
+    messages = [{"role": "system", "content": text * 9}, {"role": "user", "content": f"  {text.strip()} "}]
+    for kind, asked in (
+        (CompletionBody, {"prompt": [text, "a"]}),
+        (CompletionBody, {"prompt": [5] * 40}),
+        (ChatBody, {"messages": messages, "max_tokens": 5}),
+    ):
+        await service.ask(kind, json.dumps(asked).encode(), NO_TERMS)
+    assert policy.asked[:2] == [len(text) // longest, 1] and policy.asked[2:4] == [tokens, 1]
+    assert policy.asked[4:6] == [40, 40]
+    assert policy.asked[6] == len(text.strip()) // longest <= tokens < policy.asked[7]
+    await service.close()
+
+
+async def test_a_prompt_that_is_late_by_its_own_length_is_refused_when_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service, _ = predicting(monkeypatch)
+    await service.ask(CompletionBody, body_of([5] * 30, timeout=100), NO_TERMS)
+    with pytest.raises(DeadlineUnreachableError):
+        await service.ask(CompletionBody, body_of([5] * 130, timeout=100), NO_TERMS)
+    with pytest.raises(DeadlineUnreachableError):
+        await service.ask(CompletionBody, body_of([5] * 30, timeout=100), Terms(timeout_s=20))
+    await service.close()
+
+
+async def test_an_answer_is_made_on_the_terms_of_headers_and_body(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = await service.ask(CompletionBody, body_of([5], ttft_timeout=9), Terms(timeout_s=7))
+    [prompt] = question.prompts
+    assert isinstance(prompt, TokenizedPrompt) and prompt.terms == Terms(timeout_s=7, ttft_timeout_s=9)
+    given: list[object] = []
+
+    async def generate(
+        request: Request, number: int, account: object, terms: Terms
+    ) -> AsyncIterator[list[TokenOutput]]:
+        given.append(terms)
+        yield [TokenOutput(0, 5, None, [], FinishReason.LENGTH, 0)]
+
+    monkeypatch.setattr(service.dispatcher, "generate", generate)
+    assert [delta.finish_reason async for delta in prompt.answer("r", 0)] == ["length"]
+    assert given == [prompt.terms]
+
+
+async def test_requests_that_are_too_many_are_counted_as_refused_by_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(load_config(overrides={"router.max_waiting": 1}, environ={}), StaticMembership())
+    open_account().tenant = "alice"
+    with service.admission(), pytest.raises(OverloadedError), service.admission():
+        pass
+    text = service.own_metrics().decode()
+    assert readings(text, "rtp_llm_tenant_refusals_total", "tenant") == {"alice": 1}
+    assert readings(text, "rtp_llm_tenant_refusals_total", "cause") == {"queue": 1}
     await service.close()

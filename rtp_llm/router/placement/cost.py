@@ -14,6 +14,7 @@ from rtp_llm.router.placement.policy import (
     FleetEvent,
     Placement,
     PlacementQuery,
+    Prediction,
     Snapshot,
     StepMeasured,
     ViewChanged,
@@ -35,6 +36,7 @@ CROWD = (
 )
 OWN_AFTER = 30  # steps of a worker, of which each corrects what is known of all, it is corrected by its own alone
 FADED = 20.0  # steps
+DOUBTED_AFTER_S = 10.0  # what is known of a worker that has shown no step for so long is no ground to refuse anything
 SHARE_WEIGHT = 0.02  # of the newest step in a pool's share of steps with prefill
 UNKNOWN = StepCost()
 
@@ -47,6 +49,7 @@ class WorkerState:
         self.pool = view.pool
         self.cost = cost  # the fleet's, until it has shown OWN_AFTER steps
         self.num_steps = 0
+        self.measured_at = -math.inf  # the last of them, by the router's clock
         self.backlog_s = 0.0  # computation of prompts, at `backlog_at` by the router's clock
         self.backlog_at = -math.inf
         self.placed_at = -math.inf
@@ -74,6 +77,10 @@ class WorkerState:
     def add(self, work_s: float, now: float) -> None:
         self.backlog_s = self.left_s(now) + work_s
         self.backlog_at = self.placed_at = now
+
+    def may_have_changed(self, now: float) -> bool:
+        """It has nothing to do, and no step of it was seen for long."""
+        return self.view.sequences == 0 and self.left_s(now) == 0 and now - self.measured_at > DOUBTED_AFTER_S
 
     @property
     def empty_at(self) -> float:
@@ -157,10 +164,20 @@ class Cost:
         """Of the best candidate, whether it is chosen or had better wait; infinite: nobody takes it now."""
         return min((each.lateness for each in self._candidates(query, self._question(query))), default=math.inf)
 
-    def predicted_ttft(self, snapshot: Snapshot, query: PlacementQuery) -> float | None:
-        """The least that it can be, for an admission; None: nobody takes it now."""
-        candidates = self._candidates(query, self._question(query))
-        return min((each.sender.ttft_s(query.prompt_tokens, query.now) for each in candidates), default=None)
+    def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
+        """At the earliest: those that accept nothing now will, and what goes first is shared evenly among all. None: nobody
+        could take it, or an idle worker may do better than when it was last seen at work."""
+        groups = [group for kind, group in self._roster.groups.items() if kind.holds(query.prompt_tokens + 1)]
+        states = [state for group in groups for state in self._accepting(group)]
+        states = states or [self._states[id] for group in groups for id in islice(group.full, self._breadth)]
+        if not states:
+            return None
+        soonest = min(states, key=lambda state: state.ttft_s(query.prompt_tokens, query.now))
+        if query.tokens_ahead == 0 and soonest.may_have_changed(query.now):
+            return None
+        ahead_s = soonest.cost.row_s * query.tokens_ahead / self._roster.num_workers
+        idle_s = soonest.cost.prompt_s(query.prompt_tokens)
+        return Prediction(ahead_s + soonest.ttft_s(query.prompt_tokens, query.now), idle_s)
 
     def _question(self, query: PlacementQuery) -> Question:
         return Question(
@@ -178,6 +195,7 @@ class Cost:
         if state is None:
             return
         state.num_steps += 1
+        state.measured_at = state.view.load_at
         if state.num_steps == OWN_AFTER:
             state.cost = self._fleet_cost.copy()
         state.cost.observe(event.step, event.seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from rtp_llm.config import Pool
 from rtp_llm.router.placement.step_cost import Step
@@ -73,6 +73,7 @@ class PlacementQuery:
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
     now: float = 0.0  # the router's clock
     waited_s: float = 0.0  # since the request came
+    tokens_ahead: int = 0  # of prompts that wait in the router and go first, for a prediction
     ttft_target_s: float | None = None  # None: the policy's own
     itl_target_s: float | None = None
     random: random.Random = field(default_factory=random.Random)
@@ -113,4 +114,18 @@ class Policy(Protocol):
 
     def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
         """None: nobody takes it now. Whatever else is chosen is carried out."""
+        ...
+
+
+class Prediction(NamedTuple):
+    ttft_s: float  # from now, behind all that goes first
+    idle_ttft_s: float  # if nothing else were to do
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A policy that can tell when a request's first token would come."""
+
+    def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
+        """At the earliest. None: nobody knows."""
         ...

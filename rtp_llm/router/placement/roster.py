@@ -40,6 +40,7 @@ class Group:
 
     members: set[str] = field(default_factory=set)
     senders: Ranking = field(default_factory=Ranking)  # those that accept, by the policy's key of a sender
+    full: Ranking = field(default_factory=Ranking)  # those that don't, by the same key
     receivers: Ranking = field(default_factory=Ranking)  # those with a free slot, by its key of a receiver
     room: Ranking = field(default_factory=Ranking)  # the same, most free KV first
 
@@ -56,6 +57,11 @@ class Roster:
     @property
     def groups(self) -> Mapping[Kind, Group]:
         return self._groups
+
+    @property
+    def num_workers(self) -> int:
+        """That don't drain."""
+        return len(self._kinds)
 
     @property
     def num_senders(self) -> int:
@@ -122,8 +128,10 @@ class Roster:
         group.members.add(view.id)
         if view.accepts:
             group.senders.put(view.id, self._sender_key(view))
+            group.full.remove(view.id)
         else:
             group.senders.remove(view.id)
+            group.full.put(view.id, self._sender_key(view))
         if view.free_slots > 0:
             group.receivers.put(view.id, self._receiver_key(view))
             group.room.put(view.id, -view.free_tokens)
@@ -137,7 +145,7 @@ class Roster:
             return
         group = self._groups[kind]
         group.members.discard(worker)
-        for ranking in (group.senders, group.receivers, group.room):
+        for ranking in (group.senders, group.full, group.receivers, group.room):
             ranking.remove(worker)
         if not group.members:
             del self._groups[kind]
