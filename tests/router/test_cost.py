@@ -1,13 +1,23 @@
 """The policy `cost` over written-out fleets."""
 
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
 
-from rtp_llm.router.placement import DECODE, PREFILL, Placement, PlacementQuery, StepMeasured, ViewChanged, WorkerView
+from rtp_llm.router.placement import (
+    DECODE,
+    PREFILL,
+    Placement,
+    PlacementQuery,
+    StepMeasured,
+    ViewChanged,
+    WorkerGone,
+    WorkerView,
+)
 from rtp_llm.router.placement.cost import Cost
-from rtp_llm.router.placement.step_cost import Step, StepCost, pairs
+from rtp_llm.router.placement.step_cost import LinearFit, Step, StepCost, pairs
 
 # About Qwen3-8B on an H200: a decode step of 4 ms, 23 us a prompt token.
 KNOWN = StepCost(base_s=3.83e-3, sequence_s=18e-6, context_s=32.5e-9, row_s=23.4e-6, pair_s=1.04e-9)
@@ -222,3 +232,35 @@ def test_an_idle_worker_that_was_long_not_seen_at_work_is_given_another_chance()
     assert policy.predicted({}, replace(asked, now=111.0, tokens_ahead=1)) is not None
     choose(policy, [idle], now=111.0)  # the other chance is one request's
     assert policy.predicted({}, replace(asked, now=111.0)) is not None
+
+
+def test_of_a_worker_that_left_nothing_is_kept() -> None:
+    views = [worker("p0", PREFILL), worker("p1", PREFILL)]
+    policy = cost(views)
+    slow = Step.of_prompt(2048)
+    for _ in range(50):
+        policy.observe([StepMeasured("p1", slow, 9 * KNOWN.seconds(slow))])
+    gone = weakref.ref(policy._states["p1"])
+    policy.observe([WorkerGone("p1"), StepMeasured("p1", slow, 1.0)])
+    assert gone() is None and list(policy._states) == ["p0"]
+    assert names(choose(policy, views[:1])) == ("p0", None)
+    policy.observe([ViewChanged(views[1])])  # what it was is another's now
+    assert policy._states["p1"].cost is policy.fleet_cost
+
+
+def test_weights_are_solved_for_at_each_of_the_first_samples_and_then_once_in_eight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    solved: list[int] = []
+    solve = LinearFit._best_weights
+
+    def counted(fit: LinearFit) -> list[float]:
+        solved.append(sample)
+        return solve(fit)
+
+    monkeypatch.setattr(LinearFit, "_best_weights", counted)
+    learned = StepCost()
+    for sample in range(264):
+        learned.observe(Step(decode_rows=1 + sample % 7, context_tokens=sample), 0.01)
+    assert solved[:7] == list(range(7))
+    assert len([each for each in solved if each >= 64]) == 200 / 8

@@ -18,6 +18,7 @@ from rtp_llm.router.placement.policy import (
     Snapshot,
     StepMeasured,
     ViewChanged,
+    WorkerGone,
     WorkerView,
 )
 from rtp_llm.router.placement.roster import Group, Kind, Roster
@@ -145,6 +146,8 @@ class Cost:
                 if isinstance(event, ViewChanged):
                     self._viewed(event.view)
                 self._roster.observe([event])
+                if isinstance(event, WorkerGone):
+                    self._states.pop(event.id, None)
 
     def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
         question = self._question(query)

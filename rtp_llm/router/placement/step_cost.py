@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORGETTING = 0.5 ** (1 / 200)  # 200: the half-life of a sample, in samples
+REFIT_PARTS = 8  # weights are solved for anew when samples have come that are so small a part of all,
+MAX_UNSOLVED = 8  # at the latest after so many: solving costs several times what a sample does
 HIDDEN = 1.2  # times the reading of the weights: steps that take less show no prefill cost
 
 
@@ -52,16 +54,31 @@ class LinearFit:
         self._begin = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
         self._xx = [[0.0] * len(scales) for _ in scales]
         self._xy = [0.0] * len(scales)
+        self._weights = list(weights)
+        self._num_samples = self._num_unsolved = 0
 
     def observe(self, x: Sequence[float], y: float) -> None:
         """REQUIRES: y > 0."""
+        self._num_samples += 1
+        self._num_unsolved += 1
         relative = [value / scale / y for value, scale in zip(x, self._scales, strict=True)]
         for i, each in enumerate(relative):
-            self._xx[i] = [FORGETTING * old + each * other for old, other in zip(self._xx[i], relative, strict=True)]
+            row = self._xx[
+                i
+            ]  # changed in place: a new list of each worker's each Load would be the collector's to look through
+            for j, other in enumerate(relative):
+                row[j] = FORGETTING * row[j] + each * other
             self._xy[i] = FORGETTING * self._xy[i] + each
 
     @property
     def weights(self) -> list[float]:
+        """Nearly as good as those of all samples: a part or a few are left for the next time."""
+        if self._num_unsolved > min(self._num_samples // REFIT_PARTS, MAX_UNSOLVED - 1):
+            self._weights = self._best_weights()
+            self._num_unsolved = 0
+        return self._weights
+
+    def _best_weights(self) -> list[float]:
         used = list(range(len(self._scales)))
         while used:
             found = self._solved(used)
