@@ -261,6 +261,11 @@ class RouterSettings(_Section):
         30.0, gt=0, description="reading a large body (in a process of its own) takes longer: 503"
     )
     max_choices: int = Field(128, ge=1, description="answers of one HTTP request (prompts times n); more: 400")
+    tenant_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="what tenants (names in http.api_keys_file) get of the workers where several wait, against 1 of those that "
+        "are not named: `{alice: 2}`",
+    )
     max_waiting: int = Field(4096, ge=1, description="requests that may be read or wait for a worker; more: 429")
     request_timeout_s: float = Field(
         600.0,
@@ -275,7 +280,7 @@ class RouterSettings(_Section):
     ping_s: float = Field(15.0, gt=0, description="comment line on a silent event stream")
     max_losses: int = Field(3, ge=1, description="lost workers under one request before it fails")
 
-    _mappings = field_validator("resources", "label_selector", mode="before")(_mapping)
+    _mappings = field_validator("resources", "label_selector", "tenant_weights", mode="before")(_mapping)
 
 
 class HttpSettings(_Section):

@@ -39,6 +39,12 @@ class RouterMetrics:
         self.tenant_output_tokens = counter(
             "tenant_output_tokens", "tokens emitted, by the name of the API key that asked for them", ("tenant",)
         )
+        self.tenant_requests_waiting = Gauge(
+            "rtp_llm_tenant_requests_waiting",
+            "answers waiting for a worker, by the name of the API key that asked for them",
+            ("tenant",),
+            registry=registry,
+        )
         self.tenant_refusals = counter(
             "tenant_refusals",
             "requests refused, by the name of their API key; queue: too many wait, deadline: they would be late",

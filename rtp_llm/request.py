@@ -30,6 +30,7 @@ class Request:
     choice: int = 0
     output: Sequence[int] = ()  # tokens so far: a retry or a resume
     cache_salt: str = ""  # adapter, media
+    priority: int = 0  # the least goes first
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,3 +182,10 @@ def test_a_derived_token_is_one_fleets_and_tells_nothing_of_its_key() -> None:
     assert len({derived("key"), derived("yek"), derived("key", "b"), "key"}) == 4
     assert derived("") == ""
     assert derived("key", **{"worker.token": "own"}) == "own"
+
+
+@pytest.mark.parametrize("weight", [0, -1, ".inf", "much"])
+def test_a_tenants_weight_is_a_number_above_0(weight: object) -> None:
+    assert load_config(overrides={"router.tenant_weights": '{"a": 2}'}, environ={}).router.tenant_weights == {"a": 2}
+    with pytest.raises(ConfigError, match=r"router.tenant_weights.a: "):
+        load_config(overrides={"router.tenant_weights": {"a": weight}}, environ={})

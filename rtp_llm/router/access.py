@@ -34,6 +34,11 @@ class Access:
         admin_key = read_secret("http.admin_key_file", http.admin_key_file) if http.admin_key_file else ""
         return cls(_read_keys(http.api_keys_file) if http.api_keys_file else {}, admin_key)
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Names of users' keys."""
+        return frozenset(name for name, _ in self._users)
+
     def check_user(self, authorization: str | None) -> str:
         """Of a request's Authorization header: the name of its key, which is its tenant; empty where no keys are asked for.
 

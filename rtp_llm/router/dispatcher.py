@@ -6,7 +6,6 @@ It owns the table of live answers: an answer enters in `generate` and leaves whe
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import random
 import time
@@ -18,6 +17,7 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
 from rtp_llm.router.account import AnswerAccount, current_account
+from rtp_llm.router.fair_queue import OUTPUT_COST, FairQueue
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy
 from rtp_llm.router.request_machine import RequestMachine
@@ -36,10 +36,11 @@ class Answer:
     ) -> None:
         self.request = request
         self.terms = terms
-        self.arrival = arrival  # counts answers: who waits is served in this order, retries too
+        self.arrival = arrival  # counts answers: of equal turns the earlier comes first, retries too
         self.machine = state
         self.account = account
         self.waiting_since = account.arrived
+        self.is_charged = False  # its tenant, for its prompt
         self.first_placed: float | None = None
         self.pending: list[TokenOutput] = []
         self.finished = False
@@ -50,6 +51,14 @@ class Answer:
         self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
         self.wait_timer: asyncio.TimerHandle | None = None
         self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
+
+    @property
+    def tenant(self) -> str:
+        return self.terms.tenant
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
 
     @property
     def prompt_tokens(self) -> int:
@@ -81,9 +90,7 @@ class Dispatcher:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._answers: dict[tuple[int, int], Answer] = {}
-        self._waiting: dict[int, Answer] = {}  # by arrival: all in State.WAIT
-        self._order: list[int] = []  # heap over arrivals of _waiting; those that are not in it any more are skipped
-        self._tokens_waiting = 0
+        self._waiting = FairQueue[Answer](settings.tenant_weights)  # all in State.WAIT
         self._arrivals = 0
         self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
@@ -105,7 +112,7 @@ class Dispatcher:
 
     def tokens_ahead(self, terms: Terms) -> int:
         """Prompt tokens that wait here and go before a request that comes now."""
-        return self._tokens_waiting
+        return round(self._waiting.tokens_ahead(terms.tenant, priority=0))
 
     async def generate(
         self, request: Request, number: int, account: AnswerAccount | None = None, terms: Terms = NO_TERMS
@@ -236,6 +243,7 @@ class Dispatcher:
         account.last_token = now
         account.tokens += 1
         self._metrics.output_tokens.inc()
+        self._waiting.charge(answer.tenant, OUTPUT_COST)
         answer.pending.append(output)
         answer.changed.set()
         if len(answer.pending) > self._settings.client_buffer_tokens:
@@ -279,7 +287,7 @@ class Dispatcher:
     # --- Placement
 
     def _wait(self, answer: Answer, cause: str) -> None:
-        """Queue for a worker, in order of arrival."""
+        """Queue for a worker."""
         if cause != "first":
             self._metrics.retries.labels(cause).inc()
         self._forget_placement(answer)
@@ -287,21 +295,22 @@ class Dispatcher:
         if cause != "busy" or answer.wait_until is None:
             answer.wait_until = now + self._settings.queue_timeout_s
         answer.waiting_since = time.monotonic()
-        self._waiting[answer.arrival] = answer
-        self._tokens_waiting += answer.new_tokens
-        heapq.heappush(self._order, answer.arrival)
-        self._metrics.requests_waiting.set(len(self._waiting))
+        self._waiting.put(answer)
+        self._count_waiting(answer.tenant)
         answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
         self._loop.call_soon(self._place_waiting)
         self._acknowledge_draining()
 
     def _leave_queue(self, answer: Answer) -> None:
-        if self._waiting.pop(answer.arrival, None) is not None:
-            self._tokens_waiting -= answer.new_tokens
-        self._metrics.requests_waiting.set(len(self._waiting))
+        self._waiting.remove(answer)
+        self._count_waiting(answer.tenant)
         if answer.wait_timer is not None:
             answer.wait_timer.cancel()
             answer.wait_timer = None
+
+    def _count_waiting(self, tenant: str) -> None:
+        self._metrics.requests_waiting.set(len(self._waiting))
+        self._metrics.tenant_requests_waiting.labels(tenant).set(self._waiting.num_waiting(tenant))
 
     def _give_up_waiting(self, answer: Answer) -> None:
         found, longest = len(self._fleet.snapshot), self._fleet.longest_request()
@@ -312,28 +321,28 @@ class Dispatcher:
         self._place_waiting()
 
     def _place_waiting(self) -> None:
-        """Places in order of arrival until nobody accepts. Those that no worker there could hold wait for one that comes
-        back, and hold up nobody."""
-        longest = self._fleet.longest_request()
-        aside: list[int] = []
-        while self._order:
-            answer = self._waiting.get(self._order[0])
-            if answer is None:
-                heapq.heappop(self._order)
-                continue
-            if answer.wait_until is not None and answer.wait_until <= self._loop.time():
-                break  # its timer is due
-            if _is_too_long(answer, longest):
-                aside.append(heapq.heappop(self._order))
-                continue
-            placement = self._policy.choose(self._fleet.snapshot, self._query(answer))
-            if placement is None:
-                break
-            heapq.heappop(self._order)
-            self._leave_queue(answer)
-            self._place(answer, placement)
-        for arrival in aside:
-            heapq.heappush(self._order, arrival)
+        """Places whose turn it is until nobody accepts. Those that no worker there could hold wait for one that comes back, and
+        hold up nobody."""
+        aside: list[Answer] = []
+        try:
+            while (answer := self._waiting.first) is not None:
+                if answer.wait_until is not None and answer.wait_until <= self._loop.time():
+                    break  # its timer is due
+                if _is_too_long(answer, self._fleet.longest_request()):
+                    self._waiting.remove(answer)
+                    aside.append(answer)
+                    continue
+                placement = self._policy.choose(self._fleet.snapshot, self._query(answer))
+                if placement is None:
+                    break
+                self._leave_queue(answer)
+                if not answer.is_charged:  # a worker that was lost is not the tenant's to pay
+                    self._waiting.charge(answer.tenant, answer.new_tokens)
+                    answer.is_charged = True
+                self._place(answer, placement)
+        finally:
+            for answer in aside:
+                self._waiting.put(answer)
 
     def _query(self, answer: Answer) -> PlacementQuery:
         return PlacementQuery(

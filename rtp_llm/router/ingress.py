@@ -198,7 +198,7 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
     try:
         account.tenant = backend.access.check_user(_authorization(http))
         _check_content_type(http)
-        terms = Terms.of_headers(http.headers)
+        terms = Terms.of_headers(http.headers, account.tenant)
         with ExitStack() as reading:
             reading.enter_context(backend.admission())
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)

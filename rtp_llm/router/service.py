@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.errors import (
+    ConfigError,
     DeadlineError,
     DeadlineUnreachableError,
     InvalidRequestError,
@@ -129,6 +130,7 @@ class Service:
         policy = policy_named(config.router.policy, config)
         self.config = config
         self.access = Access.of(config.http)
+        self._check_tenants(config)
         credentials = Credentials.of(config.worker)
         self.reader = BodyReader(config)
         self.bodies = BodyProcess(
@@ -153,6 +155,12 @@ class Service:
         self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
         self._admission = Admission(policy, lambda: self.fleet.snapshot, self.dispatcher.tokens_ahead, config.router)
+
+    def _check_tenants(self, config: Config) -> None:
+        for name in config.router.tenant_weights:
+            if name not in self.access.tenants:
+                where = config.http.api_keys_file or "http.api_keys_file, which is not set"
+                raise ConfigError(f"router.tenant_weights: {name!r} is the name of no key in {where}")
 
     def start(self) -> None:
         self.fleet.start()

@@ -18,22 +18,24 @@ TTFT_TIMEOUT_HEADER = "X-TTFT-Timeout"
 class Terms:
     """Seconds count from the request's arrival; infinite: as the settings have it."""
 
+    tenant: str = ""  # the name of the request's API key, where keys are asked for
     timeout_s: float = math.inf  # until the answer is whole
     ttft_timeout_s: float = math.inf
 
     @classmethod
-    def of_headers(cls, headers: Mapping[str, str]) -> Terms:
+    def of_headers(cls, headers: Mapping[str, str], tenant: str = "") -> Terms:
         """
         Raises:
             InvalidRequestError: a header doesn't hold what it should.
         """
         return cls(
+            tenant=tenant,
             timeout_s=seconds_of(TIMEOUT_HEADER, headers.get(TIMEOUT_HEADER)),
             ttft_timeout_s=seconds_of(TTFT_TIMEOUT_HEADER, headers.get(TTFT_TIMEOUT_HEADER)),
         )
 
     def joined(self, other: Terms) -> Terms:
-        """Those of both: of two timeouts the lesser."""
+        """Those of both, for the same tenant: of two timeouts the lesser."""
         return replace(
             self,
             timeout_s=min(self.timeout_s, other.timeout_s),

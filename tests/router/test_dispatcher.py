@@ -143,8 +143,8 @@ def request(**sampling: object) -> Request:
     return Request(request_id="r", prompt=[1, 2, 3], sampling=params)
 
 
-async def collect(router: Dispatcher, asked: Request) -> list[int]:
-    return [o.token async for batch in router.generate(asked, router.next_request()) for o in batch]
+async def collect(router: Dispatcher, asked: Request, terms: Terms = NO_TERMS) -> list[int]:
+    return [o.token async for batch in router.generate(asked, router.next_request(), terms=terms) for o in batch]
 
 
 async def turn() -> None:
@@ -457,6 +457,102 @@ async def test_prompts_that_wait_are_counted_until_they_are_placed(fleet: Script
     fleet.there = there
     fleet.listener.room_changed()
     assert router.tokens_ahead(NO_TERMS) == 0
+    for task in tasks:
+        task.cancel()
+
+
+def alone_at_a_time(fleet: ScriptedFleet) -> None:
+    """One request runs, the others wait."""
+    [prefill, _] = fleet.there
+    record = fleet.find(P)
+    record.changed = lambda: setattr(fleet, "there", [replace(prefill, max_queued_tokens=1 - len(record.placed))])
+    record.changed()
+
+
+async def test_a_tenant_that_floods_does_not_hold_up_another(fleet: ScriptedFleet) -> None:
+    alone_at_a_time(fleet)
+    router = dispatcher(fleet)
+    tenants = ["flood"] * 5 + ["little"]
+    streams = [
+        asyncio.create_task(anext(router.generate(request(), router.next_request(), terms=Terms(tenant=tenant))))
+        for tenant in tenants
+    ]
+    await turn()
+    placed = []
+    for _ in tenants:
+        placed.append(tenants[fleet.key().request - 1])
+        for position in range(4):
+            fleet.output(P, fleet.key(), position, finish=2 if position == 3 else 0)
+        await turn()
+    assert placed == ["flood", "little", "flood", "flood", "flood", "flood"]
+    await asyncio.gather(*streams)
+
+
+async def test_a_tenant_pays_for_what_it_is_answered(fleet: ScriptedFleet) -> None:
+    """Twice a prompt's token each; else both would have their turns by turns."""
+    alone_at_a_time(fleet)
+    router = dispatcher(fleet, tenant_weights={"long": 2.0})
+    tenants = ["long"] * 6 + ["short"] * 6
+    streams = [asyncio.create_task(collect(router, request(), Terms(tenant=tenant))) for tenant in tenants]
+    await turn()
+    placed = []
+    for _ in range(6):
+        placed.append(tenants[fleet.key().request - 1])
+        length = 18 if placed[-1] == "long" else 3
+        for position in range(length):
+            fleet.output(P, fleet.key(), position, finish=2 if position == length - 1 else 0)
+        await turn()
+    assert placed == ["long", "short", "short", "short", "long", "short"]  # (3 + 36) / 2 against 3 + 6
+    for stream in streams:
+        stream.cancel()
+
+
+async def test_what_a_lost_worker_repeats_is_not_charged_again(fleet: ScriptedFleet) -> None:
+    charged: list[float] = []
+    router = dispatcher(fleet)
+    router._waiting.charge = lambda tenant, tokens: charged.append(tokens)  # type: ignore[method-assign]
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    busy(fleet, fleet.key())
+    await turn()
+    fleet.listener.lost(D)
+    await turn()
+    assert len(fleet.sent) >= 3 and charged == [3]
+    for position in range(2):
+        fleet.output(P, fleet.key(), position)
+    assert charged == [3, 2.0, 2.0]
+    task.cancel()
+
+
+async def test_who_waits_is_shown_by_tenant(fleet: ScriptedFleet) -> None:
+    fleet.there = []
+    router = dispatcher(fleet)
+    tasks = [asyncio.create_task(collect(router, request(), Terms(tenant=tenant))) for tenant in "aab"]
+    await turn()
+
+    def shown() -> dict[str, float]:
+        return {tenant: router._metrics.tenant_requests_waiting.labels(tenant)._value.get() for tenant in "ab"}
+
+    assert shown() == {"a": 2, "b": 1}
+    for task in tasks[1:]:
+        task.cancel()
+    await turn()
+    assert shown() == {"a": 1, "b": 0}
+    tasks[0].cancel()
+
+
+async def test_a_policy_that_fails_loses_nobody_that_waits(fleet: ScriptedFleet) -> None:
+    class Fails(LeastLoaded):
+        def choose(self, snapshot: Snapshot, query: PlacementQuery) -> None:
+            raise ZeroDivisionError
+
+    fleet.there = [replace(fleet.there[0], max_model_len=10)]
+    router = dispatcher(fleet, Fails())
+    tasks = [asyncio.create_task(collect(router, request(max_tokens=length))) for length in (50, 5)]
+    await asyncio.sleep(0)
+    with pytest.raises(ZeroDivisionError):
+        fleet.listener.room_changed()
+    assert router.num_waiting == 2
     for task in tasks:
         task.cancel()
 

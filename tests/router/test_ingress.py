@@ -537,7 +537,7 @@ async def test_the_keys_name_is_the_tenant_and_openais_client_sends_it(
         refused = openai.AsyncOpenAI(api_key="c-key", base_url="http://router/v1", http_client=web, max_retries=0)
         with pytest.raises(openai.AuthenticationError):
             await refused.completions.create(model="demo", prompt="x")
-    assert backend.tenants == ["bob", "alice"]
+    assert backend.tenants == [terms.tenant for terms in backend.terms] == ["bob", "alice"]
     assert backend.counted[-1] == ("completions", 401)
 
 

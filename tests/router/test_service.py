@@ -15,6 +15,7 @@ import pytest_asyncio
 from rtp_llm.config import load_config
 from rtp_llm.directory import Member, StaticMembership
 from rtp_llm.errors import (
+    ConfigError,
     DeadlineError,
     DeadlineUnreachableError,
     InvalidRequestError,
@@ -489,3 +490,17 @@ async def test_requests_that_are_too_many_are_counted_as_refused_by_tenant(monke
     assert readings(text, "rtp_llm_tenant_refusals_total", "tenant") == {"alice": 1}
     assert readings(text, "rtp_llm_tenant_refusals_total", "cause") == {"queue": 1}
     await service.close()
+
+
+@pytest.mark.parametrize("keys", [None, "bob b-key"])
+async def test_a_weight_of_a_tenant_that_has_no_key_is_refused(tmp_path: Path, keys: str | None) -> None:
+    (tmp_path / "keys").write_text(keys or "")
+    settings: dict[str, object] = {"router.tenant_weights": {"alice": 2}}
+    if keys is not None:
+        settings["http.api_keys_file"] = str(tmp_path / "keys")
+    where = re.escape(str(tmp_path / "keys") if keys else "http.api_keys_file, which is not set")
+    with pytest.raises(ConfigError, match=rf"router.tenant_weights: 'alice' is the name of no key in {where}"):
+        Service(load_config(overrides=settings, environ={}), StaticMembership())
+    (tmp_path / "keys").write_text("alice a-key")
+    settings["http.api_keys_file"] = str(tmp_path / "keys")
+    await Service(load_config(overrides=settings, environ={}), StaticMembership()).close()
