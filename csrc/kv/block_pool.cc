@@ -232,6 +232,21 @@ BlockCounts BlockPool::counts() const {
           .cached = count_of(State::kCached)};
 }
 
+std::optional<std::vector<CacheEvent>> BlockPool::cache_events(uint64_t first) const {
+  Lock lock(mutex_);
+  return cache_.log().since(first);
+}
+
+uint64_t BlockPool::last_cache_event() const {
+  Lock lock(mutex_);
+  return cache_.log().last();
+}
+
+CacheSnapshot BlockPool::cache_snapshot() const {
+  Lock lock(mutex_);
+  return cache_.snapshot();
+}
+
 void BlockPool::check_integrity() const {
   Lock lock(mutex_);
   const auto require = [](bool holds, const auto&... parts) {

@@ -140,6 +140,11 @@ class BlockPool {
   void pin(std::span<const int32_t> blocks);
   void unpin(std::span<const int32_t> blocks);
 
+  // What has happened to the prefix cache since; CacheLog::since.
+  std::optional<std::vector<CacheEvent>> cache_events(uint64_t first) const;
+  uint64_t last_cache_event() const;
+  CacheSnapshot cache_snapshot() const;
+
   // Called whenever there may be more room than before: a block became free or cached, a grant ended, demand
   // sank. Under the pool's mutex: a listener must only note it (an atomic, an eventfd) and never call the pool.
   [[nodiscard]] RoomListener on_room(std::function<void()> listener);

@@ -1,5 +1,6 @@
 #include "kv/prefix_cache.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "tensor/check.h"
@@ -8,7 +9,8 @@ namespace rtp_llm {
 
 PrefixCache::PrefixCache(int num_blocks)
     : entries_(static_cast<size_t>(num_blocks) + 1),
-      chains_(std::bit_ceil(static_cast<size_t>(num_blocks) + 1), kNone) {
+      chains_(std::bit_ceil(static_cast<size_t>(num_blocks) + 1), kNone),
+      log_(std::max(static_cast<size_t>(num_blocks), kLeastEvents)) {
   link(ring(), ring());
 }
 
@@ -41,6 +43,7 @@ bool PrefixCache::insert(int32_t block, const BlockHash& hash) {
   entry = {.hash = hash, .known = true, .next = first};
   first = block;
   ++size_;
+  log_.append(CacheEvent::Kind::kStored, hash);
   return true;
 }
 
@@ -51,6 +54,7 @@ void PrefixCache::erase(int32_t block) {
   int32_t* at = &chains_[chain_of(entry.hash)];
   while (*at != block) at = &entries_[*at].next;
   *at = entry.next;
+  log_.append(CacheEvent::Kind::kEvicted, entry.hash);
   entry = {};
   --size_;
 }
@@ -76,6 +80,14 @@ std::optional<int32_t> PrefixCache::evict() {
   const int32_t block = entries_[ring()].newer;
   erase(block);
   return block;
+}
+
+CacheSnapshot PrefixCache::snapshot() const {
+  CacheSnapshot snapshot{.number = log_.last(), .hashes = {}};
+  snapshot.hashes.reserve(size_);
+  for (const Entry& entry : entries_)
+    if (entry.known) snapshot.hashes.push_back(entry.hash);
+  return snapshot;
 }
 
 void PrefixCache::check_integrity() const {

@@ -1,6 +1,8 @@
 // PrefixCache: which cached block holds which content, and the order of eviction. BlockPool owns
 // one and calls it under its mutex; it knows no references and frees nothing.
 //
+// What enters and leaves is noted in a log, for whoever follows the cache from outside (docs/kv-cache.md).
+//
 // All memory is taken at construction: entries lie in an array by block id, linked into chains by hash and into the
 // ring of eviction.
 #pragma once
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "kv/block_hash.h"
+#include "kv/cache_log.h"
 
 namespace rtp_llm {
 
@@ -33,11 +36,15 @@ class PrefixCache {
   std::optional<int32_t> evict();  // forgets it and returns it
   size_t num_evictable() const { return num_evictable_; }
 
+  const CacheLog& log() const { return log_; }
+  CacheSnapshot snapshot() const;
+
   // Throws Error naming the first broken rule.
   void check_integrity() const;
 
  private:
   static constexpr int32_t kNone = -1;
+  static constexpr size_t kLeastEvents = 1024;  // in the log
 
   struct Entry {
     BlockHash hash;
@@ -54,6 +61,7 @@ class PrefixCache {
   std::vector<int32_t> chains_;  // first block of each; a power of two of them, at least one a block
   size_t size_ = 0;
   size_t num_evictable_ = 0;
+  CacheLog log_;  // as long as the cache has blocks: who has missed more is told less by a snapshot
 };
 
 }  // namespace rtp_llm

@@ -192,6 +192,25 @@ struct Walk {
     CHECK_EQ(counts.gated, gated);
     CHECK_EQ(counts.cached, cached);
     CHECK_EQ(counts.free, kBlocks - counts.referenced - counts.granted - counts.quarantined - gated - cached);
+    compare_what_is_told();
+  }
+
+  // Who follows the cache's events knows what it holds, and a snapshot says the same.
+  void compare_what_is_told() {
+    const auto events = pool.cache_events(heard + 1);
+    CHECK(events.has_value());
+    for (const CacheEvent& event : *events) {
+      CHECK(event.kind == CacheEvent::Kind::kStored ? told.insert(event.hash).second : told.erase(event.hash) == 1);
+      ++heard;
+    }
+    CHECK_EQ(heard, pool.last_cache_event());
+    std::set<BlockHash> known;
+    for (const auto& [block, id] : content) known.insert(hash(id));
+    CHECK(told == known);
+    const CacheSnapshot snapshot = pool.cache_snapshot();
+    CHECK_EQ(snapshot.number, heard);
+    CHECK_EQ(snapshot.hashes.size(), known.size());
+    CHECK(std::set<BlockHash>(snapshot.hashes.begin(), snapshot.hashes.end()) == known);
   }
 
   void run(int operations) {
@@ -236,6 +255,8 @@ struct Walk {
   std::map<int32_t, int> pins;
   std::map<int32_t, uint64_t> touched_until;  // released: the last step that may touch it
   std::map<int32_t, int> content;             // hash that the block is known by
+  std::set<BlockHash> told;                   // by the cache's events
+  uint64_t heard = 0;
   BlockDemand demand;
   uint64_t launched = 0, ended = 0;
 };

@@ -54,6 +54,22 @@ TEST(a_referenced_block_is_not_evicted) {
   CHECK(cache.find(hash(1)) == 1);
 }
 
+TEST(what_enters_and_leaves_is_in_the_log_and_what_is_there_in_a_snapshot) {
+  using Kind = CacheEvent::Kind;
+  PrefixCache cache(9);
+  cache.insert(7, hash(1));
+  cache.insert(8, hash(1));  // known already
+  cache.insert(3, hash(2));
+  cache.make_evictable(7);
+  cache.evict();
+  cache.erase(7);  // isn't known any more
+  const std::vector<CacheEvent> all = {{Kind::kStored, hash(1)}, {Kind::kStored, hash(2)}, {Kind::kEvicted, hash(1)}};
+  CHECK(cache.log().since(1) == all);
+  const CacheSnapshot snapshot = cache.snapshot();
+  CHECK_EQ(snapshot.number, 3);
+  CHECK(snapshot.hashes == std::vector{hash(2)});
+}
+
 TEST(misuse_is_refused) {
   PrefixCache cache(9);
   CHECK_THROWS(cache.make_evictable(1), InvalidArgument);
