@@ -55,12 +55,16 @@ if(RTP_CUDA)
   endforeach()
 endif()
 
-# tests/bindings/cached_block.cc: a Python module of the tests, <build dir>/tests/cached_block.<abi>.so.
+# tests/bindings/*.cc: Python modules of the tests, <build dir>/tests/<name>.<abi>.so.
 if(RTP_BUILD_BINDINGS)
-  pybind11_add_module(cached_block MODULE NO_EXTRAS "${CMAKE_SOURCE_DIR}/tests/bindings/cached_block.cc")
-  target_compile_options(cached_block PRIVATE -O1 -fvisibility=hidden)
-  target_link_libraries(cached_block PRIVATE rtp_core)
-  set_target_properties(cached_block PROPERTIES
-    LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests"
-    BUILD_RPATH "${RTP_LIB_DIR};${UCX_ROOT}/lib")
+  file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/bindings/*.cc")
+  foreach(source IN LISTS sources)
+    get_filename_component(name "${source}" NAME_WE)
+    pybind11_add_module(${name} MODULE NO_EXTRAS "${source}")
+    target_compile_options(${name} PRIVATE -O1 -fvisibility=hidden)
+    target_link_libraries(${name} PRIVATE rtp_core)
+    set_target_properties(${name} PROPERTIES
+      LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests"
+      BUILD_RPATH "${RTP_LIB_DIR};${UCX_ROOT}/lib")
+  endforeach()
 endif()

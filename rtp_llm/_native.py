@@ -1,6 +1,6 @@
 """The one way to the native engine: loads UCX's libraries, then the extension module.
 
-`rtp_llm/engine.py` and `rtp_llm/worker/` write ``from rtp_llm._native import _engine``.
+`rtp_llm/engine.py`, `rtp_llm/prefix.py` and `rtp_llm/worker/` write ``from rtp_llm._native import _engine``.
 
 The module lies beside this file in an installed package. With ``RTP_LLM_NATIVE_DIR=<build
 dir>/rtp_llm`` it is taken from there instead, under the same name.

@@ -32,6 +32,7 @@ from rtp_llm.errors import (
 from rtp_llm.host_memory import free_memory
 from rtp_llm.model.config import read_generation_defaults, read_model_config
 from rtp_llm.model.weights import load_weights, untied_from_its_embedding
+from rtp_llm.prefix import BLOCK_HASH_BYTES, block_hashes
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.sampling_params import UINT64, Integer
 
@@ -101,8 +102,23 @@ class NativeEngine:
 
     def block_hashes(self, tokens: Sequence[int], cache_salt: str = "") -> list[bytes]:
         """What the prefix cache knows each full block of `tokens` by, where prefill and decode forms are equal (CPU)."""
-        salt = _engine.block_hash_salt(self.model_digest, cache_salt)
-        return list(_engine.block_hashes(salt, list(tokens), self.block_tokens))
+        joined = block_hashes(tokens, self.block_tokens, self.model_digest, cache_salt)
+        return [joined[start : start + BLOCK_HASH_BYTES] for start in range(0, len(joined), BLOCK_HASH_BYTES)]
+
+    def last_cache_event(self) -> int:
+        """Number of the prefix cache's newest event; 0: there was none."""
+        return int(self.native.last_cache_event())
+
+    def cache_events(self, first: int) -> bytes | None:
+        """What has happened to the prefix cache from event number `first` on, as messages carry it; None: that is too long ago,
+        cache_snapshot() says less."""
+        events: bytes | None = self.native.cache_events(first)
+        return events
+
+    def cache_snapshot(self) -> tuple[int, bytes]:
+        """(number of the last event in it, all block hashes one after the other)."""
+        number, hashes = self.native.cache_snapshot()
+        return number, hashes
 
     def check_idle(self) -> None:
         """

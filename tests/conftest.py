@@ -73,14 +73,24 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.fixture(scope="session")
 def cached_block() -> ModuleType:
     """read(engine, hash) and write(engine, hash, bytes): tests/bindings/cached_block.cc."""
-    found = sorted((build_dir() / "tests").glob("cached_block.*.so"))
+    return _module_of_the_tests("cached_block")
+
+
+@pytest.fixture(scope="session")
+def prefix_cache() -> ModuleType:
+    """BlockPool, without an engine: tests/bindings/prefix_cache.cc."""
+    return _module_of_the_tests("prefix_cache")
+
+
+def _module_of_the_tests(name: str) -> ModuleType:
+    found = sorted((build_dir() / "tests").glob(f"{name}.*.so"))
     if not found and "RTP_BUILD_DIR" not in os.environ:
-        pytest.skip(f"{build_dir()}/tests/cached_block is not built")
+        pytest.skip(f"{build_dir()}/tests/{name} is not built")
     [path] = found
     import rtp_llm._native  # noqa: F401  whose types the module takes
 
-    loader = importlib.machinery.ExtensionFileLoader("cached_block", str(path))
-    spec = importlib.util.spec_from_loader("cached_block", loader)
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)

@@ -37,7 +37,7 @@ INCLUDE_HOMES = {
 }
 
 NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task"}
-BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory"}
+BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory", "prefix"}
 BELOW_WORKER = BELOW_ENGINE | {"engine"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
 NATIVE = {"_native", "_engine"}
@@ -51,6 +51,7 @@ IMPORTS = {
     "metrics": {"errors"},
     "lasting_task": {"errors"},
     "host_memory": set(),
+    "prefix": NATIVE,
     "serve_internals": set(),
     "replica": {"config", "serve_internals"},
     "wire": NOUNS,
@@ -64,7 +65,7 @@ IMPORTS = {
     "pool": BELOW_POOLS,
     "prefill": BELOW_POOLS | {"pool"},
     "decode": BELOW_POOLS | {"pool"},
-    "router": NOUNS | {"wire", "model", "directory", "replica"},
+    "router": NOUNS | {"wire", "model", "directory", "replica", "prefix"},
     "simulation": NOUNS | {"router"},
     "app": BELOW_POOLS | {"prefill", "decode", "router", "http_client"},
     "http_client": {"errors"},

@@ -197,6 +197,27 @@ void bind_load(py::module_& module) {
       .def_readonly("prefix_hit_tokens", &EngineLoad::prefix_hit_tokens);
 }
 
+// As messages carry them: 17 bytes each, kind and hash.
+std::optional<py::bytes> cache_events(Engine& engine, uint64_t first) {
+  std::optional<std::vector<CacheEvent>> events;
+  {
+    const py::gil_scoped_release free_gil;
+    events = engine.block_pool().cache_events(first);
+  }
+  if (!events) return std::nullopt;
+  return py::bytes(reinterpret_cast<const char*>(events->data()), events->size() * sizeof(CacheEvent));
+}
+
+std::pair<uint64_t, py::bytes> cache_snapshot(Engine& engine) {
+  CacheSnapshot snapshot;
+  {
+    const py::gil_scoped_release free_gil;
+    snapshot = engine.block_pool().cache_snapshot();
+  }
+  const auto* hashes = reinterpret_cast<const char*>(snapshot.hashes.data());
+  return {snapshot.number, py::bytes(hashes, snapshot.hashes.size() * sizeof(BlockHash))};
+}
+
 // Adds 1 to an eventfd when there are outputs again; without the GIL, from the engine thread.
 void notify_through(Engine& engine, int eventfd) {
   engine.set_output_notify([eventfd] {
@@ -229,6 +250,12 @@ void bind_engine(py::module_& module) {
       .def("take_outputs", &Engine::take_outputs, free_gil)
       .def("failure", &Engine::failure, free_gil)
       .def("load", &Engine::load, free_gil)
+      .def(
+          "last_cache_event", [](Engine& engine) { return engine.block_pool().last_cache_event(); }, free_gil,
+          "Number of the newest; 0: there was none.")
+      .def("cache_events", &cache_events, py::arg("first"),
+           "What has happened to the prefix cache from event `first` on; None if the log doesn't reach back so far.")
+      .def("cache_snapshot", &cache_snapshot, "(number of the last event in it, all block hashes).")
       .def("check_idle", &Engine::check_idle, free_gil)
       .def("numerics_id", &Engine::numerics_id)
       .def_property_readonly("config", &Engine::config)

@@ -2,10 +2,17 @@
 
 #include <pybind11/stl.h>
 
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
 #include "bindings/bindings.h"
 #include "kv/block_hash.h"
 #include "kv/block_pool.h"
 #include "kv/kv_layout.h"
+#include "kv/prefix_index.h"
+#include "tensor/check.h"
 
 namespace py = pybind11;
 
@@ -14,13 +21,56 @@ namespace {
 
 py::bytes as_bytes(std::string_view text) { return {text.data(), text.size()}; }
 
-std::vector<py::bytes> block_hashes(const py::bytes& salt, const std::vector<int32_t>& tokens, int block_tokens) {
+template <class T>
+py::bytes as_bytes(const std::vector<T>& packed) {
+  return as_bytes(std::string_view(reinterpret_cast<const char*>(packed.data()), packed.size() * sizeof(T)));
+}
+
+// What lies in `bytes` one after the other. T has no alignment.
+template <class T>
+std::span<const T> packed_in(std::string_view bytes) {
+  static_assert(alignof(T) == 1);
+  check(bytes.size() % sizeof(T) == 0, bytes.size(), " bytes aren't a number of records of ", sizeof(T));
+  return {reinterpret_cast<const T*>(bytes.data()), bytes.size() / sizeof(T)};
+}
+
+py::bytes block_hashes(const std::string& salt, const std::vector<int32_t>& tokens, int block_tokens) {
   BlockHasher hasher(salt, block_tokens, /*hash_forms=*/false);
+  hasher.reserve(static_cast<int64_t>(tokens.size()));
   hasher.append(tokens, Form::kPrefill);
-  std::vector<py::bytes> hashes;
-  for (const BlockHash& hash : hasher.hashes())
-    hashes.push_back(as_bytes({reinterpret_cast<const char*>(hash.bytes.data()), hash.bytes.size()}));
-  return hashes;
+  return as_bytes(hasher.hashes());
+}
+
+void bind_prefix_index(py::module_& module) {
+  py::class_<PrefixHits>(module, "PrefixHits", "How many leading blocks of a prompt each cache holds.")
+      .def("blocks", &PrefixHits::blocks, py::arg("cache"))
+      .def("longest", &PrefixHits::longest, py::arg("count"), py::arg("first"),
+           "Caches with the most, most first; of equals from the `first`-th on.");
+  py::class_<PrefixIndex>(module, "PrefixIndex", "Which caches hold which blocks; csrc/kv/prefix_index.h.")
+      .def(py::init())
+      .def("add_cache", &PrefixIndex::add_cache)
+      .def("remove_cache", &PrefixIndex::remove_cache, py::arg("cache"))
+      .def(
+          "reset",
+          [](PrefixIndex& index, int cache, std::string_view hashes) {
+            index.reset(cache, packed_in<BlockHash>(hashes));
+          },
+          py::arg("cache"), py::arg("hashes"), "`hashes`: 16 bytes each, one after the other.")
+      .def(
+          "apply",
+          [](PrefixIndex& index, int cache, std::string_view events) {
+            index.apply(cache, packed_in<CacheEvent>(events));
+          },
+          py::arg("cache"), py::arg("events"), "`events`: 17 bytes each, kind and hash.")
+      .def(
+          "find",
+          [](const PrefixIndex& index, std::string_view hashes) { return index.find(packed_in<BlockHash>(hashes)); },
+          py::arg("hashes"))
+      .def(
+          "held_by", [](const PrefixIndex& index, int cache) { return as_bytes(index.held_by(cache)); },
+          py::arg("cache"))
+      .def_property_readonly("num_blocks", &PrefixIndex::num_blocks)
+      .def_property_readonly("memory_bytes", &PrefixIndex::memory_bytes);
 }
 
 }  // namespace
@@ -55,7 +105,8 @@ void bind_kv(py::module_& module) {
       },
       py::arg("model_digest"), py::arg("adapter") = "", py::arg("media") = "");
   module.def("block_hashes", &block_hashes, py::arg("salt"), py::arg("tokens"), py::arg("block_tokens"),
-             "16-byte hash of each full block of `tokens`, without form bits.");
+             "Hashes of the full blocks of `tokens`, 16 bytes each, one after the other; without form bits.");
+  bind_prefix_index(module);
 }
 
 }  // namespace rtp_llm

@@ -1,6 +1,8 @@
 #include "kv/block_hash.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "tensor/check.h"
 
@@ -30,15 +32,26 @@ BlockHasher::BlockHasher(const std::string& salt, int block_tokens, bool hash_fo
 }
 
 void BlockHasher::append(std::span<const int32_t> tokens, Form form) {
-  for (const int32_t token : tokens) {
-    const auto bits = static_cast<uint32_t>(token);
-    const std::array<uint8_t, 5> bytes = {static_cast<uint8_t>(bits), static_cast<uint8_t>(bits >> 8),
-                                          static_cast<uint8_t>(bits >> 16), static_cast<uint8_t>(bits >> 24),
-                                          static_cast<uint8_t>(form)};
-    state_.update(std::span(bytes).first(hash_forms_ ? 5 : 4));
-    if (++num_tokens_ % block_tokens_ != 0) continue;
+  while (!tokens.empty()) {
+    const auto left = static_cast<size_t>(block_tokens_ - num_tokens_ % block_tokens_);
+    const auto part = tokens.first(std::min(left, tokens.size()));
+    tokens = tokens.subspan(part.size());
+    num_tokens_ += static_cast<int64_t>(part.size());
+    hash(part, form);
+    if (part.size() < left) return;
     const std::array<uint8_t, 32> digest = state_.digest();
     std::copy_n(digest.begin(), 16, hashes_.emplace_back().bytes.begin());
+  }
+}
+
+void BlockHasher::hash(std::span<const int32_t> tokens, Form form) {
+  static_assert(std::endian::native == std::endian::little, "tokens are hashed as they lie in memory");
+  if (!hash_forms_) return state_.update({reinterpret_cast<const uint8_t*>(tokens.data()), tokens.size_bytes()});
+  for (const int32_t token : tokens) {
+    std::array<uint8_t, 5> bytes{};
+    std::memcpy(bytes.data(), &token, sizeof token);
+    bytes[4] = static_cast<uint8_t>(form);
+    state_.update(bytes);
   }
 }
 

@@ -43,6 +43,8 @@ class BlockHasher {
   int64_t num_tokens() const { return num_tokens_; }
 
  private:
+  void hash(std::span<const int32_t> tokens, Form form);
+
   Sha256 state_;
   int block_tokens_;
   bool hash_forms_;

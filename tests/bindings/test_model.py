@@ -163,4 +163,4 @@ def test_block_hashes_are_sha256_of_salt_and_tokens() -> None:
     tokens = list(range(40))
     text = salt + b"".join(token.to_bytes(4, "little") for token in tokens)
     hashes = _engine.block_hashes(salt, tokens, 16)
-    assert hashes == [hashlib.sha256(text[: len(salt) + 64 * n]).digest()[:16] for n in (1, 2)]
+    assert hashes == b"".join(hashlib.sha256(text[: len(salt) + 64 * n]).digest()[:16] for n in (1, 2))
