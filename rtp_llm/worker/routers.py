@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from rtp_llm.wire.v1.router_pb2 import (
     WorkerHello,
     WorkerMessage,
 )
+from rtp_llm.worker.cache_watch import CacheWatch, PrefixCache
 
 log = logging.getLogger("rtp_llm.worker")
 
@@ -107,6 +109,23 @@ class Routers:
         load.slots_of_others = self._slots_of_others(session.endpoint.other_epoch)
         return load
 
+    def publish_cache(self, cache: PrefixCache, now: float) -> float | None:
+        """Tell the routers that watch it what is new in the prefix cache, LOAD_INTERVAL_S after the last time at the earliest.
+
+        Returns the seconds after which to call again for what was put off; None: nothing was.
+        """
+        due: float | None = None
+        for session in self._sessions.values():
+            if session.watch is None or not session.watch.misses_something(cache):
+                continue
+            wait = session.cache_told + LOAD_INTERVAL_S - now
+            if wait <= 0:
+                session.watch.tell(cache, session.endpoint.send)
+                session.cache_told = now
+            else:
+                due = wait if due is None else min(due, wait)
+        return due
+
     def start_draining(self) -> None:
         """Ask every router, and those that connect later, to place nothing here any more. Idempotent."""
         self._draining = True
@@ -163,17 +182,22 @@ class RouterSession:
         self.load = Load()  # the last one that was sent
         self.load_sent = 0.0  # when, by the loop's clock
         self.wants_load = False  # though it may be the same again
+        self.watch: CacheWatch | None = None  # of the prefix cache, if it wants to know
+        self.cache_told = -math.inf  # when it was last told, by the loop's clock
         self._routers = routers
         self._expiry: asyncio.TimerHandle | None = None
 
     def connected(self, hello: RouterMessage, *, resumed: bool) -> None:
         log.info("router %s %s", self.router_id, "is back" if resumed else "is there")
         self.cancel_expiry()
+        self.watch = None  # it asks again
         self._routers.connected(self)
 
     def message(self, message: RouterMessage) -> None:
         if message.WhichOneof("message") == "draining_acknowledged":
             self.acknowledged = True
+        elif message.HasField("watch_cache"):
+            self.watch, self.cache_told = CacheWatch(message.watch_cache.next), -math.inf
         self._routers.said(self, message)
 
     def broken(self, reason: str) -> None:

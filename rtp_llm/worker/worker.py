@@ -92,7 +92,7 @@ class Worker:
         self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pulse: asyncio.TimerHandle | None = None
         self._pulse_is_near = False
-        self._load_is_due = False  # the pulse comes for a Load that was put off
+        self._something_is_due = False  # the pulse comes for what was put off
         self._stopping = False
         self._ran = False  # since the last idle check
         self._suspicious = False  # the last one found something
@@ -285,18 +285,19 @@ class Worker:
         self._pulse = asyncio.get_running_loop().call_later(delay_s, self._on_pulse)
 
     def _on_pulse(self) -> None:
-        quiet, self._pulse_is_near = not (self._pulse_is_near or self._load_is_due), False
+        quiet, self._pulse_is_near = not (self._pulse_is_near or self._something_is_due), False
         self._schedule_pulse(self._config.handover.heartbeat_s)  # first: whatever fails below, the pulse goes on
-        due_s = self._publish_load()
-        self._load_is_due = due_s is not None
-        if due_s is not None:
-            self._schedule_pulse(min(due_s, self._config.handover.heartbeat_s))
+        now = asyncio.get_running_loop().time()
+        due = [due_s for due_s in (self._publish_load(now), self._routers.publish_cache(self._engine, now)) if due_s]
+        self._something_is_due = bool(due)
+        if due:
+            self._schedule_pulse(min(*due, self._config.handover.heartbeat_s))
         self._drain.look()
         self._check_step()
         if quiet and self._ran and self.is_idle():
             self._ran = self._check_what_is_left()
 
-    def _publish_load(self) -> float | None:
+    def _publish_load(self, now: float) -> float | None:
         load = self._engine.load()
         return self._routers.publish(
             load_message(
@@ -305,7 +306,7 @@ class Worker:
                 block_tokens=self._engine.block_tokens,
             ),
             lambda router_epoch: slots_of_others(load, router_epoch),
-            asyncio.get_running_loop().time(),
+            now,
         )
 
     def _check_step(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
-from rtp_llm.wire.v1.router_pb2 import Busy, Load, RouterMessage, StepSample, WorkerHello, WorkerMessage
+from rtp_llm.wire.v1.router_pb2 import Busy, Load, RouterMessage, StepSample, WatchCache, WorkerHello, WorkerMessage
 from rtp_llm.worker.routers import LOAD_INTERVAL_S, Routers, RouterSession
 
 
@@ -113,3 +113,115 @@ async def test_who_heard_busy_gets_a_load_at_once_though_it_is_the_same(rig: Rig
     rig.routers.send(1, WorkerMessage(busy=Busy()))
     assert rig.publish(LOAD, at=0.01, taken={}) is None
     assert rig.loads() == [1, 0]
+
+
+class ScriptedCache:
+    """Events are numbered letters; the log reaches back to `oldest`."""
+
+    def __init__(self) -> None:
+        self.events = b""
+        self.oldest = 1
+
+    def happen(self, count: int) -> None:
+        for _ in range(count):
+            self.events += b"\1" + (len(self.events) // 17 + 1).to_bytes(16, "little")
+
+    def last_cache_event(self) -> int:
+        return len(self.events) // 17
+
+    def cache_events(self, first: int) -> bytes | None:
+        return self.events[(first - 1) * 17 :] if self.oldest <= first <= self.last_cache_event() + 1 else None
+
+    def cache_snapshot(self) -> tuple[int, bytes]:
+        return self.last_cache_event(), b"all that is there"
+
+
+def watch(rig: Rig, router: int, next: int = 0) -> None:
+    rig.sessions[router].message(RouterMessage(watch_cache=WatchCache(next=next)))
+
+
+def told(rig: Rig, router: int) -> list[tuple[str, int, int]]:
+    """(kind, number, bytes) of what the router has been told of the cache since the last call."""
+    heard = []
+    for message in rig.endpoints[router].sent:
+        if message.HasField("cache_snapshot"):
+            heard.append(("snapshot", message.cache_snapshot.number, len(message.cache_snapshot.hashes)))
+        elif message.HasField("cache_events"):
+            heard.append(("events", message.cache_events.first, len(message.cache_events.events)))
+    rig.endpoints[router].sent.clear()
+    return heard
+
+
+async def test_who_watches_the_cache_hears_all_of_it_and_then_what_is_new(rig: Rig) -> None:
+    cache = ScriptedCache()
+    cache.happen(3)
+    watch(rig, 0)
+    assert rig.routers.publish_cache(cache, now=1.0) is None
+    assert told(rig, 0) == [("snapshot", 3, 17)] and told(rig, 1) == []
+    assert rig.routers.publish_cache(cache, now=2.0) is None and told(rig, 0) == []
+    cache.happen(2)
+    rig.routers.publish_cache(cache, now=3.0)
+    assert told(rig, 0) == [("events", 4, 2 * 17)] and told(rig, 1) == []
+
+
+async def test_a_router_that_asks_late_hears_what_is_there_and_no_other_again(rig: Rig) -> None:
+    cache = ScriptedCache()
+    watch(rig, 0)
+    rig.routers.publish_cache(cache, now=1.0)
+    cache.happen(4)
+    watch(rig, 1)
+    rig.routers.publish_cache(cache, now=2.0)
+    assert told(rig, 0) == [("snapshot", 0, 17), ("events", 1, 4 * 17)]
+    assert told(rig, 1) == [("snapshot", 4, 17)]
+
+
+async def test_what_is_new_in_the_cache_waits_for_the_interval(rig: Rig) -> None:
+    cache = ScriptedCache()
+    cache.happen(1)
+    watch(rig, 0)
+    rig.routers.publish_cache(cache, now=1.0)
+    cache.happen(1)
+    assert rig.routers.publish_cache(cache, now=1.0 + 0.25 * LOAD_INTERVAL_S) == pytest.approx(0.75 * LOAD_INTERVAL_S)
+    assert rig.routers.publish_cache(cache, now=1.001 + LOAD_INTERVAL_S) is None
+    assert told(rig, 0) == [("snapshot", 1, 17), ("events", 2, 17)]
+
+
+async def test_a_router_that_misses_events_gets_them_or_all_where_they_are_too_old(rig: Rig) -> None:
+    cache = ScriptedCache()
+    cache.happen(9)
+    watch(rig, 0, next=6)
+    rig.routers.publish_cache(cache, now=1.0)
+    cache.oldest = 7
+    watch(rig, 1, next=6)
+    rig.routers.publish_cache(cache, now=1.0)
+    assert told(rig, 0) == [("events", 6, 4 * 17)]
+    assert told(rig, 1) == [("snapshot", 9, 17)]
+
+
+async def test_cache_events_that_a_session_did_not_take_are_told_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ScriptedCache()
+    watch(rig, 0)
+    rig.routers.publish_cache(cache, now=1.0)
+    cache.happen(2)
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.endpoints[0], "send", lambda message: False)
+        rig.routers.publish_cache(cache, now=2.0)
+    cache.happen(1)
+    rig.routers.publish_cache(cache, now=3.0)
+    assert told(rig, 0)[-1] == ("events", 1, 3 * 17)
+
+
+async def test_after_a_reconnect_the_cache_is_told_to_who_asks_again(rig: Rig) -> None:
+    cache = ScriptedCache()
+    watch(rig, 0)
+    rig.routers.publish_cache(cache, now=1.0)
+    rig.sessions[0].connected(RouterMessage(), resumed=True)
+    told(rig, 0)
+    cache.happen(1)
+    rig.routers.publish_cache(cache, now=2.0)
+    assert told(rig, 0) == []
+    watch(rig, 0)
+    rig.routers.publish_cache(cache, now=2.0)
+    assert told(rig, 0) == [("snapshot", 1, 17)]

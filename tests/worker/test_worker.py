@@ -101,6 +101,45 @@ async def test_a_load_follows_a_refused_submit_though_it_is_the_same_again() -> 
         await router.close()
 
 
+async def test_a_router_that_watches_the_cache_hears_of_each_block_that_enters_and_leaves() -> None:
+    engine = tiny_engine(tiny_config(), num_kv_blocks=40)
+    async with tiny_worker("prefill", engine=engine) as worker:
+        watching, other = ScriptedRouter(), ScriptedRouter(epoch=78)
+        end = await watching.connect(worker.key, worker.address)
+        await other.connect(worker.key, worker.address)
+        assert end.session.send(pb.RouterMessage(watch_cache=pb.WatchCache()))
+        await watching.until(lambda: watching.kinds("cache_snapshot"))
+        assert [(each.number, each.hashes) for each in watching.kinds("cache_snapshot")] == [(0, b"")]
+
+        def known() -> list[bytes]:
+            cached: list[bytes] = []
+            for message in watching.kinds("cache_events"):
+                for start in range(0, len(message.events), 17):
+                    kind, hash = message.events[start], message.events[start + 1 : start + 17]
+                    cached.append(hash) if kind == 1 else cached.remove(hash)
+            return sorted(cached)
+
+        end.submit(watching.key(1), PROMPT, 12)
+        answer = await watching.finished(watching.key(1))
+        hashes = engine.block_hashes(PROMPT + answer[:-1])  # the last token's KV is never stored
+        await watching.until(lambda: known() == sorted(hashes))
+        for request in range(2, 12):  # more than the pool holds
+            end.submit(watching.key(request), [request, *PROMPT], 12)
+            await watching.finished(watching.key(request))
+        await watching.until(lambda: known() == sorted(_split(engine.cache_snapshot()[1])))
+        assert not set(hashes) & set(known())
+        firsts = [each.first for each in watching.kinds("cache_events")]
+        sizes = [len(each.events) // 17 for each in watching.kinds("cache_events")]
+        assert firsts == [1 + sum(sizes[:place]) for place in range(len(sizes))]
+        assert not other.kinds("cache_snapshot") and not other.kinds("cache_events")
+        await watching.close()
+        await other.close()
+
+
+def _split(hashes: bytes) -> list[bytes]:
+    return [hashes[start : start + 16] for start in range(0, len(hashes), 16)]
+
+
 async def test_a_cancelled_request_ends_and_its_blocks_are_free() -> None:
     async with tiny_worker("prefill") as worker:
         router = ScriptedRouter()

@@ -19,7 +19,7 @@ ATTACH_RECEIVER: AttachRole
 ATTACH_ALONE: AttachRole
 
 class RouterMessage(_message.Message):
-    __slots__ = ("hello", "heartbeat", "submit", "cancel", "fence", "attach", "draining_acknowledged", "router_epoch", "worker_epoch")
+    __slots__ = ("hello", "heartbeat", "submit", "cancel", "fence", "attach", "draining_acknowledged", "watch_cache", "router_epoch", "worker_epoch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class RouterMessage(_message.Message):
     FENCE_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     DRAINING_ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    WATCH_CACHE_FIELD_NUMBER: _ClassVar[int]
     ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
@@ -36,12 +37,13 @@ class RouterMessage(_message.Message):
     fence: Fence
     attach: Attach
     draining_acknowledged: DrainingAcknowledged
+    watch_cache: WatchCache
     router_epoch: int
     worker_epoch: int
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., draining_acknowledged: _Optional[_Union[DrainingAcknowledged, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., draining_acknowledged: _Optional[_Union[DrainingAcknowledged, _Mapping]] = ..., watch_cache: _Optional[_Union[WatchCache, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "refused", "router_epoch", "worker_epoch")
+    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "refused", "cache_snapshot", "cache_events", "router_epoch", "worker_epoch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +55,8 @@ class WorkerMessage(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     hello: WorkerHello
@@ -66,9 +70,11 @@ class WorkerMessage(_message.Message):
     load: Load
     draining: Draining
     refused: _types_pb2.Refused
+    cache_snapshot: CacheSnapshot
+    cache_events: CacheEvents
     router_epoch: int
     worker_epoch: int
-    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., cache_snapshot: _Optional[_Union[CacheSnapshot, _Mapping]] = ..., cache_events: _Optional[_Union[CacheEvents, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class RouterHello(_message.Message):
     __slots__ = ("protocol_version", "router_id", "expected")
@@ -269,6 +275,28 @@ class Draining(_message.Message):
 class DrainingAcknowledged(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class WatchCache(_message.Message):
+    __slots__ = ("next",)
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    next: int
+    def __init__(self, next: _Optional[int] = ...) -> None: ...
+
+class CacheSnapshot(_message.Message):
+    __slots__ = ("number", "hashes")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    hashes: bytes
+    def __init__(self, number: _Optional[int] = ..., hashes: _Optional[bytes] = ...) -> None: ...
+
+class CacheEvents(_message.Message):
+    __slots__ = ("first", "events")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    events: bytes
+    def __init__(self, first: _Optional[int] = ..., events: _Optional[bytes] = ...) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ()
