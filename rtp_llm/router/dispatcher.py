@@ -20,6 +20,7 @@ from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.fair_queue import OUTPUT_COST, FairQueue
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy
+from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.request_machine import RequestMachine
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.wire.convert import attach_message, cancel_message, fence_message, submit_message
@@ -42,6 +43,7 @@ class Answer:
         self.waiting_since = account.arrived
         self.is_charged = False  # its tenant, for its prompt
         self.first_placed: float | None = None
+        self._hashes: PromptHashes | None = None
         self.pending: list[TokenOutput] = []
         self.finished = False
         self.error: RtpLlmError | None = None
@@ -63,6 +65,15 @@ class Answer:
     @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt) + len(self.machine.tokens)
+
+    def block_hashes(self, model_digest: str) -> PromptHashes:
+        """Of the prompt, tokens so far included."""
+        if self._hashes is None or not self._hashes.are_of(self.prompt_tokens, model_digest):
+            tokens = self.request.prompt
+            if self.machine.tokens:
+                tokens = [*tokens, *self.machine.tokens]
+            self._hashes = PromptHashes(tokens, model_digest, self.request.cache_salt)
+        return self._hashes
 
     @property
     def new_tokens(self) -> int:
@@ -345,10 +356,12 @@ class Dispatcher:
                 self._waiting.put(answer)
 
     def _query(self, answer: Answer) -> PlacementQuery:
+        digest = self._fleet.model_digest
         return PlacementQuery(
             prompt_tokens=answer.prompt_tokens,
             total_tokens=answer.total_tokens,
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
+            block_hashes=None if digest is None else answer.block_hashes(digest),
             prefer=[worker.id for worker in answer.machine.prefer],
             random=self._random,
             now=(now := self._loop.time()),

@@ -18,6 +18,7 @@ from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import request_machine as machine
+from rtp_llm.router.cache_feed import CacheFeed
 from rtp_llm.router.placement import FleetEvent, Snapshot, StepMeasured, ViewChanged, WorkerGone, WorkerView
 from rtp_llm.router.placement.load import WorkerLedger, WorkerLoad
 from rtp_llm.router.placement.step_cost import Step
@@ -31,6 +32,7 @@ from rtp_llm.wire.v1.router_pb2 import (
     Load,
     RouterMessage,
     StepSample,
+    WatchCache,
     WorkerHello,
     WorkerMessage,
 )
@@ -120,6 +122,7 @@ class RemoteWorker:
         self.is_refused = False  # by it, for ever
         self.departed = False  # the membership doesn't name it any more
         self._ledger = WorkerLedger()
+        self._feed = CacheFeed(member.id)
         self._fleet = fleet
         self.session = WorkerSession(
             WorkerKey(member.id, member.epoch),
@@ -184,6 +187,14 @@ class RemoteWorker:
         if self._ledger.over(key):
             self._fleet.view_changed(self)
 
+    def watch_cache(self) -> None:
+        """From a snapshot on."""
+        self._feed = CacheFeed(self.member.id)
+        self._ask_cache()
+
+    def _ask_cache(self) -> None:
+        self.session.send(RouterMessage(watch_cache=WatchCache(next=self._feed.next)))
+
     # --- SessionEvents
 
     def connected(self, hello: WorkerMessage, *, resumed: bool) -> None:
@@ -205,6 +216,8 @@ class RemoteWorker:
         kind = message.WhichOneof("message")
         if kind == "load":
             self._loaded(message.load)
+        elif kind in ("cache_snapshot", "cache_events"):
+            self._heard_of_cache(message)
         elif kind == "draining":
             self.draining = True
             self._fleet.listener.draining(self.key)
@@ -251,6 +264,19 @@ class RemoteWorker:
             self._fleet.listener.observe(StepMeasured(self.member.id, step_of(load.step), load.step.seconds))
         self._fleet.room_changed(self)
 
+    def _heard_of_cache(self, message: WorkerMessage) -> None:
+        if self.member.id not in self._fleet.snapshot:
+            return  # it is asked anew when it enters
+        event: FleetEvent | None
+        if message.HasField("cache_snapshot"):
+            event = self._feed.snapshot(message.cache_snapshot.number, message.cache_snapshot.hashes)
+        else:
+            event = self._feed.events(message.cache_events.first, message.cache_events.events)
+        if event is not None:
+            self._fleet.listener.observe(event)
+        elif self._feed.has_gap:
+            self._ask_cache()
+
 
 class Fleet:
     """All workers of one router.
@@ -270,7 +296,10 @@ class Fleet:
         metrics: RouterMetrics,
         credentials: Credentials = NO_CREDENTIALS,
         max_model_len: int = 0,
+        watches_caches: bool = False,
     ) -> None:
+        """`watches_caches`: the listener observes CacheReset and CacheChanged, too."""
+        self._watches_caches = watches_caches
         self.credentials = credentials
         self.max_model_len = max_model_len  # of the model, as this router is configured
         self.model = model
@@ -313,6 +342,11 @@ class Fleet:
         """The workers that serve this model, whose session stands and whose Load is known. Kept, not copied: a view is made
         anew when its worker changes, and by nobody else's change."""
         return self._snapshot
+
+    @property
+    def model_digest(self) -> str | None:
+        """Of those that serve now; None: nobody has come yet."""
+        return self._reference
 
     def live(self) -> list[RemoteWorker]:
         """Those of the snapshot."""
@@ -396,6 +430,8 @@ class Fleet:
             is_new = id not in self._snapshot
             self._snapshot[id] = view = worker.view()
             self.listener.observe(ViewChanged(view))
+            if is_new and self._watches_caches:
+                worker.watch_cache()
             if is_new or view.draining:
                 self._membership_changed()
         elif self._snapshot.pop(id, None) is not None:

@@ -31,7 +31,7 @@ from rtp_llm.router.answers import Question
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
-from rtp_llm.router.placement import policy_named
+from rtp_llm.router.placement import policy_named, watches_caches
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.terms import NO_TERMS, Terms
@@ -150,6 +150,7 @@ class Service:
             metrics=self.metrics_here,
             credentials=credentials,
             max_model_len=self.reader.context,
+            watches_caches=watches_caches(policy),
         )
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
         self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})

@@ -1,6 +1,7 @@
 """The dispatcher over a scripted fleet: what is sent to whom, and what a client gets."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from rtp_llm._native import _engine
 from rtp_llm.config import RouterSettings
 from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
 from rtp_llm.metrics import RouterMetrics
@@ -18,6 +20,7 @@ from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.placement import (
     DECODE,
     PREFILL,
+    Placement,
     PlacementQuery,
     Policy,
     Snapshot,
@@ -66,6 +69,7 @@ class ScriptedFleet:
     """Workers that take everything and say what the test makes them say."""
 
     router_epoch = EPOCH
+    model_digest: str | None = None
 
     def __init__(self) -> None:
         self._listener: FleetListener | None = None
@@ -230,6 +234,41 @@ async def test_a_policy_is_told_how_long_the_request_has_waited(fleet: ScriptedF
     task.cancel()
     assert len(asked) >= 2 and asked[-1].now >= asked[0].now > 0
     assert asked[-1].waited_s - asked[0].waited_s == pytest.approx(asked[-1].now - asked[0].now)
+
+
+async def test_a_policy_gets_the_hashes_that_engines_of_this_model_have_for_the_prompt_and_the_tokens_so_far(
+    fleet: ScriptedFleet,
+) -> None:
+    class Hashing(LeastLoaded):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hashes: list[bytes | None] = []
+
+        def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
+            self.hashes.append(None if query.block_hashes is None else query.block_hashes(2))
+            return super().choose(snapshot, query)
+
+    policy = Hashing()
+    router = dispatcher(fleet, policy)
+    asked = replace(request(), prompt=[1, 2, 3, 4, 5], cache_salt="s")
+    tasks = [asyncio.create_task(collect(router, asked))]
+    await turn()
+    fleet.model_digest = "digest"
+    tasks.append(asyncio.create_task(collect(router, asked)))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    fleet.listener.lost(D)
+    await turn()
+
+    def hashes(*tokens: int) -> bytes:
+        text = _engine.block_hash_salt("digest", "s") + b"".join(token.to_bytes(4, "little") for token in tokens)
+        salt = len(text) - 4 * len(tokens)
+        return b"".join(hashlib.sha256(text[: salt + 8 * (n + 1)]).digest()[:16] for n in range(len(tokens) // 2))
+
+    assert policy.hashes[:2] == [None, hashes(1, 2, 3, 4)]
+    assert set(policy.hashes[2:]) == {hashes(1, 2, 3, 4), hashes(1, 2, 3, 4, 5, 100)}
+    for task in tasks:
+        task.cancel()
 
 
 async def test_an_answer_of_one_token_runs_alone(fleet: ScriptedFleet) -> None:

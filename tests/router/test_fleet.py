@@ -17,6 +17,8 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
 from rtp_llm.router.placement import (
+    CacheChanged,
+    CacheReset,
     FleetEvent,
     PlacementQuery,
     StepMeasured,
@@ -376,3 +378,86 @@ async def test_a_watch_that_ends_is_said_and_the_router_is_unhealthy(
         broken.check_health()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     await broken.close()
+
+
+@pytest.fixture
+async def watching(monkeypatch: pytest.MonkeyPatch, membership: StaticMembership) -> AsyncIterator[Fleet]:
+    """A fleet whose policy looks at caches; what it asks of workers is in `asked`."""
+    asked: list[tuple[str, int]] = []
+
+    def send(self: ScriptedSession, message: pb.RouterMessage) -> bool:
+        if message.HasField("watch_cache"):
+            asked.append((self.events.member.id, message.watch_cache.next))
+        return True
+
+    monkeypatch.setattr(ScriptedSession, "send", send)
+    monkeypatch.setattr(fleet_module, "WorkerSession", ScriptedSession)
+    metrics = RouterMetrics(CollectorRegistry())
+    made = Fleet(membership, "m", "r", 7, SessionTiming(), metrics, watches_caches=True)
+    made.listener = Listener()
+    made.asked = asked  # type: ignore[attr-defined]
+    made.start()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    yield made
+    await made.close()
+
+
+def caches_observed(fleet: Fleet) -> list[FleetEvent]:
+    return [event for event in fleet.listener.observed if isinstance(event, WorkerGone | CacheReset | CacheChanged)]  # type: ignore[attr-defined]
+
+
+def snapshot_of(number: int, hashes: bytes) -> pb.WorkerMessage:
+    return pb.WorkerMessage(cache_snapshot=pb.CacheSnapshot(number=number, hashes=hashes))
+
+
+def events_from(first: int, events: bytes) -> pb.WorkerMessage:
+    return pb.WorkerMessage(cache_events=pb.CacheEvents(first=first, events=events))
+
+
+HASH, STORED = bytes(16), b"\1" + bytes(16)
+
+
+async def test_a_cache_is_watched_from_when_its_worker_is_there_and_at_a_gap_asked_again(watching: Fleet) -> None:
+    a = connect(watching, "a")
+    assert watching.asked == [("a", 0)]  # type: ignore[attr-defined]
+    a.message(snapshot_of(4, HASH))
+    a.message(events_from(5, STORED * 2))
+    a.message(events_from(8, STORED))
+    a.message(events_from(7, STORED * 2))
+    assert caches_observed(watching) == [
+        CacheReset("a", HASH),
+        CacheChanged("a", STORED * 2),
+        CacheChanged("a", STORED * 2),
+    ]
+    assert watching.asked == [("a", 0), ("a", 7)]  # type: ignore[attr-defined]
+
+
+async def test_a_worker_that_went_and_came_back_is_asked_for_all_of_its_cache(watching: Fleet) -> None:
+    a = connect(watching, "a")
+    a.message(snapshot_of(4, HASH))
+    a.session.is_connected = False  # type: ignore[misc]
+    a.broken("cut")
+    a.session.is_connected = True  # type: ignore[misc]
+    a.connected(pb.WorkerMessage(hello=a.hello), resumed=True)
+    assert watching.asked == [("a", 0), ("a", 0)]  # type: ignore[attr-defined]
+    a.message(events_from(5, STORED))  # of the old watch
+    a.message(snapshot_of(5, HASH * 2))
+    assert caches_observed(watching) == [CacheReset("a", HASH), WorkerGone("a"), CacheReset("a", HASH * 2)]
+
+
+async def test_the_cache_of_a_worker_with_other_weights_is_nobodys_matter(watching: Fleet) -> None:
+    connect(watching, "a", digest="d")
+    other = connect(watching, "b", digest="other")
+    other.message(snapshot_of(4, HASH))
+    assert caches_observed(watching) == []
+    assert watching.asked == [("a", 0)]  # type: ignore[attr-defined]
+
+
+async def test_a_fleet_whose_policy_looks_at_no_cache_asks_for_none(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[pb.RouterMessage] = []
+    monkeypatch.setattr(ScriptedSession, "send", lambda self, message: sent.append(message) or True)
+    connect(fleet, "a")
+    assert not any(message.HasField("watch_cache") for message in sent)

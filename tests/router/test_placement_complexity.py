@@ -69,7 +69,7 @@ def views(count: int, draw: random.Random) -> list[WorkerView]:
     ]
 
 
-@pytest.mark.parametrize("name", ["cost", "least_loaded", "round_robin"])
+@pytest.mark.parametrize("name", ["cost", "least_loaded", "prefix_aware", "round_robin"])
 def test_a_decision_looks_at_as_few_workers_in_a_large_fleet_as_in_a_small_one(name: str) -> None:
     draw = random.Random(0)
     for size in SIZES:
@@ -84,7 +84,7 @@ def test_a_decision_looks_at_as_few_workers_in_a_large_fleet_as_in_a_small_one(n
             assert touched["comparisons"] <= COMPARISONS_A_STEP * log2(size), size
 
 
-@pytest.mark.parametrize("name", ["cost", "least_loaded", "round_robin"])
+@pytest.mark.parametrize("name", ["cost", "least_loaded", "prefix_aware", "round_robin"])
 def test_a_change_of_one_worker_is_found_its_place_without_a_look_at_the_others(name: str) -> None:
     draw = random.Random(0)
     for size in SIZES:

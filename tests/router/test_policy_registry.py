@@ -33,7 +33,8 @@ def test_a_policy_of_another_distribution_is_found_by_its_entry_point() -> None:
 @pytest.mark.usefixtures("other_distribution")
 def test_an_unknown_name_is_told_all_that_there_are() -> None:
     with pytest.raises(
-        ConfigError, match=r"'luck' is unknown, there are cost, first_by_name, least_loaded, missing, round_robin"
+        ConfigError,
+        match=r"'luck' is unknown, there are cost, first_by_name, least_loaded, missing, prefix_aware, round_robin",
     ):
         policy_named("luck", CONFIG)
 

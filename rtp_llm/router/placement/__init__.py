@@ -3,6 +3,8 @@
 from rtp_llm.router.placement.policy import (
     DECODE,
     PREFILL,
+    CacheChanged,
+    CacheReset,
     FleetEvent,
     Placement,
     PlacementQuery,
@@ -14,12 +16,15 @@ from rtp_llm.router.placement.policy import (
     ViewChanged,
     WorkerGone,
     WorkerView,
+    watches_caches,
 )
 from rtp_llm.router.placement.registry import policy_named
 
 __all__ = [
     "DECODE",
     "PREFILL",
+    "CacheChanged",
+    "CacheReset",
     "FleetEvent",
     "Placement",
     "PlacementQuery",
@@ -32,4 +37,5 @@ __all__ = [
     "WorkerGone",
     "WorkerView",
     "policy_named",
+    "watches_caches",
 ]

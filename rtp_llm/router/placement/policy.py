@@ -7,7 +7,7 @@ A policy is told of each change as it comes (`observe`) and keeps what it needs 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -70,6 +70,7 @@ class PlacementQuery:
     prompt_tokens: int
     total_tokens: int = 0  # with the answer at its longest
     must_run_alone: bool = False  # after two Released, or a request that ends with its first token
+    block_hashes: Callable[[int], bytes] | None = None  # of blocks of so many tokens: PromptHashes; None: not known
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
     now: float = 0.0  # the router's clock
     waited_s: float = 0.0  # since the request came
@@ -102,11 +103,31 @@ class StepMeasured:
     seconds: float
 
 
-FleetEvent: TypeAlias = ViewChanged | WorkerGone | StepMeasured
+@dataclass(frozen=True, slots=True)
+class CacheReset:
+    """All that lies in the worker's prefix cache now: block hashes of 16 bytes, one after the other, in no order."""
+
+    id: str
+    hashes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChanged:
+    """What has happened to the worker's prefix cache since: events of 17 bytes, in order, each a kind (1 stored, 2 evicted,
+    3 all cleared) and a block hash."""
+
+    id: str
+    events: bytes
+
+
+FleetEvent: TypeAlias = ViewChanged | WorkerGone | StepMeasured | CacheReset | CacheChanged
 
 
 class Policy(Protocol):
-    """Made by name: `router.policy`, one of the package's own or an entry point of the group `rtp_llm.policies`."""
+    """Made by name: `router.policy`, one of the package's own or an entry point of the group `rtp_llm.policies`.
+
+    One with an attribute `watches_caches` that is true also observes CacheReset and CacheChanged.
+    """
 
     def observe(self, events: Sequence[FleetEvent]) -> None:
         """What has happened, in order. Every view in a snapshot was in a ViewChanged before."""
@@ -129,3 +150,7 @@ class Predictor(Protocol):
     def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
         """At the earliest. None: nobody knows."""
         ...
+
+
+def watches_caches(policy: Policy) -> bool:
+    return bool(getattr(policy, "watches_caches", False))

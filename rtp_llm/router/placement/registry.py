@@ -10,6 +10,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.router.placement.cost import Cost
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.policy import Policy
+from rtp_llm.router.placement.prefix_aware import PrefixAware
 from rtp_llm.router.placement.round_robin import RoundRobin
 
 ENTRY_POINTS = "rtp_llm.policies"  # the group; each names a callable that makes a Policy of the Config
@@ -22,6 +23,7 @@ def _cost(config: Config) -> Policy:
 POLICIES: dict[str, Callable[[Config], Policy]] = {
     "cost": _cost,
     "least_loaded": lambda config: LeastLoaded(),
+    "prefix_aware": lambda config: PrefixAware(),
     "round_robin": lambda config: RoundRobin(),
 }
 
