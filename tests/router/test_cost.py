@@ -2,6 +2,7 @@
 
 import random
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from rtp_llm.router.placement import (
     DECODE,
     PREFILL,
+    CacheChanged,
+    CacheReset,
     Placement,
     PlacementQuery,
     StepMeasured,
@@ -55,9 +58,54 @@ def predicted(policy: Cost, query: PlacementQuery) -> float:
     return found.ttft_s
 
 
+def hashes_of(tokens: int) -> Callable[[int], bytes]:
+    """Of one prompt's first tokens."""
+    return lambda size: b"".join(end.to_bytes(16, "little") for end in range(size, tokens + 1, size))
+
+
+def cached(name: str, tokens: int) -> CacheReset:
+    """The worker holds the prompt's first tokens."""
+    return CacheReset(name, hashes_of(tokens)(64))
+
+
 def test_a_prompt_goes_to_the_worker_that_is_soonest_done_with_what_it_has() -> None:
     views = [worker("p0", PREFILL, queued_tokens=8000), worker("p1", PREFILL, queued_tokens=2000)]
     assert names(choose(cost(views), views)) == ("p1", None)
+
+
+def test_what_is_cached_of_a_prompt_is_not_computed() -> None:
+    views = [worker("idle", PREFILL), worker("holds", PREFILL, queued_tokens=1000)]
+    policy = cost(views)
+    asked = {"block_hashes": hashes_of(2048)}
+    query = PlacementQuery(prompt_tokens=2048, **asked)  # type: ignore[arg-type]
+    assert names(choose(policy, views, **asked)) == ("idle", None)
+    policy = cost(views)
+    policy.observe([cached("holds", 1024)])
+    left_s = KNOWN.prompt_s(2048, 1024)
+    assert policy.predicted({}, query) == (pytest.approx(1000 * KNOWN.row_s + left_s), left_s)
+    assert names(choose(policy, views, **asked)) == ("holds", None)
+    policy = cost(views)
+    policy.observe([cached("holds", 1024), CacheChanged("holds", b"\3" + bytes(16))])
+    assert names(choose(policy, views, **asked)) == ("idle", None)
+
+
+def test_of_receivers_that_decode_alike_the_one_that_lacks_less_is_chosen() -> None:
+    decoding = {"sequences": 10, "context_tokens": 10_000}
+    views = [worker("p", PREFILL, sequences=200, context_tokens=400_000)]
+    views += [worker(name, DECODE, **decoding, max_queued_tokens=0) for name in ("d0", "d1", "d2")]
+    policy = cost(views)
+    policy.observe([cached("d1", 2048)])
+    asked = {"block_hashes": hashes_of(2048)}
+    assert names(choose(policy, views, **asked)) == ("p", "d1")
+    policy.observe([WorkerGone("d1"), cached("d2", 1024)])
+    assert names(choose(policy, views, **asked)) == ("p", "d2")
+
+
+def test_a_second_turn_runs_alone_where_the_first_one_was_decoded() -> None:
+    views = [worker("p", PREFILL), worker("d0", DECODE, sequences=2, context_tokens=3000), worker("d1", DECODE)]
+    policy = cost(views)
+    policy.observe([cached("d0", 2000), cached("p", 500)])
+    assert names(choose(policy, views, block_hashes=hashes_of(2048))) == ("d0", None)
 
 
 def test_what_was_placed_counts_until_a_load_shows_it() -> None:
@@ -144,8 +192,14 @@ def test_the_best_eight_of_each_are_as_good_as_all_pairs_at_32_workers() -> None
             )
             for i in range(32)
         ]
-        query = PlacementQuery(prompt_tokens=draw.choice((64, 512, 2048, 8192)), total_tokens=8400)
-        assert cost(views).lateness(query) == cost(views, breadth=None).lateness(query), seed
+        prompt = draw.choice((64, 512, 2048, 8192))
+        query = PlacementQuery(prompt_tokens=prompt, total_tokens=8400, block_hashes=hashes_of(prompt))
+        few, all = cost(views), cost(views, breadth=None)
+        if seed % 2:
+            held = {view.id: draw.choice((0, 0, draw.randrange(prompt + 1))) for view in views}
+            few.observe([cached(id, tokens) for id, tokens in held.items()])
+            all.observe([cached(id, tokens) for id, tokens in held.items()])
+        assert few.lateness(query) == all.lateness(query), seed
 
 
 def test_step_costs_are_learned_from_steps() -> None:

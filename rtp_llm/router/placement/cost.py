@@ -21,6 +21,8 @@ from rtp_llm.router.placement.policy import (
     WorkerGone,
     WorkerView,
 )
+from rtp_llm.router.placement.prefix_index import PrefixHits, PrefixIndex
+from rtp_llm.router.placement.ranking import Ranking
 from rtp_llm.router.placement.roster import Group, Kind, Roster
 from rtp_llm.router.placement.step_cost import StepCost
 
@@ -32,6 +34,10 @@ FULL_TTFT = 0.9  # of a target: beyond it an error of the prediction may break i
 FULL_ITL = 0.95
 STEEP = 3.0  # what a target costs beyond that, against its square below
 PAIR = 0.3  # what a pair must be better by: it reads the weights on two workers
+WIRE = (
+    0.3  # KV that a receiver lacks, of what its computation costs: sent while it is computed, it takes less than that
+)
+LONGEST = 32  # workers with the longest hits, before it is known which of them may be candidates
 CROWD = (
     1.0  # what a worker costs that has just got another prompt: it fades with the step in which that one is computed
 )
@@ -87,11 +93,11 @@ class WorkerState:
     def empty_at(self) -> float:
         return self.backlog_at + self.backlog_s / self.drain
 
-    def ttft_s(self, prompt_tokens: int, now: float) -> float:
-        """Of a prompt behind what is ahead of it: by itself, or beside decodes in as many steps as the engine makes of it, one
-        and a half at least (half of the one that runs, on average)."""
+    def ttft_s(self, prompt_tokens: int, cached_tokens: int, now: float) -> float:
+        """Of a prompt, less what is cached of it, behind what is ahead of it: by itself, or beside decodes in as many steps as
+        the engine makes of it, one and a half at least (half of the one that runs, on average)."""
         cost = self.cost
-        work = self.left_s(now) + cost.prompt_s(prompt_tokens)
+        work = self.left_s(now) + cost.prompt_s(prompt_tokens, cached_tokens)
         if self.view.sequences == 0:
             return work
         steps = max(work / self.left_of_step_s, 1.5)
@@ -106,6 +112,16 @@ class Question(NamedTuple):
     waited_s: float
     ttft_target_s: float
     itl_target_s: float
+    hits: PrefixHits
+    longest: Sequence[str]  # workers with the longest hits, of both pools
+
+    def work_s(self, state: WorkerState) -> float:
+        """Of the prompt there."""
+        return state.cost.prompt_s(self.prompt_tokens, self.hits.tokens(state.view))
+
+    def ttft_s(self, state: WorkerState) -> float:
+        """There, from now."""
+        return state.ttft_s(self.prompt_tokens, self.hits.tokens(state.view), self.now)
 
 
 class Candidate(NamedTuple):
@@ -115,6 +131,8 @@ class Candidate(NamedTuple):
 
 
 class Cost:
+    watches_caches = True
+
     def __init__(
         self,
         *,
@@ -130,6 +148,7 @@ class Cost:
         self._breadth = breadth
         self._fleet_cost = known.copy()
         self._states: dict[str, WorkerState] = {}
+        self._index = PrefixIndex()
         self._prefill_share: dict[str, float] = {}  # by pool: of the steps with decodes, with prefill beside them
         self._roster = Roster(
             sender_key=lambda view: self._states[view.id].empty_at,
@@ -142,19 +161,20 @@ class Cost:
         for event in events:
             if isinstance(event, StepMeasured):
                 self._measured(event)
-            else:
-                if isinstance(event, ViewChanged):
-                    self._viewed(event.view)
-                self._roster.observe([event])
-                if isinstance(event, WorkerGone):
-                    self._states.pop(event.id, None)
+                continue
+            self._index.observe([event])
+            if isinstance(event, ViewChanged):
+                self._viewed(event.view)
+            self._roster.observe([event])
+            if isinstance(event, WorkerGone):
+                self._states.pop(event.id, None)
 
     def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
         question = self._question(query)
         best = min(self._candidates(query, question), key=_lateness_of, default=None)
         if best is None or self._had_better_wait(best, question):
             return None
-        best.sender.add(best.sender.cost.prompt_s(query.prompt_tokens), query.now)
+        best.sender.add(question.work_s(best.sender), query.now)
         receiver = None if best.receiver is None else best.receiver.view
         return Placement(sender=best.sender.view, receiver=receiver)
 
@@ -170,25 +190,28 @@ class Cost:
     def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
         """At the earliest: those that accept nothing now will, and what goes first is shared evenly among all. None: nobody
         could take it, or an idle worker may do better than when it was last seen at work."""
+        question = self._question(query)
         groups = [group for kind, group in self._roster.groups.items() if kind.holds(query.prompt_tokens + 1)]
-        states = [state for group in groups for state in self._accepting(group)]
+        states = [state for group in groups for state in self._accepting(group, question)]
         states = states or [self._states[id] for group in groups for id in islice(group.full, self._breadth)]
         if not states:
             return None
-        soonest = min(states, key=lambda state: state.ttft_s(query.prompt_tokens, query.now))
+        soonest = min(states, key=question.ttft_s)
         if query.tokens_ahead == 0 and soonest.may_have_changed(query.now):
             return None
         ahead_s = soonest.cost.row_s * query.tokens_ahead / self._roster.num_workers
-        idle_s = soonest.cost.prompt_s(query.prompt_tokens)
-        return Prediction(ahead_s + soonest.ttft_s(query.prompt_tokens, query.now), idle_s)
+        return Prediction(ahead_s + question.ttft_s(soonest), question.work_s(soonest))
 
     def _question(self, query: PlacementQuery) -> Question:
+        hits = self._index.hits(query)
         return Question(
             query.prompt_tokens,
             query.now,
             query.waited_s,
             query.ttft_target_s or self._ttft_target_s,
             query.itl_target_s or self._itl_target_s,
+            hits,
+            hits.longest(LONGEST),
         )
 
     # --- What workers show
@@ -221,7 +244,9 @@ class Cost:
             can_run, can_send = kind.holds(query.total_tokens), not kind.decodes and kind.holds(query.prompt_tokens + 1)
             if not group.senders or not (can_run or can_send):
                 continue
-            senders = [Candidate(self._late(state, question), state, None) for state in self._accepting(group)]
+            senders = [
+                Candidate(self._late(state, question), state, None) for state in self._accepting(group, question)
+            ]
             if can_run:
                 for late, state, _ in senders:
                     yield Candidate(late + self._slow(state, question), state, None)
@@ -234,20 +259,30 @@ class Cost:
         for kind, group in self._roster.groups.items():
             if not (kind.decodes and kind.layout == sending.layout and kind.holds(query.total_tokens)):
                 continue
-            states = map(self._states.__getitem__, group.receivers)
-            roomy = (state for state in states if state.view.free_tokens > query.prompt_tokens)
-            for state in islice(roomy, self._breadth):
-                yield Candidate(sender.lateness + PAIR + self._slow(state, question), sender.sender, state)
+            for state in self._receiving(group, question):
+                late = sender.lateness + PAIR + self._slow(state, question) + self._wire(state, question)
+                yield Candidate(late, sender.sender, state)
 
-    def _accepting(self, group: Group) -> Iterator[WorkerState]:
-        """Those that are soonest idle, and those that decode least."""
+    def _accepting(self, group: Group, question: Question) -> Iterator[WorkerState]:
+        """Those that are soonest idle, those that decode least, and those with the longest hits."""
         looked_at = dict.fromkeys(islice(group.senders, self._breadth))
         half = None if self._breadth is None else self._breadth // 2
         looked_at.update(dict.fromkeys(id for id in islice(group.receivers, half) if id in group.senders))
+        looked_at.update(_those_in(group.senders, question, self._breadth))
         return map(self._states.__getitem__, looked_at)
 
+    def _receiving(self, group: Group, question: Question) -> Iterator[WorkerState]:
+        """With room: those that decode least, and those with the longest hits."""
+        states = map(self._states.__getitem__, group.receivers)
+        roomy = (state for state in states if state.view.free_tokens > question.prompt_tokens)
+        looked_at = {state.view.id: state for state in islice(roomy, self._breadth)}
+        for id in _those_in(group.receivers, question, self._breadth):
+            if (state := self._states[id]).view.free_tokens > question.prompt_tokens:
+                looked_at[id] = state
+        return iter(looked_at.values())
+
     def _late(self, state: WorkerState, question: Question) -> float:
-        ttft = question.waited_s + state.ttft_s(question.prompt_tokens, question.now)
+        ttft = question.waited_s + question.ttft_s(state)
         late = _lateness(ttft / question.ttft_target_s, FULL_TTFT)
         since, base = question.now - state.placed_at, state.cost.base_s
         return late + CROWD * math.exp(-since / base) if since < FADED * base else late
@@ -261,12 +296,22 @@ class Cost:
         left = self._itl_target_s - decode
         return decode + self._prefill_share.get(state.pool, 0.0) * left if left > 0 else decode
 
+    def _wire(self, state: WorkerState, question: Question) -> float:
+        """Of a receiver: what it has of the prompt needs not to be sent."""
+        missing = question.prompt_tokens - question.hits.tokens(state.view)
+        return WIRE * state.cost.row_s * missing / question.ttft_target_s
+
     def _had_better_wait(self, best: Candidate, question: Question) -> bool:
         """Where all decode too slowly now, while there is time: if the worker, were it idle, would be fast enough."""
         decoder = best.receiver or best.sender
         itl, idle = self._itl(decoder, question), decoder.cost.decode_s(1, question.prompt_tokens)
-        ttft = question.waited_s + best.sender.ttft_s(question.prompt_tokens, question.now)
+        ttft = question.waited_s + question.ttft_s(best.sender)
         return itl > question.itl_target_s >= idle and ttft < FULL_TTFT * question.ttft_target_s
+
+
+def _those_in(ranking: Ranking, question: Question, most: int | None) -> dict[str, None]:
+    """Of those with the longest hits."""
+    return dict.fromkeys(islice((id for id in question.longest if id in ranking), most))
 
 
 def _lateness_of(candidate: Candidate) -> float:
