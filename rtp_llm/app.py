@@ -68,7 +68,7 @@ def build(args: Mapping[str, Any] | None = None) -> serve.Application:
     config = load_config(overrides=settings).with_absolute_path()
     _check(config)
     pools = {Pool.PREFILL: prefill_pool, Pool.DECODE: decode_pool}
-    return router_ingress(config, [deploy(config) for pool, deploy in pools.items() if config.pool(pool).replicas])
+    return router_ingress(config, [deploy(config) for pool, deploy in pools.items() if config.sizes_of(pool).most])
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
 def _check(config: Config) -> None:
     """What the tree alone can't tell, said before anything starts."""
     policy_named(config.router.policy, config)
-    if config.num_workers == 0:
+    if config.max_workers == 0:
         raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
 
 
@@ -243,7 +243,7 @@ class _Application:
             raise UnavailableError(f"the application didn't start: {_causes(self.name, error)}") from error
         url = _url(http)
         progress(f"connecting workers, asking {url}/health" if _joins() else "connecting workers")
-        _wait_ready(url, config.num_workers)
+        _wait_ready(url, config.initial_workers)
         for line in _room(url, self._admin_key):
             progress(line)
         return url
@@ -339,7 +339,8 @@ def _wait_ready(url: str, num_workers: int, timeout_s: float = READY_TIMEOUT_S) 
         UnavailableError: it isn't, or nobody answers; says why.
     """
     try:
-        probe = f"{url}/health?wait_s={timeout_s:g}&workers={num_workers}"
+        workers = f"&workers={num_workers}" if num_workers else ""  # none where all pools begin empty
+        probe = f"{url}/health?wait_s={timeout_s:g}{workers}"
         with _opener().open(probe, timeout=timeout_s + READY_MARGIN_S) as response:
             response.read()
     except urllib.error.HTTPError as error:

@@ -16,7 +16,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -244,6 +244,99 @@ class PoolSettings(_Section):
     _mappings = field_validator("resources", "label_selector", mode="before")(_mapping)
 
 
+class PoolAutoscalingSettings(_Section):
+    """What both pools have."""
+
+    min: int = Field(1, ge=0, description="fewest workers; 0: all go while nothing is asked")
+    max: int | None = Field(
+        None,
+        ge=1,
+        validate_default=True,
+        description="most workers; default: there are always as many as `replicas` says",
+    )
+    initial: int | None = Field(
+        None, ge=0, validate_default=True, description="workers at the start; default: `replicas`, within min and max"
+    )
+    upscale_delay_s: float = Field(2.0, ge=0, description="more workers are needed for so long before they are started")
+    downscale_delay_s: float = Field(60.0, ge=0, description="fewer workers would do for so long before some leave")
+    downscale_to_zero_delay_s: float = Field(
+        300.0, ge=0, description="the last worker is idle for so long before it leaves"
+    )
+
+    @field_validator("max")
+    @classmethod
+    def _on_if_asked(cls, value: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("min", 0)
+        if value is not None and value < least:
+            raise PydanticCustomError("max", "must be at least min {min}", {"min": least})
+        return value
+
+    @field_validator("initial")
+    @classmethod
+    def _within(cls, value: int | None, info: ValidationInfo) -> int | None:
+        least, most = info.data.get("min", 0), info.data.get("max")
+        if value is not None and most is not None and not least <= value <= most:
+            text = "must be from min {min} to max {max}"
+            raise PydanticCustomError("initial", text, {"min": least, "max": most})
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> PoolAutoscalingSettings:
+        if self.max is None:
+            for name, field in type(self).model_fields.items():
+                if getattr(self, name) != field.default:
+                    raise PydanticCustomError("max", "{name} is set, so max must be", {"name": name})
+        return self
+
+
+class PrefillAutoscalingSettings(PoolAutoscalingSettings):
+    queue_share: float = Field(
+        0.5, gt=0, description="part of router.ttft_target_ms that a prompt is predicted to wait for its turn, at most"
+    )
+    utilization: float = Field(0.8, gt=0, le=1, description="part of the time that prefill workers compute, at most")
+
+
+class DecodeAutoscalingSettings(PoolAutoscalingSettings):
+    itl_share: float = Field(
+        0.9, gt=0, description="part of engine.itl_target_ms that a decode step is predicted to take, at most"
+    )
+    occupancy: float = Field(
+        0.8, gt=0, le=1, description="part of the KV pools, and of engine.max_num_seqs, that is taken, at most"
+    )
+
+
+class PrefillSettings(PoolSettings):
+    autoscaling: PrefillAutoscalingSettings = PrefillAutoscalingSettings()
+
+
+class DecodeSettings(PoolSettings):
+    autoscaling: DecodeAutoscalingSettings = DecodeAutoscalingSettings()
+
+
+class AutoscalingSettings(_Section):
+    """Of pools that have a max: docs/autoscaling.md."""
+
+    decode_per_prefill: float | None = Field(
+        None,
+        gt=0,
+        description="decode workers to each prefill worker, fixed: the pool that needs more decides; default: each as it needs",
+    )
+    window_s: float = Field(5.0, gt=0, validate_default=True, description="figures are means over so long")
+    interval_s: float = Field(
+        0.5, gt=0, validate_default=True, description="how often they are taken; less than window_s"
+    )
+
+    @field_validator("interval_s")
+    @classmethod
+    def _several_in_a_window(cls, value: float, info: ValidationInfo) -> float:
+        window = info.data.get("window_s", math.inf)
+        if value >= window:
+            raise PydanticCustomError(
+                "interval_s", "must be less than autoscaling.window_s {window}", {"window": window}
+            )
+        return value
+
+
 class RouterSettings(_Section):
     replicas: int = Field(1, ge=1, description="router processes")
     resources: dict[str, float] = Field(
@@ -313,6 +406,14 @@ class HttpSettings(_Section):
         return ",".join(value) if listed else value
 
 
+class PoolSizes(NamedTuple):
+    """Workers of a pool."""
+
+    least: int
+    initial: int
+    most: int
+
+
 class Config(_Section):
     """All settings of a deployment."""
 
@@ -321,18 +422,51 @@ class Config(_Section):
     transfer: TransferSettings = TransferSettings()
     handover: HandoverSettings = HandoverSettings()
     worker: WorkerSettings = WorkerSettings()
-    prefill: PoolSettings = PoolSettings()
-    decode: PoolSettings = PoolSettings()
+    prefill: PrefillSettings = PrefillSettings()
+    decode: DecodeSettings = DecodeSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     router: RouterSettings = RouterSettings()
     http: HttpSettings = HttpSettings()
+
+    @field_validator("autoscaling")
+    @classmethod
+    def _a_ratio_needs_two_pools(cls, value: AutoscalingSettings, info: ValidationInfo) -> AutoscalingSettings:
+        pools = [info.data[pool.value] for pool in Pool if pool.value in info.data]
+        if value.decode_per_prefill is not None and any(pool.autoscaling.max is None for pool in pools):
+            text = "decode_per_prefill needs prefill.autoscaling.max and decode.autoscaling.max"
+            raise PydanticCustomError("decode_per_prefill", text)
+        return value
 
     def pool(self, pool: Pool) -> PoolSettings:
         return {Pool.PREFILL: self.prefill, Pool.DECODE: self.decode}[pool]
 
+    def autoscaling_of(self, pool: Pool) -> PoolAutoscalingSettings:
+        return {Pool.PREFILL: self.prefill.autoscaling, Pool.DECODE: self.decode.autoscaling}[pool]
+
     @property
-    def num_workers(self) -> int:
+    def is_autoscaled(self) -> bool:
+        """Any pool is."""
+        return any(self.autoscaling_of(pool).max is not None for pool in Pool)
+
+    def sizes_of(self, pool: Pool) -> PoolSizes:
+        """Of a pool that isn't autoscaled all three are its `replicas`."""
+        replicas, settings = self.pool(pool).replicas, self.autoscaling_of(pool)
+        if settings.max is None:
+            return PoolSizes(replicas, replicas, replicas)
+        initial = settings.initial
+        if initial is None:
+            initial = min(max(replicas, settings.min), settings.max)
+        return PoolSizes(settings.min, initial, settings.max)
+
+    @property
+    def max_workers(self) -> int:
         """Of all pools."""
-        return sum(self.pool(pool).replicas for pool in Pool)
+        return sum(self.sizes_of(pool).most for pool in Pool)
+
+    @property
+    def initial_workers(self) -> int:
+        """Of all pools."""
+        return sum(self.sizes_of(pool).initial for pool in Pool)
 
     def engine_of(self, pool: Pool) -> EngineSettings:
         """Engine settings of this pool: the common ones, overridden by its own.

@@ -49,7 +49,8 @@ def test_the_probe_asks_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     with answering(200, b"{}") as (url, asked):
         app._wait_ready(url, 3, timeout_s=5)
-        assert asked == ["/health?wait_s=5&workers=3"]
+        app._wait_ready(url, 0, timeout_s=5)  # all pools begin empty
+        assert asked == ["/health?wait_s=5&workers=3", "/health?wait_s=5"]
 
 
 def test_a_router_that_is_not_ready_is_quoted_and_a_proxy_named_by_its_status() -> None:

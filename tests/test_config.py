@@ -47,6 +47,25 @@ def test_a_pool_may_take_back_what_is_set_for_all() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"replicas": 2}, (2, 2, 2)),
+        ({"autoscaling": {"max": 3}}, (1, 1, 3)),
+        ({"autoscaling": {"min": 0, "max": 3}}, (0, 1, 3)),
+        ({"replicas": 9, "autoscaling": {"min": 2, "max": 3}}, (2, 3, 3)),
+        ({"replicas": 0, "autoscaling": {"min": 0, "max": 3}}, (0, 0, 3)),
+        ({"replicas": 3, "autoscaling": {"min": 0, "max": 3, "initial": 0}}, (0, 0, 3)),
+    ],
+)
+def test_a_pool_has_a_size_of_its_own_or_limits(settings: dict[str, object], sizes: tuple[int, int, int]) -> None:
+    config = Config.model_validate({"prefill": settings})
+    for each in (config, Config.model_validate(config.model_dump())):  # as it travels to a replica
+        assert each.sizes_of(Pool.PREFILL) == sizes
+        assert (each.max_workers, each.initial_workers) == (sizes[2] + 1, sizes[1] + 1)
+        assert each.is_autoscaled == ("autoscaling" in settings)
+
+
 def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")
@@ -71,6 +90,19 @@ def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.Mon
         ("decode.engine.block_tokens", 513, "decode.engine.block_tokens: Input should be less than or equal to 512"),
         ("prefill.engine", 5, "prefill.engine: Input should be a valid dictionary"),
         ("decode.resources", {"a": "b"}, "decode.resources.a: Input should be a valid number"),
+        ("prefill.autoscaling", {"min": 3, "max": 2}, "prefill.autoscaling.max: must be at least min 3, got 2"),
+        (
+            "decode.autoscaling",
+            {"max": 2, "initial": 3},
+            "decode.autoscaling.initial: must be from min 1 to max 2, got 3",
+        ),
+        ("prefill.autoscaling.queue_share", 0.1, "prefill.autoscaling: queue_share is set, so max must be"),
+        (
+            "autoscaling.decode_per_prefill",
+            2,
+            "autoscaling: decode_per_prefill needs prefill.autoscaling.max and decode.autoscaling.max",
+        ),
+        ("autoscaling.interval_s", 5, "autoscaling.interval_s: must be less than autoscaling.window_s 5.0, got 5"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_path_and_value(path: str, value: object, says: str) -> None:

@@ -19,7 +19,15 @@ from rtp_llm.config import Config, Pool, is_loopback, load_config
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
-RUN = {"local.yaml", "one_host.yaml", "two_hosts.yaml", "nothing.yaml", "environment.sh", "install.sh"}
+RUN = {
+    "local.yaml",
+    "one_host.yaml",
+    "autoscaled.yaml",
+    "two_hosts.yaml",
+    "nothing.yaml",
+    "environment.sh",
+    "install.sh",
+}
 NO_SCHEMA_HERE = {"Dockerfile", "Dockerfile.dockerignore"}
 
 
@@ -77,7 +85,7 @@ def test_serve_takes_an_applications_file_and_its_args_are_settings(path: Path) 
         assert app.build(application.args) is not None  # no secret in it, for one
         assert not {"host", "port", "route_prefix"} & application.args.get("http", {}).keys()  # http_options says it
         for pool in Pool:
-            assert config.pool(pool).replicas > 0
+            assert config.sizes_of(pool).most > 0
 
 
 @pytest.mark.parametrize("path", [*APPLICATIONS, *MANIFESTS], ids=name)
@@ -92,6 +100,11 @@ def test_a_router_stays_where_the_only_proxy_is(path: Path) -> None:
     for config in configs(path):
         on_head = config.router.resources == {"node:__internal_head__": 0.001}
         assert served(path)["proxy_location"] == "HeadOnly" and on_head != is_loopback(config.worker.host)
+
+
+def test_autoscaled_pools_are_what_their_file_says() -> None:
+    [config] = configs(DEPLOY / "ray" / "autoscaled.yaml")
+    assert [config.sizes_of(pool) for pool in Pool] == [(0, 1, 3), (1, 1, 3)]
 
 
 def test_the_trusted_network_is_said_of_is_that_of_more_than_one_host() -> None:

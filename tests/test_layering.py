@@ -38,7 +38,7 @@ INCLUDE_HOMES = {
 
 NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task"}
 BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory", "prefix"}
-BELOW_WORKER = BELOW_ENGINE | {"engine"}
+BELOW_WORKER = BELOW_ENGINE | {"engine", "autoscaling"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
 NATIVE = {"_native", "_engine"}
 
@@ -52,6 +52,7 @@ IMPORTS = {
     "lasting_task": {"errors"},
     "host_memory": set(),
     "prefix": NATIVE,
+    "autoscaling": {"config"},
     "serve_internals": set(),
     "replica": {"config", "serve_internals"},
     "wire": NOUNS,
@@ -65,14 +66,15 @@ IMPORTS = {
     "pool": BELOW_POOLS,
     "prefill": BELOW_POOLS | {"pool"},
     "decode": BELOW_POOLS | {"pool"},
-    "router": NOUNS | {"wire", "model", "directory", "replica", "prefix"},
-    "simulation": NOUNS | {"router"},
+    "router": NOUNS | {"wire", "model", "directory", "replica", "prefix", "autoscaling"},
+    "simulation": NOUNS | {"router", "autoscaling", "load"},
     "app": BELOW_POOLS | {"prefill", "decode", "router", "http_client"},
     "http_client": {"errors"},
     "chat": NOUNS | {"http_client"},
     "top": {"errors", "http_client", "metrics"},
     "load": {"errors", "http_client"},
-    "cli": BELOW_POOLS | {"http_client", "prefill", "decode", "router", "llm", "app", "chat", "top", "bench", "load"},
+    "cli": BELOW_POOLS
+    | {"http_client", "prefill", "decode", "router", "llm", "app", "chat", "top", "bench", "load", "simulation"},
     "_native": {"_engine"},
     "__init__": {"engine", "llm", "sampling_params"},  # on first use
     "__main__": {"cli"},
@@ -80,9 +82,9 @@ IMPORTS = {
 
 # distribution's module: the rooms that may import it
 IMPORT_HOMES = {
-    "ray": {"directory", "serve_internals", "replica", "pool", "prefill", "decode", "router", "app"},
+    "ray": {"directory", "serve_internals", "replica", "autoscaling", "pool", "prefill", "decode", "router", "app"},
     "aiohttp": {"load"},
-    "matplotlib": {"load"},  # extra `plot`
+    "matplotlib": {"load", "simulation"},  # extra `plot`
     "grpc": {"wire"},
     "google": {"wire"},
     "fastapi": {"router"},

@@ -1,8 +1,6 @@
-"""The decode pool: workers that receive KV and stream tokens. Its load is what runs, and the KV that it holds."""
+"""The decode pool: workers that receive KV and stream tokens."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from ray import serve
 
@@ -12,9 +10,6 @@ from rtp_llm.pool.deployment import PoolWorker, deployed
 
 class DecodeWorker(PoolWorker):
     pool = Pool.DECODE
-
-    def load_signal(self, figures: Mapping[str, float]) -> Mapping[str, float]:
-        return {name: figures[name] for name in ("running", "waiting", "kv_usage")}
 
 
 def decode_pool(config: Config) -> serve.Application:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import ray
 from ray import serve
 
+from rtp_llm.autoscaling.serve import replicas_of
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import DirectoryClient, Member
 from rtp_llm.lasting_task import LastingTask
@@ -21,7 +22,7 @@ CONSTRUCTOR_RETRIES = 2  # a model that can't be served fails the deployment ins
 
 class PoolWorker:
     """One replica = one process with one worker. Routers reach it by its own gRPC server; Serve owns its life. A pool's own
-    class names the pool and its load."""
+    class names the pool."""
 
     pool: ClassVar[Pool]
 
@@ -40,10 +41,6 @@ class PoolWorker:
         self._registration = LastingTask(f"the registration of {key}", registering)
         self._at_stop.push_async_callback(self._leave)
 
-    def load_signal(self, figures: Mapping[str, float]) -> Mapping[str, float]:
-        """What of `Worker.autoscaling_figures` tells this pool's load."""
-        raise NotImplementedError
-
     def check_health(self) -> None:
         """Raises when an engine or transfer thread has ended or stands still, or nobody could find this worker: Serve replaces
         the replica."""
@@ -51,7 +48,7 @@ class PoolWorker:
         self._registration.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        return dict(self.load_signal(self._worker.autoscaling_figures()))
+        return self._worker.autoscaling_figures().recorded()
 
     async def __del__(self) -> None:
         """Serve awaits this as soon as the replica is to stop; its gRPC server goes on meanwhile."""
@@ -68,12 +65,12 @@ class PoolWorker:
 
 
 def deployed(config: Config, worker: type[PoolWorker]) -> serve.Application:
-    """The deployment with as many replicas as the pool's settings say."""
+    """The deployment with as many replicas as the pool's settings say, or its autoscaling."""
     settings = config.pool(worker.pool)
     return serve.deployment(
         worker,
         name=worker.pool.value,
-        num_replicas=settings.replicas,
+        **replicas_of(config, worker.pool),
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         graceful_shutdown_wait_loop_s=0.05,
         graceful_shutdown_timeout_s=config.worker.drain_timeout_s + 10,
@@ -99,7 +96,7 @@ def _fitting(config: Config, pool: Pool, node: Mapping[str, Any]) -> int:
         return 0
     needs = {"CPU": settings.num_cpus, "GPU": config.num_gpus_of(pool), **settings.resources}
     room = (int(node["Resources"].get(name, 0.0) / need) for name, need in needs.items() if need > 0)
-    return min([settings.replicas, *room])
+    return min([config.sizes_of(pool).most, *room])
 
 
 def _selects(wanted: str, label: str | None) -> bool:

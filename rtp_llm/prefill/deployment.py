@@ -1,8 +1,6 @@
-"""The prefill pool: workers that compute prompts and send their KV. Its load is what waits to be computed."""
+"""The prefill pool: workers that compute prompts and send their KV."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from ray import serve
 
@@ -12,9 +10,6 @@ from rtp_llm.pool.deployment import PoolWorker, deployed
 
 class PrefillWorker(PoolWorker):
     pool = Pool.PREFILL
-
-    def load_signal(self, figures: Mapping[str, float]) -> Mapping[str, float]:
-        return {name: figures[name] for name in ("queued_tokens", "waiting")}
 
 
 def prefill_pool(config: Config) -> serve.Application:

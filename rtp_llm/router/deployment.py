@@ -12,6 +12,7 @@ from typing import Any
 from ray import serve
 from starlette.types import ASGIApp
 
+from rtp_llm.autoscaling.serve import replicas_of_router
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient
 from rtp_llm.lasting_task import LastingTask
@@ -47,6 +48,9 @@ class Router:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_ingress(lambda: self._service)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return self._service.autoscaling_figures().recorded()
+
     def check_health(self) -> None:
         """Raises TaskError when a background task has ended that this router can't do without: Serve replaces the replica."""
         self._service.check_health()
@@ -74,7 +78,7 @@ def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.
     return serve.deployment(
         serve.ingress()(Router),
         name=NAME,
-        num_replicas=config.router.replicas,
+        **replicas_of_router(config),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_wait_loop_s=0.05,
         graceful_shutdown_timeout_s=config.router.request_timeout_s + 10,

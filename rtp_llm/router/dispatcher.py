@@ -19,9 +19,10 @@ from rtp_llm.router import request_machine as machine
 from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.fair_queue import OUTPUT_COST, FairQueue
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy
+from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy, StepMeasured
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.request_machine import RequestMachine
+from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.wire.convert import attach_message, cancel_message, fence_message, submit_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
@@ -106,6 +107,7 @@ class Dispatcher:
         self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
         self._random = random.Random()
+        self.steps_seen: StepsSeen | None = None  # where pools are autoscaled
         fleet.listener = self
 
     def next_request(self) -> int:
@@ -124,6 +126,11 @@ class Dispatcher:
     def tokens_ahead(self, terms: Terms) -> int:
         """Prompt tokens that wait here and go before a request that comes now."""
         return round(self._waiting.tokens_ahead(terms.tenant, priority=0))
+
+    @property
+    def tokens_waiting(self) -> int:
+        """Prompt tokens that wait here."""
+        return self._waiting.num_tokens
 
     async def generate(
         self, request: Request, number: int, account: AnswerAccount | None = None, terms: Terms = NO_TERMS
@@ -182,6 +189,8 @@ class Dispatcher:
 
     def observe(self, event: FleetEvent) -> None:
         self._policy.observe([event])
+        if self.steps_seen is not None and isinstance(event, StepMeasured):
+            self.steps_seen.observe(self._fleet.snapshot[event.id].pool, event, self._loop.time())
 
     def room_changed(self) -> None:
         if self._waiting:

@@ -95,6 +95,11 @@ class FairQueue(Generic[WaiterT]):
         return self._num_waiting
 
     @property
+    def num_tokens(self) -> int:
+        """Of all that wait, to be computed."""
+        return self._num_tokens
+
+    @property
     def first(self) -> WaiterT | None:
         """Whose turn it is."""
         return self._queues[self._tenants[0]].first if self._queues else None

@@ -82,6 +82,11 @@ class Backend(Protocol):
     async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
         """`terms`: those of the headers. Raises OverloadedError when its answer can't begin in time."""
 
+    @property
+    def least_workers(self) -> int:
+        """With which it is ready."""
+        ...
+
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool: ...
 
     async def metrics(self) -> bytes: ...
@@ -144,16 +149,17 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 while a worker is connected: where none is, requests are better sent elsewhere."""
+        """200 while a worker is connected: where none is, requests are better sent elsewhere, unless they bring one back."""
         return await health()
 
     @app.get("/health")
-    async def health(wait_s: float = 0.0, workers: int = 1) -> Response:
-        """200 once so many workers are connected; waits up to `wait_s` for them."""
-        for param, value, least in (("wait_s", wait_s, 0), ("workers", workers, 1)):
+    async def health(wait_s: float = 0.0, workers: int | None = None) -> Response:
+        """200 once so many workers are connected (one; none where autoscaling may have sent all away); waits up to `wait_s`."""
+        for param, value, least in (("wait_s", wait_s, 0), ("workers", 1 if workers is None else workers, 1)):
             if not least <= value < math.inf:
                 text = f"{param} must be a number from {least}, got {value}"
                 return _error_response(InvalidRequestError(text, param=param, value=value))
+        workers = backend().least_workers if workers is None else workers
         if not await backend().wait_ready(min(wait_s, MAX_HEALTH_WAIT_S), workers):
             few = "no worker is connected" if workers <= 1 else f"fewer than {workers} workers are connected"
             return _error_response(UnavailableError(few))

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
+from rtp_llm.autoscaling.figures import RouterFigures
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.errors import (
@@ -34,6 +35,7 @@ from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.placement import policy_named, watches_caches
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
+from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.wire.credentials import Credentials
@@ -156,6 +158,8 @@ class Service:
         self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
         self._admission = Admission(policy, lambda: self.fleet.snapshot, self.dispatcher.tokens_ahead, config.router)
+        if config.is_autoscaled:
+            self.dispatcher.steps_seen = StepsSeen()
 
     def _check_tenants(self, config: Config) -> None:
         for name in config.router.tenant_weights:
@@ -187,6 +191,13 @@ class Service:
             TaskError: a task that must go on has ended.
         """
         self.fleet.check_health()
+
+    def autoscaling_figures(self) -> RouterFigures:
+        """What autoscaling sees of this router."""
+        costs = {} if self.dispatcher.steps_seen is None else self.dispatcher.steps_seen.costs()
+        return RouterFigures(
+            waiting=self.dispatcher.num_waiting, waiting_tokens=self.dispatcher.tokens_waiting, **costs
+        )
 
     # --- Backend of the HTTP surface.
 
@@ -220,6 +231,11 @@ class Service:
     @property
     def cors_origins(self) -> list[str]:
         return [origin.strip() for origin in self.config.http.cors_origins.split(",") if origin.strip()]
+
+    @property
+    def least_workers(self) -> int:
+        """With which this router is ready: with none where all may be gone, for its queue brings them back."""
+        return 1 if any(self.config.sizes_of(pool).least for pool in Pool) else 0
 
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
         return await self.fleet.wait_ready(timeout_s, num_workers)

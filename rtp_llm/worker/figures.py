@@ -1,9 +1,10 @@
-"""Figures: a worker's load as routers see it, and its metrics."""
+"""Figures: a worker's load as routers and as autoscaling see it, and its metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rtp_llm.autoscaling.figures import WorkerFigures
 from rtp_llm.metrics import Totals, WorkerMetrics, exposition, new_registry
 from rtp_llm.wire.v1.router_pb2 import Load, StepSample
 
@@ -30,6 +31,21 @@ def load_message(load: Any, *, max_queued_tokens: int, block_tokens: int) -> Loa
             attention_pairs=step.attention_pairs,
             seconds=step.seconds,
         ),
+    )
+
+
+def worker_figures(load: Any, block_tokens: int) -> WorkerFigures:
+    """`load`: the native EngineLoad."""
+    blocks = load.blocks
+    return WorkerFigures(
+        queued_tokens=float(load.queued_tokens),
+        waiting=float(load.waiting),
+        running=float(load.running),
+        max_num_seqs=float(load.slots.total),
+        kv_tokens=float((blocks.total - blocks.free - blocks.cached) * block_tokens),
+        max_kv_tokens=float(blocks.total * block_tokens),
+        prompt_tokens_computed=float(load.prompt_tokens_computed),
+        decode_tokens_computed=float(load.decode_tokens_computed),
     )
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 
 from rtp_llm._native import _engine
+from rtp_llm.autoscaling.figures import WorkerFigures
 from rtp_llm.config import Config, Pool
 from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
@@ -29,7 +30,7 @@ from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
 from rtp_llm.worker.as_receiver import AsReceiver
 from rtp_llm.worker.as_sender import AsSender
 from rtp_llm.worker.drain import Drain
-from rtp_llm.worker.figures import Figures, load_message, slots_of_others
+from rtp_llm.worker.figures import Figures, load_message, slots_of_others, worker_figures
 from rtp_llm.worker.identity import Identity, draw_epoch
 from rtp_llm.worker.routers import Routers
 from rtp_llm.worker.transfer_thread import TransferThread
@@ -119,7 +120,7 @@ class Worker:
             ModelError: the model's files can't be served.
         """
         settings = config.engine_of(pool)
-        workers = workers_here or max(config.num_workers, 1)
+        workers = workers_here or max(config.max_workers, 1)
         engine = await asyncio.to_thread(build, config.model, settings, workers_here=workers)
         return cls(config, pool, worker_id, engine)
 
@@ -173,17 +174,9 @@ class Worker:
         """Returns when check_health() would raise; else never."""
         await self._failed.wait()
 
-    def autoscaling_figures(self) -> dict[str, float]:
-        """What an autoscaling policy sees of this worker."""
-        load = self._engine.load()
-        blocks = load.blocks
-        used = blocks.total - blocks.free - blocks.cached
-        return {
-            "queued_tokens": float(load.queued_tokens),
-            "waiting": float(load.waiting),
-            "running": float(load.running),
-            "kv_usage": used / max(blocks.total, 1),
-        }
+    def autoscaling_figures(self) -> WorkerFigures:
+        """What autoscaling sees of this worker."""
+        return worker_figures(self._engine.load(), self._engine.block_tokens)
 
     def metrics(self) -> bytes:
         """Prometheus' text."""

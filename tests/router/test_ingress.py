@@ -127,6 +127,8 @@ class ScriptedBackend:
             include_usage=asked.include_usage,
         )
 
+    least_workers = 1
+
     async def wait_ready(self, timeout_s: float, num_workers: int) -> bool:
         return self.workers >= num_workers
 
@@ -554,6 +556,9 @@ async def test_a_router_without_workers_lives_and_is_not_ready(
     assert [(await http.get(path)).status_code for path in ("/live", "/ready")] == [200, 200]
     backend.workers = 0
     assert [(await http.get(path)).status_code for path in ("/live", "/ready")] == [200, 503]
+    backend.least_workers = 0  # all may be gone, and come back for what is asked
+    statuses = [(await http.get(path)).status_code for path in ("/ready", "/health", "/health?workers=1")]
+    assert statuses == [200, 200, 503]
 
 
 async def test_a_router_that_has_lost_a_background_task_says_that_it_does_not_live(

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from rtp_llm.autoscaling.figures import RouterFigures
 from rtp_llm.config import load_config
 from rtp_llm.directory import Member, StaticMembership
 from rtp_llm.errors import (
@@ -28,8 +29,10 @@ from rtp_llm.model import tokenizer
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.account import open_account
 from rtp_llm.router.dispatcher import Dispatcher
+from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.ingress import build_ingress
-from rtp_llm.router.placement import FleetEvent, PlacementQuery, Prediction, Snapshot
+from rtp_llm.router.placement import FleetEvent, PlacementQuery, Prediction, Snapshot, StepMeasured, WorkerView
+from rtp_llm.router.placement.step_cost import Step
 from rtp_llm.router.schemas import ChatBody, CompletionBody
 from rtp_llm.router.service import LARGE_BODY_BYTES, SMALL_BODY_BYTES, Service, TokenizedPrompt
 from rtp_llm.router.terms import NO_TERMS, Terms
@@ -504,3 +507,27 @@ async def test_a_weight_of_a_tenant_that_has_no_key_is_refused(tmp_path: Path, k
     (tmp_path / "keys").write_text("alice a-key")
     settings["http.api_keys_file"] = str(tmp_path / "keys")
     await Service(load_config(overrides=settings, environ={}), StaticMembership()).close()
+
+
+async def test_a_router_records_what_waits_and_what_steps_take_where_pools_are_autoscaled(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service.autoscaling_figures() == RouterFigures() and service.least_workers == 1
+    scaled = Service(
+        load_config(
+            overrides={f"{pool}.autoscaling": {"min": 0, "max": 2} for pool in ("prefill", "decode")},
+            environ={},
+        ),
+        StaticMembership(),
+    )
+    assert scaled.least_workers == 0
+    [prompt] = scaled.ask_typed(completion(prompt=[5, 6, 7])).prompts
+    waits = asyncio.ensure_future(anext(prompt.answer("r", 0)))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(Fleet, "snapshot", {"p": WorkerView(id="p", epoch=1, pool="prefill")})
+    scaled.dispatcher.observe(StepMeasured("p", Step.of_prompt(512), 0.128))
+    figures = scaled.autoscaling_figures()
+    assert (figures.waiting, figures.waiting_tokens) == (1, 3)
+    assert 0 < figures.prefill_token_s < 0.001 and figures.decode_token_s == 0
+    waits.cancel()
+    await scaled.close()

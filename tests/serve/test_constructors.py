@@ -96,7 +96,7 @@ def test_a_node_shares_its_memory_among_the_workers_that_may_start_there() -> No
     config = load_config(
         overrides={
             "prefill.replicas": 3,
-            "decode.replicas": 5,
+            "decode.autoscaling.max": 5,
             "prefill.resources": {"prefill": 1},
             "decode.num_cpus": 2.0,
         },

@@ -43,6 +43,14 @@ def test_it_answers(deployed: FileDeployment) -> None:
     assert answer["choices"][0]["message"]["content"] == "23 + 58 = 81."
 
 
+def test_a_file_with_autoscaled_pools_is_deployed_and_answers() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rtp-") as state:
+        found = FileDeployment("autoscaled.yaml", Path(state))
+        found.wait_workers(2)
+        test_it_answers(found)
+        assert found.stop(signal.SIGINT) == 0
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_answers_of_clients_that_left_end(deployed: FileDeployment, stream: bool) -> None:

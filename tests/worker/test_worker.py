@@ -239,7 +239,9 @@ async def test_metrics_and_figures_show_the_work() -> None:
         lines = (await end.session.metrics()).splitlines()
         assert f"rtp_llm_prompt_tokens_computed_total {len(PROMPT):.1f}" in lines
         assert "rtp_llm_decode_tokens_computed_total 11.0" in lines
-        assert worker.autoscaling_figures().keys() == {"queued_tokens", "waiting", "running", "kv_usage"}
+        figures = worker.autoscaling_figures()
+        assert (figures.prompt_tokens_computed, figures.decode_tokens_computed) == (len(PROMPT), 11)
+        assert (figures.running, figures.waiting, figures.queued_tokens, figures.kv_tokens) == (0, 0, 0, 0)
         worker.check_health()
         await router.close()
 

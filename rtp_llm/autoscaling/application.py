@@ -1,0 +1,84 @@
+"""Application: one policy for all deployments of an application, in Serve's controller, which asks for each of them by itself.
+
+Serve calls every 0.1 s and waits: nothing here blocks. Its contexts are read by attribute, so that nothing here imports Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rtp_llm.autoscaling.figures import ApplicationFigures, PoolFigures, RouterFigures, Series, WorkerFigures
+from rtp_llm.autoscaling.policy import AutoscalingPolicy, PolicySettings
+from rtp_llm.config import Pool
+
+ROUTER = "router"  # the deployment's name; a pool's is the pool's
+
+_applications: dict[str, Application] = {}  # by name, in Serve's controller
+
+
+def application_of(name: str, settings: PolicySettings) -> Application:
+    """The one that all its deployments share; a new one where it was deployed anew with other settings."""
+    found = _applications.get(name)
+    if found is None or found.settings != settings:
+        found = _applications[name] = Application(settings)
+    return found
+
+
+class Application:
+    def __init__(self, settings: PolicySettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._policy = AutoscalingPolicy(settings)
+        self._deployed = {ROUTER, *(pool for pool, most in settings.most.items() if most)}
+        self._contexts: dict[str, Any] = {}  # by deployment: AutoscalingContext, the last one that was given
+        self._desired: Mapping[Pool, int] = {}
+        self._decided_at = float("-inf")
+
+    def desired(self, context: Any) -> int:
+        """Workers of the context's deployment. Decided anew for all of them once in `interval_s`: figures change no sooner."""
+        self._contexts[context.deployment_name] = context
+        if not self._deployed <= self._contexts.keys():  # Serve's controller has just begun
+            return int(context.target_num_replicas)
+        now = self._clock()
+        if now - self._decided_at >= self.settings.interval_s:
+            self._desired, self._decided_at = self._policy.desired(self._figures()), now
+        if context.deployment_name == ROUTER:
+            return int(context.target_num_replicas)
+        return self._desired[Pool(context.deployment_name)]
+
+    def _figures(self) -> ApplicationFigures:
+        return ApplicationFigures(pools={pool: self._pool(pool.value) for pool in Pool}, routers=self._routers())
+
+    def _pool(self, name: str) -> PoolFigures:
+        context = self._contexts.get(name)
+        if context is None:  # a fixed pool without workers isn't deployed
+            return PoolFigures()
+        workers = [
+            Series([(at, found) for at, values in replica if (found := WorkerFigures.read(values)) is not None])
+            for replica in _replicas(context)
+        ]
+        return PoolFigures.of(workers, running=context.current_num_replicas, target=context.target_num_replicas)
+
+    def _routers(self) -> list[RouterFigures]:
+        """The mean of what each says of what waits, and the last of what steps take."""
+        context = self._contexts.get(ROUTER)
+        series = [[RouterFigures.read(values) for _, values in replica] for replica in _replicas(context)]
+        return [
+            RouterFigures.over_time(found) for each in series if (found := [one for one in each if one is not None])
+        ]
+
+
+def _replicas(context: Any) -> Iterator[list[tuple[float, dict[str, float]]]]:
+    """What each running replica recorded, by time, oldest first."""
+    if context is None:
+        return
+    by_replica: dict[Any, dict[float, dict[str, float]]] = {}
+    for name, replicas in (context.raw_metrics or {}).items():
+        for replica, series in replicas.items():
+            samples = by_replica.setdefault(replica, {})
+            for sample in series:
+                samples.setdefault(sample.timestamp, {})[name] = sample.value
+    for samples in by_replica.values():
+        yield sorted(samples.items())
