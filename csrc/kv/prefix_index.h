@@ -24,6 +24,7 @@ class PrefixHits {
  public:
   // 0 for a cache that holds not even the first.
   int32_t blocks(int cache) const;
+  const std::vector<int32_t>& by_cache() const { return blocks_; }  // empty where nobody holds the first block
   // The caches with most, at most `count`, most first; of equals those from the `from`-th on, so that a drawn `from`
   // chooses by lot.
   std::vector<int32_t> longest(int count, uint32_t from) const;

@@ -6,7 +6,7 @@ S and R are chosen together; a worker alone, of either pool, is a candidate like
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ PAIR = 0.3  # what a pair must be better by: it reads the weights on two workers
 WIRE = (
     0.3  # KV that a receiver lacks, of what its computation costs: sent while it is computed, it takes less than that
 )
-LONGEST = 32  # workers with the longest hits, before it is known which of them may be candidates
+LONGEST = 16  # workers with the longest hits, before it is known which of them may be candidates
 CROWD = (
     1.0  # what a worker costs that has just got another prompt: it fades with the step in which that one is computed
 )
@@ -113,7 +113,7 @@ class Question(NamedTuple):
     ttft_target_s: float
     itl_target_s: float
     hits: PrefixHits
-    longest: Sequence[str]  # workers with the longest hits, of both pools
+    longest: Mapping[str, int]  # tokens that the workers with the longest hits have, of both pools
 
     def work_s(self, state: WorkerState) -> float:
         """Of the prompt there."""
@@ -171,7 +171,7 @@ class Cost:
 
     def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
         question = self._question(query)
-        best = min(self._candidates(query, question), key=_lateness_of, default=None)
+        best = self._best(query, question)
         if best is None or self._had_better_wait(best, question):
             return None
         best.sender.add(question.work_s(best.sender), query.now)
@@ -185,7 +185,8 @@ class Cost:
 
     def lateness(self, query: PlacementQuery) -> float:
         """Of the best candidate, whether it is chosen or had better wait; infinite: nobody takes it now."""
-        return min((each.lateness for each in self._candidates(query, self._question(query))), default=math.inf)
+        best = self._best(query, self._question(query))
+        return math.inf if best is None else best.lateness
 
     def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
         """At the earliest: those that accept nothing now will, and what goes first is shared evenly among all. None: nobody
@@ -237,38 +238,41 @@ class Cost:
 
     # --- Candidates
 
-    def _candidates(self, query: PlacementQuery, question: Question) -> Iterator[Candidate]:
-        """Workers that would run it alone, and pairs. What S and R cost doesn't depend on each other, so the best S of a group
-        stands for all."""
+    def _best(self, query: PlacementQuery, question: Question) -> Candidate | None:
+        """Of workers that would run it alone, and pairs. What S and R cost doesn't depend on each other, so the best S of a
+        group stands for all; what costs more than the best so far by one of its parts is looked at no further."""
+        best: Candidate | None = None
+        least = math.inf
         for kind, group in self._roster.groups.items():
             can_run, can_send = kind.holds(query.total_tokens), not kind.decodes and kind.holds(query.prompt_tokens + 1)
             if not group.senders or not (can_run or can_send):
                 continue
-            senders = [
-                Candidate(self._late(state, question), state, None) for state in self._accepting(group, question)
-            ]
-            if can_run:
-                for late, state, _ in senders:
-                    yield Candidate(late + self._slow(state, question), state, None)
-            if can_send and not query.must_run_alone:
-                yield from self._pairs(kind, min(senders, key=_lateness_of), query, question)
-
-    def _pairs(
-        self, sending: Kind, sender: Candidate, query: PlacementQuery, question: Question
-    ) -> Iterator[Candidate]:
-        for kind, group in self._roster.groups.items():
-            if not (kind.decodes and kind.layout == sending.layout and kind.holds(query.total_tokens)):
+            sender, soonest = None, math.inf
+            for state in self._accepting(group, question):
+                late = self._late(state, question)
+                if late < soonest:
+                    sender, soonest = state, late
+                if can_run and late < least and (lateness := late + self._slow(state, question)) < least:
+                    best, least = Candidate(lateness, state, None), lateness
+            if sender is None or not can_send or query.must_run_alone or soonest + PAIR >= least:
                 continue
-            for state in self._receiving(group, question):
-                late = sender.lateness + PAIR + self._slow(state, question) + self._wire(state, question)
-                yield Candidate(late, sender.sender, state)
+            for state in self._receivers(kind, query, question):
+                lateness = soonest + PAIR + self._slow(state, question) + self._wire(state, question)
+                if lateness < least:
+                    best, least = Candidate(lateness, sender, state), lateness
+        return best
+
+    def _receivers(self, sending: Kind, query: PlacementQuery, question: Question) -> Iterator[WorkerState]:
+        for kind, group in self._roster.groups.items():
+            if kind.decodes and kind.layout == sending.layout and kind.holds(query.total_tokens):
+                yield from self._receiving(group, question)
 
     def _accepting(self, group: Group, question: Question) -> Iterator[WorkerState]:
         """Those that are soonest idle, those that decode least, and those with the longest hits."""
         looked_at = dict.fromkeys(islice(group.senders, self._breadth))
         half = None if self._breadth is None else self._breadth // 2
         looked_at.update(dict.fromkeys(id for id in islice(group.receivers, half) if id in group.senders))
-        looked_at.update(_those_in(group.senders, question, self._breadth))
+        looked_at.update(dict.fromkeys(self._that_hold_more(group.senders, question)))
         return map(self._states.__getitem__, looked_at)
 
     def _receiving(self, group: Group, question: Question) -> Iterator[WorkerState]:
@@ -276,13 +280,21 @@ class Cost:
         states = map(self._states.__getitem__, group.receivers)
         roomy = (state for state in states if state.view.free_tokens > question.prompt_tokens)
         looked_at = {state.view.id: state for state in islice(roomy, self._breadth)}
-        for id in _those_in(group.receivers, question, self._breadth):
+        for id in self._that_hold_more(group.receivers, question):
             if (state := self._states[id]).view.free_tokens > question.prompt_tokens:
                 looked_at[id] = state
         return iter(looked_at.values())
 
+    def _that_hold_more(self, ranking: Ranking, question: Question) -> Sequence[str]:
+        """Of those with the longest hits: who holds more than the best by other counts."""
+        if not question.longest or not ranking:
+            return ()
+        held = question.hits.tokens(self._states[ranking[0]].view)
+        return [id for id, tokens in question.longest.items() if tokens > held and id in ranking][: self._breadth]
+
     def _late(self, state: WorkerState, question: Question) -> float:
-        ttft = question.waited_s + question.ttft_s(state)
+        cached = question.hits.tokens(state.view)
+        ttft = question.waited_s + state.ttft_s(question.prompt_tokens, cached, question.now)
         late = _lateness(ttft / question.ttft_target_s, FULL_TTFT)
         since, base = question.now - state.placed_at, state.cost.base_s
         return late + CROWD * math.exp(-since / base) if since < FADED * base else late
@@ -307,15 +319,6 @@ class Cost:
         itl, idle = self._itl(decoder, question), decoder.cost.decode_s(1, question.prompt_tokens)
         ttft = question.waited_s + question.ttft_s(best.sender)
         return itl > question.itl_target_s >= idle and ttft < FULL_TTFT * question.ttft_target_s
-
-
-def _those_in(ranking: Ranking, question: Question, most: int | None) -> dict[str, None]:
-    """Of those with the longest hits."""
-    return dict.fromkeys(islice((id for id in question.longest if id in ranking), most))
-
-
-def _lateness_of(candidate: Candidate) -> float:
-    return candidate.lateness
 
 
 def _lateness(part: float, full: float) -> float:

@@ -10,7 +10,7 @@ from rtp_llm.router.placement.prefix_index import PrefixHits, PrefixIndex
 from rtp_llm.router.placement.ranking import Ranking
 from rtp_llm.router.placement.roster import Group, Roster
 
-LONGEST = 32  # workers with the longest hits, of both pools
+LONGEST = 16  # workers with the longest hits, of both pools
 BREADTH = 8  # of a group, so many of the least loaded
 
 
@@ -36,7 +36,7 @@ class PrefixAware:
 
 
 class Decision:
-    def __init__(self, snapshot: Snapshot, query: PlacementQuery, hits: PrefixHits, longest: Sequence[str]) -> None:
+    def __init__(self, snapshot: Snapshot, query: PlacementQuery, hits: PrefixHits, longest: Iterable[str]) -> None:
         self._snapshot, self._query, self._hits, self._longest = snapshot, query, hits, longest
 
     def sender(self, groups: list[Group]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtp_llm.prefix import native_index
@@ -23,15 +23,15 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._native: Any = None  # made with the first cache
-        self._caches: dict[str, int] = {}  # the native index's numbers, by worker
-        self._workers: dict[int, str] = {}
-        self._block_tokens: dict[str, int] = {}  # by worker
+        self.caches: dict[str, int] = {}  # the native index's numbers, by worker
+        self.workers: dict[int, str] = {}  # by number
+        self.block_tokens: dict[str, int] = {}  # by worker
         self._sizes = Counter[int]()  # of blocks
 
     def observe(self, events: Sequence[FleetEvent]) -> None:
         for event in events:
             if isinstance(event, CacheChanged):
-                if (cache := self._caches.get(event.id)) is not None:
+                if (cache := self.caches.get(event.id)) is not None:
                     self._native.apply(cache, event.events)
             elif isinstance(event, CacheReset):
                 cache = self._cache_of(event.id)
@@ -43,13 +43,14 @@ class PrefixIndex:
 
     def hits(self, query: PlacementQuery) -> PrefixHits:
         """Of one decision. The prompt is hashed here, if anybody has anything."""
-        if not self._caches or query.block_hashes is None:
+        if not self.caches or query.block_hashes is None:
             return NO_HITS
-        return FoundHits(self._native, self._caches, self._workers, [*self._sizes], query)
+        found = {size: self._native.find(query.block_hashes(size)) for size in self._sizes}
+        return FoundHits(self, found, query)
 
     def hashes(self, worker: str) -> bytes:
         """All that it holds, in no order."""
-        held: bytes = self._native.held_by(self._caches[worker])
+        held: bytes = self._native.held_by(self.caches[worker])
         return held
 
     @property
@@ -59,17 +60,17 @@ class PrefixIndex:
     def _cache_of(self, worker: str) -> int:
         if self._native is None:
             self._native = native_index()
-        if worker not in self._caches:
-            self._caches[worker] = number = self._native.add_cache()
-            self._workers[number] = worker
-        return self._caches[worker]
+        if worker not in self.caches:
+            self.caches[worker] = number = self._native.add_cache()
+            self.workers[number] = worker
+        return self.caches[worker]
 
     def _sized(self, view: WorkerView) -> None:
-        before = self._block_tokens.get(view.id)
+        before = self.block_tokens.get(view.id)
         if before == view.block_tokens:
             return
         self._forget_size(before)
-        self._block_tokens[view.id] = view.block_tokens
+        self.block_tokens[view.id] = view.block_tokens
         self._sizes[view.block_tokens] += 1
 
     def _forget_size(self, size: int | None) -> None:
@@ -79,9 +80,9 @@ class PrefixIndex:
                 del self._sizes[size]
 
     def _gone(self, worker: str) -> None:
-        self._forget_size(self._block_tokens.pop(worker, None))
-        if (number := self._caches.pop(worker, None)) is not None:
-            del self._workers[number]
+        self._forget_size(self.block_tokens.pop(worker, None))
+        if (number := self.caches.pop(worker, None)) is not None:
+            del self.workers[number]
             self._native.remove_cache(number)
 
 
@@ -92,35 +93,40 @@ class PrefixHits:
         """Of the prompt that a worker has not to compute, or not to get; its last token is always computed."""
         return 0
 
-    def longest(self, count: int) -> Sequence[str]:
-        """The workers with the longest hits, equals by lot; more than `count` where pools have blocks of different size."""
-        return ()
+    def longest(self, count: int) -> Mapping[str, int]:
+        """The tokens of those who have the most, equals by lot; more than `count` where pools have blocks of different size."""
+        return {}
 
 
 NO_HITS = PrefixHits()
 
 
 class FoundHits(PrefixHits):
-    def __init__(
-        self, native: Any, caches: dict[str, int], workers: dict[int, str], sizes: list[int], query: PlacementQuery
-    ) -> None:
-        assert query.block_hashes is not None
-        self._caches, self._workers = caches, workers
+    def __init__(self, index: PrefixIndex, found: Mapping[int, Any], query: PlacementQuery) -> None:
+        """`found`: the native index's answer by tokens of a block."""
+        self._index, self._found = index, found
         self._before_last = query.prompt_tokens - 1
         self._random = query.random
-        self._found = {size: native.find(query.block_hashes(size)) for size in sizes}
+        self._blocks = {size: memoryview(each.blocks).cast("i") for size, each in found.items()}
 
     def tokens(self, view: WorkerView) -> int:
-        cache = self._caches.get(view.id)
+        cache = self._index.caches.get(view.id)
         if cache is None:
             return 0
         size = view.block_tokens
-        blocks: int = self._found[size].blocks(cache)
-        return min(blocks, self._before_last // size) * size
+        blocks = self._blocks[size]
+        return self._saved(blocks[cache], size) if blocks else 0
 
-    def longest(self, count: int) -> Sequence[str]:
-        return list(dict.fromkeys(self._longest(count)))
+    def longest(self, count: int) -> Mapping[str, int]:
+        index, first = self._index, self._random.getrandbits(16)
+        longest: dict[str, int] = {}
+        for size, found in self._found.items():
+            for cache, blocks in found.longest(count, first):
+                worker = index.workers[cache]
+                if index.block_tokens[worker] == size:
+                    longest[worker] = self._saved(blocks, size)
+        return longest
 
-    def _longest(self, count: int) -> Iterator[str]:
-        for found in self._found.values():
-            yield from map(self._workers.__getitem__, found.longest(count, self._random.getrandbits(16)))
+    def _saved(self, blocks: int, size: int) -> int:
+        tokens = blocks * size
+        return tokens if tokens <= self._before_last else self._before_last // size * size
