@@ -372,6 +372,8 @@ class RouterSettings(_Section):
     client_buffer_tokens: int = Field(8192, ge=1, description="tokens buffered for a slow client before it is cut")
     ping_s: float = Field(15.0, gt=0, description="comment line on a silent event stream")
     max_losses: int = Field(3, ge=1, description="lost workers under one request before it fails")
+    retry_burst: int = Field(256, ge=1, description="answers of lost workers that all routers try again at once")
+    retry_rate: float = Field(32.0, gt=0, description="and a second when more are lost; the others wait for their turn")
 
     _mappings = field_validator("resources", "label_selector", "tenant_weights", mode="before")(_mapping)
 

@@ -136,6 +136,10 @@ class WorkerLostError(RtpLlmError):
     """Three workers were lost under one request."""
 
 
+class SuspectError(RtpLlmError):
+    """Workers were lost while they ran the first steps of this request, the last one while it ran nothing else."""
+
+
 class ProtocolError(RtpLlmError):
     """A peer speaks another version or layout, or breaks the protocol."""
 

@@ -73,12 +73,13 @@ void bind_sampling(py::module_& module) {
 }
 
 SequenceSpec make_spec(const RequestKey& key, std::vector<int32_t> prompt, std::vector<int32_t> output,
-                       SamplingParams sampling, std::string cache_salt) {
+                       SamplingParams sampling, std::string cache_salt, bool solo) {
   return {.key = key,
           .prompt = std::move(prompt),
           .output = std::move(output),
           .sampling = std::move(sampling),
-          .cache_salt = std::move(cache_salt)};
+          .cache_salt = std::move(cache_salt),
+          .solo = solo};
 }
 
 void bind_spec(py::module_& module) {
@@ -86,12 +87,13 @@ void bind_spec(py::module_& module) {
   py::class_<SequenceSpec>(module, "SequenceSpec", "What an engine is asked to run; csrc/handover/sequence_spec.h.")
       .def(py::init(&make_spec), py::kw_only(), py::arg("key"), py::arg("prompt"),
            py::arg("output") = std::vector<int32_t>(), py::arg("sampling") = SamplingParams(),
-           py::arg("cache_salt") = "")
+           py::arg("cache_salt") = "", py::arg("solo") = false)
       .def_readonly("key", &SequenceSpec::key)
       .def_readonly("prompt", &SequenceSpec::prompt)
       .def_readonly("output", &SequenceSpec::output)
       .def_readonly("sampling", &SequenceSpec::sampling)
-      .def_readonly("cache_salt", &SequenceSpec::cache_salt);
+      .def_readonly("cache_salt", &SequenceSpec::cache_salt)
+      .def_readonly("solo", &SequenceSpec::solo);
 }
 
 EngineConfig make_config(int64_t max_num_batched_tokens, int32_t max_num_seqs, int32_t max_model_len,
@@ -158,6 +160,7 @@ void bind_outputs(py::module_& module) {
                                return values;
                              })
       .def_readonly("num_cached_tokens", &TokenColumns::num_cached_tokens)
+      .def_readonly("started", &TokenColumns::started)
       .def_property_readonly("top_logprobs", [](const TokenColumns& columns) {
         std::vector<std::vector<std::pair<int32_t, float>>> rows;
         rows.reserve(columns.num_top_logprobs.size());

@@ -9,6 +9,7 @@
 // is called on the engine thread and must not block.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -26,6 +27,9 @@
 #include "transfer/engine_port.h"
 
 namespace rtp_llm {
+
+// From the notice of a solo sequence's first step to that step: what the notice takes to leave this process.
+inline constexpr std::chrono::milliseconds kStartedNotice{20};
 
 // What a step computed, and how long that took.
 struct StepSample {

@@ -65,6 +65,7 @@ struct Engine::State {
   void cancel(const RequestKey& key);
   void release(const RequestKey& key);
   void announce(const Schedule& schedule);
+  void end_notice();
   void launch(const Schedule& schedule);
   void tell_layers(const Batch& batch, int first_layer, int num_layers);
   void publish(const InFlight& step);
@@ -97,6 +98,8 @@ struct Engine::State {
   std::vector<Notice> notices;
   std::vector<RequestKey> gone;  // since the last refresh
   TokenColumns columns;          // of this step
+  // A solo sequence that was announced, until its step may begin. Its key: it may be cancelled meanwhile.
+  std::optional<std::pair<RequestKey, std::chrono::steady_clock::time_point>> noticed;
   uint64_t step_number = 0;
   const size_t steps_ahead;  // steps that may run on the device while the next one is built
   EngineLoad counted;        // its counters

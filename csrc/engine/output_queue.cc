@@ -20,11 +20,11 @@ void reserve_as(std::vector<T>& to, const std::vector<T>& from) {
 }  // namespace
 
 void OutputQueue::publish(TokenColumns& columns) {
-  if (columns.key.empty()) return;
+  if (columns.empty()) return;
   bool was_empty;
   {
     std::lock_guard lock(mutex_);
-    was_empty = columns_.key.empty();
+    was_empty = columns_.empty();
     move_to(columns_.key, columns.key);
     move_to(columns_.position, columns.position);
     move_to(columns_.token, columns.token);
@@ -33,6 +33,7 @@ void OutputQueue::publish(TokenColumns& columns) {
     move_to(columns_.num_cached_tokens, columns.num_cached_tokens);
     move_to(columns_.num_top_logprobs, columns.num_top_logprobs);
     move_to(columns_.top_logprobs, columns.top_logprobs);
+    move_to(columns_.started, columns.started);
   }
   if (was_empty) notify();
 }

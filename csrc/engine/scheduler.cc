@@ -29,14 +29,47 @@ void Scheduler::join(Sequence& sequence) {
 const Schedule& Scheduler::schedule(const StepCost& cost) {
   plan_.chunks.clear();
   plan_.admitted.clear();
+  plan_.announced = nullptr;
   plan_.decode_rows = 0;
   preempted_ = false;
   start_joined();
+  const bool solo_first = !was_solo_;
+  was_solo_ = solo_first && schedule_solo();
+  if (was_solo_) return plan_;
+  schedule_others(cost);
+  if (!solo_first && plan_.empty()) was_solo_ = schedule_solo();
+  return plan_;
+}
+
+void Scheduler::schedule_others(const StepCost& cost) {
   schedule_decodes();
   int64_t budget = prefill_budget(cost);
   continue_prefills(budget);
   if (!preempted_ || plan_.empty()) admit(budget);
-  return plan_;
+}
+
+// ---- Solo
+
+// A step of one solo sequence, if one can have it now: of the first that runs, else of the one that stands first in the
+// queue.
+bool Scheduler::schedule_solo() {
+  int64_t budget = config_.max_num_batched_tokens;
+  for (Sequence* sequence : running_) {
+    if (!sequence->solo() || sequence->launched_to_its_end()) continue;
+    if (!sequence->decoding()) {
+      add_prefill(*sequence, budget);
+    } else if (grow(*sequence)) {
+      add_decode(*sequence);
+    }
+    return !plan_.empty();
+  }
+  if (waiting_.empty() || !waiting_.front()->solo()) return false;
+  Sequence& sequence = *waiting_.front();
+  if (sequence.notice == Sequence::Notice::kNone) {
+    sequence.notice = Sequence::Notice::kSaid;
+    plan_.announced = &sequence;
+  }
+  return sequence.notice == Sequence::Notice::kOver && begin(sequence, budget);
 }
 
 bool Scheduler::ended(const Chunk& chunk) {
@@ -115,21 +148,24 @@ void Scheduler::start_joined() {
 void Scheduler::schedule_decodes() {
   decodes_.clear();
   for (Sequence* sequence : running_)
-    if (sequence->decoding() && !sequence->launched_to_its_end()) decodes_.push_back(sequence);
+    if (sequence->decoding() && !sequence->launched_to_its_end() && !sequence->solo()) decodes_.push_back(sequence);
   // All blocks first: who grew may still be preempted for an earlier arrival.
   std::ranges::sort(decodes_, {}, &Sequence::arrival);
   for (Sequence* sequence : decodes_) grow(*sequence);
   for (Sequence* sequence : decodes_) {
-    if (sequence->state != Sequence::State::kRunning) continue;
-    add_chunk({.sequence = sequence,
-               .first_token = sequence->num_launched,
-               .rows = 1,
-               .form = Form::kDecode,
-               .decode = true,
-               .samples = true,
-               .num_preemptions = sequence->num_preemptions});
-    ++plan_.decode_rows;
+    if (sequence->state == Sequence::State::kRunning) add_decode(*sequence);
   }
+}
+
+void Scheduler::add_decode(Sequence& sequence) {
+  add_chunk({.sequence = &sequence,
+             .first_token = sequence.num_launched,
+             .rows = 1,
+             .form = Form::kDecode,
+             .decode = true,
+             .samples = true,
+             .num_preemptions = sequence.num_preemptions});
+  ++plan_.decode_rows;
 }
 
 void Scheduler::add_chunk(const Chunk& chunk) {
@@ -182,24 +218,29 @@ int64_t Scheduler::prefill_budget(const StepCost& cost) const {
 
 void Scheduler::continue_prefills(int64_t& budget) {
   for (Sequence* sequence : running_)
-    if (budget > 0 && !sequence->decoding()) add_prefill(*sequence, budget);
+    if (budget > 0 && !sequence->decoding() && !sequence->solo()) add_prefill(*sequence, budget);
 }
 
+// Nobody overtakes who stands first.
 void Scheduler::admit(int64_t& budget) {
-  while (budget > 0 && !waiting_.empty()) {
-    Sequence& sequence = *waiting_.front();
-    // Preempted while a step samples its next token: that one comes first. Nobody overtakes it.
-    if (sequence.num_pending > 0) return;
-    if (!take_slot(sequence) || !take_blocks(sequence)) {
-      if (!sequence.admitted_before) claims_ = &sequence;
-      return;
-    }
-    if (claims_ == &sequence) claims_ = nullptr;
-    waiting_.pop_front();
-    start(sequence);
-    plan_.admitted.push_back(&sequence);
-    add_prefill(sequence, budget);
+  while (budget > 0 && !waiting_.empty() && !waiting_.front()->solo())
+    if (!begin(*waiting_.front(), budget)) return;
+}
+
+// Admits who stands first in the queue, if there is room.
+bool Scheduler::begin(Sequence& sequence, int64_t& budget) {
+  // Preempted while a step samples its next token: that one comes first.
+  if (sequence.num_pending > 0) return false;
+  if (!take_slot(sequence) || !take_blocks(sequence)) {
+    if (!sequence.admitted_before) claims_ = &sequence;
+    return false;
   }
+  if (claims_ == &sequence) claims_ = nullptr;
+  waiting_.pop_front();
+  start(sequence);
+  plan_.admitted.push_back(&sequence);
+  add_prefill(sequence, budget);
+  return true;
 }
 
 // It keeps the slot while it waits for blocks.

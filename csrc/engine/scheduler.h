@@ -7,6 +7,9 @@
 // decode finds no block, the latest arrival that is no sender gives its blocks back (to the prefix
 // cache) and waits at the front, with its slot.
 //
+// A solo sequence's steps are its own, and every other step is the others'. Before its first one it is named once
+// (Schedule::announced), and then waits, at the front of the queue, until it is told that the notice is out.
+//
 // A schedule may be asked for before the step of the last one has ended: it counts what that step computes and samples.
 // Blocks that were released since can be taken for the new step, which runs behind it.
 //
@@ -41,6 +44,7 @@ struct Chunk {
 struct Schedule {
   std::vector<Chunk> chunks;        // decodes first
   std::vector<Sequence*> admitted;  // in this step, for the first time or again
+  Sequence* announced = nullptr;    // a solo one, the next to begin: its notice is kSaid, the caller makes it kOver
   int decode_rows = 0;
 
   bool empty() const { return chunks.empty(); }
@@ -78,11 +82,15 @@ class Scheduler {
  private:
   void start(Sequence& sequence);
   void start_joined();
+  bool schedule_solo();
+  void schedule_others(const StepCost& cost);
   void schedule_decodes();
+  void add_decode(Sequence& sequence);
   bool grow(Sequence& sequence);
   void preempt(Sequence& sequence);
   void continue_prefills(int64_t& budget);
   void admit(int64_t& budget);
+  bool begin(Sequence& sequence, int64_t& budget);
   bool take_slot(Sequence& sequence);
   bool take_blocks(Sequence& sequence);
   int64_t prefill_budget(const StepCost& cost) const;
@@ -104,6 +112,7 @@ class Scheduler {
   std::vector<Sequence*> decodes_;  // of this step
   Schedule plan_;
   bool preempted_ = false;            // in this step
+  bool was_solo_ = false;             // the last step
   const Sequence* claims_ = nullptr;  // stood first in the queue and was refused slot or blocks
   uint64_t num_arrivals_ = 0;
   uint64_t num_preemptions_ = 0;

@@ -43,6 +43,10 @@ struct Sequence {
   int num_cached = 0;       // of them, prefix hits at the first admission
   bool admitted_before = false;
 
+  // Of a solo sequence's first step.
+  enum class Notice : uint8_t { kNone, kSaid, kOver };
+  Notice notice = Notice::kNone;
+
   std::vector<int32_t> blocks;  // one reference each; its memory is taken at construction
   BlockHasher hasher;           // over `tokens`
   int num_offered_blocks = 0;   // full blocks that the prefix cache was offered
@@ -59,8 +63,14 @@ struct Sequence {
   int num_unlaunched() const { return planned_len() - num_launched; }
   // One output token is left to compute: a decode row.
   bool decoding() const { return num_unlaunched() == 1 && planned_len() > num_prompt; }
+  // Its rows are in steps of its own.
+  bool solo() const {
+    return spec.solo && planned_len() < num_prompt + static_cast<int>(spec.output.size()) + kSoloTokens;
+  }
   // Launched steps sample its last token, if it doesn't end before: no more rows.
   bool launched_to_its_end() const { return planned_len() >= max_len; }
+
+  static constexpr int kSoloTokens = 2;  // one of a prefill and one of a decode
 
   void append(int32_t token);
 };

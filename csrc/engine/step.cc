@@ -31,10 +31,12 @@ void Engine::State::run() {
 
 bool Engine::State::step() {
   admit();
+  end_notice();
   const Schedule& schedule = scheduler.schedule(cost);
   announce(schedule);
   const bool launched = !schedule.empty();
   if (launched) launch(schedule);
+  outputs.publish(columns);
   if (in_flight.empty()) return false;
   if (launched && in_flight.size() <= steps_ahead) return true;
   publish(in_flight.front());
@@ -45,7 +47,12 @@ bool Engine::State::step() {
 // Takes the inbox; when idle, blocks until there is something in it or blocks became free. False: stop.
 bool Engine::State::wait(bool idle) {
   std::unique_lock lock(mutex);
-  if (idle) wakeup.wait(lock, [&] { return stopping || woken || !inbox.empty(); });
+  const auto something = [&] { return stopping || woken || !inbox.empty(); };
+  if (idle && noticed) {
+    wakeup.wait_until(lock, noticed->second, something);
+  } else if (idle) {
+    wakeup.wait(lock, something);
+  }
   woken = false;
   commands.swap(inbox);
   return !stopping;
@@ -92,10 +99,23 @@ void Engine::State::release(const RequestKey& key) {
 }
 
 void Engine::State::announce(const Schedule& schedule) {
+  if (schedule.announced != nullptr) {
+    const RequestKey& key = schedule.announced->spec.key;
+    columns.started.push_back(key);
+    noticed = {key, std::chrono::steady_clock::now() + kStartedNotice};
+  }
   if (listener == nullptr) return;
   for (const Sequence* sequence : schedule.admitted)
     if (sequence->role == Role::kSender)
       listener->on_scheduled(sequence->spec.key, sequence->blocks, sequence->len(), sequence->num_computed);
+}
+
+// A step that ends this process leaves the notice of it behind.
+void Engine::State::end_notice() {
+  if (!noticed || std::chrono::steady_clock::now() < noticed->second) return;
+  const auto found = sequences.find(noticed->first);
+  if (found != sequences.end()) found->second->notice = Sequence::Notice::kOver;
+  noticed.reset();
 }
 
 void Engine::State::launch(const Schedule& schedule) {

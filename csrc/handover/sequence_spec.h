@@ -19,6 +19,9 @@ struct SequenceSpec {
   std::vector<int32_t> output;  // tokens so far (a retry or a resume); p0 = output.size()
   SamplingParams sampling;
   std::string cache_salt;  // tenant, adapter, media; part of the block hash
+  // It may have ended a worker: until its second token each of its steps has no row of anybody else, and the first is
+  // announced (TokenColumns::started).
+  bool solo = false;
 };
 
 enum class Role : uint8_t {

@@ -21,6 +21,10 @@ struct TokenColumns {
                                                         // first output), else 0
   std::vector<int32_t> num_top_logprobs;                // of the row; 0 when not asked for
   std::vector<std::pair<int32_t, float>> top_logprobs;  // all rows' one after another, descending within a row
+
+  std::vector<RequestKey> started;  // no column: solo sequences whose first step comes next, kStartedNotice later
+
+  bool empty() const { return key.empty() && started.empty(); }
 };
 
 }  // namespace rtp_llm

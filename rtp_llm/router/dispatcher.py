@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 
 from rtp_llm.config import RouterSettings
-from rtp_llm.errors import DeadlineError, OverloadedError, RtpLlmError, UnavailableError
+from rtp_llm.errors import DeadlineError, OverloadedError, RtpLlmError, SuspectError, UnavailableError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
@@ -23,11 +23,14 @@ from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Poli
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.request_machine import RequestMachine
 from rtp_llm.router.steps_seen import StepsSeen
+from rtp_llm.router.suspects import EndedWorkers, RetryBudget, digest_of
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.wire.convert import attach_message, cancel_message, fence_message, submit_message
 from rtp_llm.wire.key import RequestKey, WorkerKey
 
 log = logging.getLogger("rtp_llm.router")
+
+LOSSES = ("lost", "fenced")  # causes of an attempt that the budget of retries counts
 
 
 class Answer:
@@ -53,6 +56,7 @@ class Answer:
         self.first_deadline: asyncio.TimerHandle | None = None  # of the first token
         self.wait_until: float | None = None  # from the first wait since a worker took it; spans Busy
         self.wait_timer: asyncio.TimerHandle | None = None
+        self.retry_timer: asyncio.TimerHandle | None = None  # until it may be tried again
         self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
 
     @property
@@ -104,6 +108,8 @@ class Dispatcher:
         self._answers: dict[tuple[int, int], Answer] = {}
         self._waiting = FairQueue[Answer](settings.tenant_weights)  # all in State.WAIT
         self._arrivals = 0
+        self._ended_workers = EndedWorkers(self._loop.time)
+        self._retries = RetryBudget(settings.retry_rate, settings.retry_burst)
         self._draining: set[WorkerKey] = set()  # not acknowledged yet: live answers name them
         self._requests = 0
         self._random = random.Random()
@@ -140,6 +146,7 @@ class Dispatcher:
 
         Raises:
             OverloadedError: too many answers wait for a worker.
+            SuspectError: workers were lost by this prompt's first steps, now or in the last minutes.
             UnavailableError: no worker took it in time.
             DeadlineError: the time is over that `terms` or the settings leave the answer, or its first token.
             RtpLlmError: a worker refused the request, or workers were lost under it too often.
@@ -192,6 +199,9 @@ class Dispatcher:
         if self.steps_seen is not None and isinstance(event, StepMeasured):
             self.steps_seen.observe(self._fleet.snapshot[event.id].pool, event, self._loop.time())
 
+    def ended_workers(self, digest: bytes) -> None:
+        self._ended_workers.add(digest)
+
     def room_changed(self) -> None:
         if self._waiting:
             self._place_waiting()
@@ -203,6 +213,7 @@ class Dispatcher:
             raise OverloadedError(
                 f"{len(self._waiting)} answers wait for a worker, the limit is {self._settings.max_waiting}"
             )
+        self._ended_workers.check(request)
         key = RequestKey(self._fleet.router_epoch, number, request.choice, 0)
         state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
         self._arrivals += 1
@@ -244,9 +255,19 @@ class Dispatcher:
             elif isinstance(action, machine.Place):
                 self._wait(answer, action.cause)
             elif isinstance(action, machine.Fail):
+                if isinstance(action.error, SuspectError):
+                    self._blame(answer.request)
                 self._finish(answer, action.error)
             else:
                 self._finish(answer, None)
+
+    def _blame(self, request: Request) -> None:
+        digest = digest_of(request)
+        log.error(
+            "a prompt of %d tokens has ended workers: refused from now on (%s)", len(request.prompt), digest.hex()
+        )
+        self._ended_workers.add(digest)
+        self._fleet.tell_routers(digest)
 
     def _emit(self, answer: Answer, output: TokenOutput) -> None:
         now = time.monotonic()
@@ -315,18 +336,26 @@ class Dispatcher:
         if cause != "busy" or answer.wait_until is None:
             answer.wait_until = now + self._settings.queue_timeout_s
         answer.waiting_since = time.monotonic()
+        answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
+        pause_s = self._retries.take(now, self._fleet.num_routers) if cause in LOSSES else 0.0
+        if pause_s > 0:
+            answer.retry_timer = self._loop.call_later(pause_s, self._queue, answer)
+        else:
+            self._queue(answer)
+        self._acknowledge_draining()
+
+    def _queue(self, answer: Answer) -> None:
         self._waiting.put(answer)
         self._count_waiting(answer.tenant)
-        answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
         self._loop.call_soon(self._place_waiting)
-        self._acknowledge_draining()
 
     def _leave_queue(self, answer: Answer) -> None:
         self._waiting.remove(answer)
         self._count_waiting(answer.tenant)
-        if answer.wait_timer is not None:
-            answer.wait_timer.cancel()
-            answer.wait_timer = None
+        for timer in (answer.wait_timer, answer.retry_timer):
+            if timer is not None:
+                timer.cancel()
+        answer.wait_timer = answer.retry_timer = None
 
     def _count_waiting(self, tenant: str) -> None:
         self._metrics.requests_waiting.set(len(self._waiting))
@@ -406,7 +435,7 @@ class Dispatcher:
         receiver = None if action.receiver is None else self._fleet.find(action.receiver)
         address = "" if receiver is None else receiver.peer_address
         answer.account.key = str(action.key)
-        submit = submit_message(action.key, answer.request, action.output, action.receiver, address)
+        submit = submit_message(action.key, answer.request, action.output, action.receiver, address, solo=action.solo)
         answer.placed = (action.key, [action.worker] if action.receiver is None else [action.worker, action.receiver])
         if receiver is not None:
             receiver.note_receives(action.key, answer.prompt_tokens)

@@ -26,7 +26,7 @@ from rtp_llm.router.request_machine import WorkerSaid
 from rtp_llm.wire.convert import error_of, key_of, outputs_of
 from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.key import RequestKey, WorkerKey
-from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics
+from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics, tell_router
 from rtp_llm.wire.v1.router_pb2 import (
     DrainingAcknowledged,
     Load,
@@ -108,6 +108,8 @@ def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Ite
         yield machine.Committed(key_of(message.committed.key), worker)
     elif kind == "fenced":
         yield machine.Fenced(key_of(message.fenced.key), worker)
+    elif kind == "started":
+        yield machine.Started(key_of(message.started.key), worker)
 
 
 class RemoteWorker:
@@ -310,6 +312,7 @@ class Fleet:
         self._membership = membership
         self._members: dict[str, Member] = {}
         self._routers: list[Member] = []  # the others
+        self._telling: set[asyncio.Task[None]] = set()
         self._workers: dict[str, RemoteWorker] = {}
         self._watching: LastingTask | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -334,7 +337,10 @@ class Fleet:
     async def close(self) -> None:
         if self._watching is not None:
             await self._watching.close()
+        for task in self._telling:
+            task.cancel()
         await asyncio.gather(*(worker.session.close() for worker in self._workers.values()), *self._closing)
+        await asyncio.gather(*self._telling, return_exceptions=True)
         self._workers.clear()
 
     @property
@@ -397,6 +403,23 @@ class Fleet:
         return await _answered(
             {each.id: router_metrics(each.id, each.address, self.credentials) for each in self._routers}
         )
+
+    @property
+    def num_routers(self) -> int:
+        """Of this application, this one included."""
+        return len(self._routers) + 1
+
+    def tell_routers(self, digest: bytes) -> None:
+        """Tell the other routers, once, that this prompt has ended workers. Who does not hear of it finds out by itself."""
+        for each in self._routers:
+            task = asyncio.ensure_future(tell_router(each.id, each.address, self.credentials, digest))
+            self._telling.add(task)
+            task.add_done_callback(self._told)
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        self._telling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s", error)
 
     # --- For RemoteWorker.
 

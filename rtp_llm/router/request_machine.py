@@ -4,6 +4,8 @@
                     │ S lost or gave up: ask R (Fence)──▶ JUDGE ──Committed──▶ STREAM
                     └─────────── RETRY ◀── lost, Fenced ────┘      (RETRY is passed through: it ends in WAIT or DONE)
 
+An answer whose worker was lost before it had shown that it survives this answer's steps is a suspect: its next attempt is solo.
+
 R is the only judge of whether an attempt is committed. Emitted is what has position = next; later outputs are held,
 earlier ones dropped. docs/protocol.md has the table that this file is; tests/router/test_request_machine.py checks it, row
 by row.
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rtp_llm.errors import RtpLlmError, WorkerLostError
+from rtp_llm.errors import RtpLlmError, SuspectError, WorkerLostError
 from rtp_llm.request import FinishReason, TokenOutput
 from rtp_llm.wire.key import RequestKey, WorkerKey
 
@@ -82,6 +84,14 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The first step of this solo attempt comes next."""
+
+    key: RequestKey
+    worker: WorkerKey
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     key: RequestKey
     worker: WorkerKey
@@ -109,7 +119,7 @@ class Ended:
     error: RtpLlmError | None = None
 
 
-WorkerSaid: TypeAlias = Output | Busy | Released | Fenced | Committed | Failed
+WorkerSaid: TypeAlias = Output | Busy | Released | Fenced | Committed | Started | Failed
 Event: TypeAlias = Planned | WorkerSaid | Lost | Resumed | Ended
 
 # --- Actions.
@@ -121,6 +131,7 @@ class Submit:
     key: RequestKey
     output: Sequence[int]  # tokens so far; p0 = their number
     receiver: WorkerKey | None
+    solo: bool = False  # in steps of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +191,18 @@ class RequestMachine:
     losses: int = 0
     releases: int = 0
     prefer: tuple[WorkerKey, ...] = ()  # whose cache holds the prompt
+    is_suspect: bool = False
+    _started: bool = False  # as the live attempt, which is solo
+    _survived: set[WorkerKey] = field(
+        default_factory=set
+    )  # have shown a token after those of the steps that are suspected
+    _first: int = 0  # position of the live attempt's first token: p0
     _held: dict[int, TokenOutput] = field(default_factory=dict)
     _judges_a_loss: bool = False
 
     @property
     def must_run_alone(self) -> bool:
-        return self.releases >= RELEASES_BEFORE_ALONE
+        return self.is_suspect or self.releases >= RELEASES_BEFORE_ALONE
 
     def workers(self) -> list[WorkerKey]:
         """All that know the current attempt."""
@@ -226,6 +243,9 @@ class RequestMachine:
             return self._place("busy") if self.state is State.RUN else []
         if isinstance(event, Committed):
             return self._committed(event.worker)
+        if isinstance(event, Started):
+            self._started = True
+            return []
         if isinstance(event, Released):
             return self._sender_gave_up(event.worker, "released")
         return self._fenced(event.worker)
@@ -237,12 +257,17 @@ class RequestMachine:
             return []
         self.sender, self.receiver = event.sender, event.receiver
         self.state = State.RUN
-        return [Submit(event.sender, self.key, tuple(self.tokens), event.receiver)]
+        self._first, self._started = len(self.tokens), False
+        self._survived.clear()
+        return [Submit(event.sender, self.key, tuple(self.tokens), event.receiver, solo=self.is_suspect)]
 
     def _output(self, event: Output) -> list[Action]:
         if event.worker == self.receiver:
             self.state = State.STREAM
         position = event.output.position
+        if position > self._first or (event.worker == self.sender and self.receiver is not None):
+            self._survived.add(event.worker)
+            self.is_suspect = False
         if position < len(self.tokens):
             return []
         self._held[position] = event.output
@@ -285,6 +310,10 @@ class RequestMachine:
         self.prefer = tuple(each for each in self.prefer if each != worker)
         if self.state in (State.WAIT, State.DONE) or worker not in self.workers():
             return []
+        if worker not in self._survived:
+            if self._started:
+                return self._done(Fail(self._is_to_blame()))
+            self.is_suspect = True
         if worker == self.receiver or self.receiver is None:
             return self._retry("lost", loss=True, lost=worker)
         if self.state is State.RUN:
@@ -303,6 +332,12 @@ class RequestMachine:
         if self.state is State.DONE:
             return []
         return [*self._cancel_all(), *self._done(Fail(error) if error is not None else Finish())]
+
+    def _is_to_blame(self) -> SuspectError:
+        return SuspectError(
+            f"{self.losses + 1} workers were lost while they ran the first steps of this request, the last one while it ran "
+            "nothing else: it is not tried again"
+        )
 
     # --- Transitions that several rows share.
 
@@ -345,6 +380,6 @@ class RequestMachine:
         return [last]
 
 
-def _answer_stale(event: Output | Busy | Released | Fenced | Committed | Failed) -> list[Action]:
+def _answer_stale(event: WorkerSaid) -> list[Action]:
     """A stale key speaks: what lives there is cancelled. The other notices say that nothing does."""
     return [Cancel(event.worker, event.key)] if isinstance(event, Output | Committed | Released) else []

@@ -39,7 +39,7 @@ from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.wire.credentials import Credentials
-from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, metrics_method
+from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, ended_workers_method, metrics_method
 
 SMALL_BODY_BYTES = (
     4 << 10
@@ -154,9 +154,15 @@ class Service:
             max_model_len=self.reader.context,
             watches_caches=watches_caches(policy),
         )
-        self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
-        self._server.add(ROUTER_SERVICE, {"Metrics": metrics_method(self.own_metrics)})
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
+        self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
+        self._server.add(
+            ROUTER_SERVICE,
+            {
+                "Metrics": metrics_method(self.own_metrics),
+                "EndedWorkers": ended_workers_method(self.dispatcher.ended_workers),
+            },
+        )
         self._admission = Admission(policy, lambda: self.fleet.snapshot, self.dispatcher.tokens_ahead, config.router)
         if config.is_autoscaled:
             self.dispatcher.steps_seen = StepsSeen()

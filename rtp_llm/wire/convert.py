@@ -73,9 +73,15 @@ def request_message(request: Request) -> types_pb2.Request:
 
 
 def submit_message(
-    key: RequestKey, request: Request, output: Sequence[int], receiver: WorkerKey | None, receiver_address: str
+    key: RequestKey,
+    request: Request,
+    output: Sequence[int],
+    receiver: WorkerKey | None,
+    receiver_address: str,
+    *,
+    solo: bool = False,
 ) -> router_pb2.RouterMessage:
-    """`output`: tokens so far. `receiver` None: alone. REQUIRES: as request_message."""
+    """`output`: tokens so far. `receiver` None: alone. `solo`: in steps of its own. REQUIRES: as request_message."""
     submit = router_pb2.Submit(
         key=key_message(key),
         request=request_message(request),
@@ -83,6 +89,7 @@ def submit_message(
         alone=receiver is None,
         receiver=None if receiver is None else worker_message(receiver),
         receiver_address=receiver_address,
+        solo=solo,
     )
     return router_pb2.RouterMessage(submit=submit)
 

@@ -41,6 +41,8 @@ from rtp_llm.wire.server import AcceptedEndpoint, Acceptor, SessionServer
 from rtp_llm.wire.v1 import peer_pb2, router_pb2
 from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import (
+    EndedWorkersNotice,
+    EndedWorkersReply,
     Heartbeat,
     MetricsReply,
     MetricsRequest,
@@ -61,13 +63,16 @@ __all__ = [
     "SessionServer",
     "SessionTiming",
     "WorkerSession",
+    "ended_workers_method",
     "metrics_method",
     "router_acceptor",
     "router_metrics",
     "sender_acceptor",
+    "tell_router",
 ]
 
 WORKER_SERVICE: str = router_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+DIGEST_BYTES = 16  # of a prompt, between routers
 ROUTER_SERVICE: str = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
 PEER_SERVICE: str = peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name
 
@@ -182,6 +187,22 @@ async def _metrics(channel: grpc.aio.Channel, service: str, id: str, credentials
     return reply.text.decode()
 
 
+async def tell_router(id: str, address: str, credentials: Credentials, digest: bytes, timeout_s: float = 2.0) -> None:
+    """That the prompt of this digest has ended workers.
+
+    Raises:
+        UnavailableError: no connection, or no answer within `timeout_s`.
+    """
+    async with credentials.channel(address, CHANNEL_OPTIONS) as channel:
+        call = channel.unary_unary(
+            f"/{ROUTER_SERVICE}/EndedWorkers", EndedWorkersNotice.SerializeToString, EndedWorkersReply.FromString
+        )
+        try:
+            await call(EndedWorkersNotice(digest=digest), timeout=timeout_s, metadata=credentials.metadata)
+        except grpc.RpcError as error:
+            raise UnavailableError(f"telling {id}: {describe(error)}") from error
+
+
 def router_acceptor(
     worker_epoch: int,
     hello: Callable[[], WorkerHello],
@@ -214,6 +235,20 @@ def metrics_method(text: Callable[[], bytes]) -> grpc.RpcMethodHandler[Any, Any]
         return MetricsReply(text=text())
 
     return grpc.unary_unary_rpc_method_handler(answer, MetricsRequest.FromString, MetricsReply.SerializeToString)
+
+
+def ended_workers_method(hear: Callable[[bytes], None]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The EndedWorkers call of a router's service; `hear(digest)` is called on the loop."""
+
+    async def answer(request: EndedWorkersNotice, context: object) -> EndedWorkersReply:
+        if len(request.digest) != DIGEST_BYTES:
+            raise ProtocolError(f"a digest has {DIGEST_BYTES} bytes, got {len(request.digest)}")
+        hear(request.digest)
+        return EndedWorkersReply()
+
+    return grpc.unary_unary_rpc_method_handler(
+        answer, EndedWorkersNotice.FromString, EndedWorkersReply.SerializeToString
+    )
 
 
 class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):

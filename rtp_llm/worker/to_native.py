@@ -21,13 +21,14 @@ def key(message: types_pb2.Key) -> Any:
     return _engine.RequestKey(message.router_epoch, message.request, message.choice, message.attempt)
 
 
-def spec(key_message: types_pb2.Key, request: types_pb2.Request, output: Sequence[int]) -> Any:
+def spec(key_message: types_pb2.Key, request: types_pb2.Request, output: Sequence[int], *, solo: bool = False) -> Any:
     return _engine.SequenceSpec(
         key=key(key_message),
         prompt=list(request.prompt),
         output=list(output),
         sampling=sampling(request.sampling),
         cache_salt=request.cache_salt,
+        solo=solo,
     )
 
 
@@ -72,9 +73,9 @@ def _converted(message: Any, table: dict[str, Callable[[Any], Any]]) -> Any | No
 
 
 def _submit(m: router_pb2.Submit) -> Any:
-    alone = m.alone or not m.HasField("receiver")
+    alone = m.alone or m.solo or not m.HasField("receiver")
     return said.Submit(
-        spec=spec(m.key, m.request, m.output),
+        spec=spec(m.key, m.request, m.output, solo=m.solo),
         receiver=None if alone else _engine.WorkerKey(m.receiver.id, m.receiver.epoch),
         receiver_address=m.receiver_address,
     )

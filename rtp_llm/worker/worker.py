@@ -26,7 +26,8 @@ from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, metrics_method
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
-from rtp_llm.wire.v1.router_pb2 import RouterMessage, WorkerMessage
+from rtp_llm.wire.v1.router_pb2 import RouterMessage, Started, WorkerMessage
+from rtp_llm.worker import to_wire
 from rtp_llm.worker.as_receiver import AsReceiver
 from rtp_llm.worker.as_sender import AsSender
 from rtp_llm.worker.drain import Drain
@@ -255,6 +256,8 @@ class Worker:
         columns = self._engine.take_outputs()
         for router_epoch, outputs in outputs_by_router(columns).items():
             self._routers.send(router_epoch, WorkerMessage(outputs=outputs))
+        for key in columns.started:
+            self._routers.send(key.router_epoch, WorkerMessage(started=Started(key=to_wire.key(key))))
         if len(columns):
             self._transfer.remember(columns)
         if failure := self._engine.failure:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from rtp_llm._native import _engine
 from rtp_llm.config import RouterSettings
-from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, UnavailableError, WorkerLostError
+from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, SuspectError, UnavailableError, WorkerLostError
 from rtp_llm.metrics import RouterMetrics
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.account import AnswerAccount, RequestAccount
@@ -30,7 +30,7 @@ from rtp_llm.router.placement import (
 )
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.round_robin import RoundRobin
-from rtp_llm.router.request_machine import Busy, Failed, Output
+from rtp_llm.router.request_machine import Busy, Failed, Output, Started
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.convert import key_of
@@ -69,6 +69,7 @@ class ScriptedFleet:
     """Workers that take everything and say what the test makes them say."""
 
     router_epoch = EPOCH
+    num_routers = 1
     model_digest: str | None = None
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class ScriptedFleet:
         self.sent: list[tuple[str, pb.RouterMessage]] = []
         self.records: dict[WorkerKey, ScriptedWorker] = {}
         self.acknowledged: list[WorkerKey] = []
+        self.told: list[bytes] = []  # other routers, of prompts that ended workers
 
     @property
     def listener(self) -> FleetListener:
@@ -102,6 +104,9 @@ class ScriptedFleet:
         for event in (*(WorkerGone(id) for id in gone), *(ViewChanged(view) for view in views)):
             if self._listener is not None:
                 self._listener.observe(event)
+
+    def tell_routers(self, digest: bytes) -> None:
+        self.told.append(digest)
 
     def longest_request(self) -> int | None:
         limits = [each.max_model_len for each in self.there]
@@ -302,9 +307,63 @@ async def test_a_third_loss_ends_the_answer(fleet: ScriptedFleet) -> None:
     task = asyncio.create_task(collect(router, request()))
     for _ in range(3):
         await turn()
-        fleet.listener.lost(D)
+        for worker in (P, D):  # wherever it runs
+            fleet.listener.lost(worker)
     with pytest.raises(WorkerLostError, match="3 workers were lost"):
         await task
+
+
+async def test_what_ended_two_workers_is_an_error_and_refused_from_then_on_by_all_routers(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.listener.lost(D)
+    await turn()
+    [*_, (worker, message)] = [each for each in fleet.sent if each[1].HasField("submit")]
+    assert message.submit.solo and message.submit.alone
+    where = {"p": P, "d": D}[worker]
+    fleet.listener.said(Started(fleet.key(), where))
+    fleet.listener.lost(where)
+    with pytest.raises(SuspectError, match="2 workers were lost"):
+        await task
+    with pytest.raises(SuspectError, match="has ended workers and is refused"):
+        await collect(router, request())
+    assert router.num_live == 0
+    other = dispatcher(ScriptedFleet())
+    [digest] = fleet.told
+    other.ended_workers(digest)
+    with pytest.raises(SuspectError):
+        await collect(other, request())
+
+
+@pytest.mark.parametrize(("rate", "tried"), [(0.001, 2), (1000.0, 4)])
+async def test_retries_beyond_the_budget_wait_for_their_turn(fleet: ScriptedFleet, rate: float, tried: int) -> None:
+    router = dispatcher(fleet, retry_burst=2, retry_rate=rate)
+    tasks = [asyncio.create_task(collect(router, request())) for _ in range(4)]
+    await turn()
+    fleet.sent.clear()
+    fleet.listener.lost(D)
+    await asyncio.sleep(0.02)
+    await turn()
+    assert [kind for _, kind in fleet.kinds()].count("submit") == tried
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert router.num_live == 0 and router.num_waiting == 0
+
+
+async def test_an_answer_that_ends_before_its_retry_leaves_nothing_behind(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet, retry_burst=1, retry_rate=50)
+    tasks = [asyncio.create_task(collect(router, request())) for _ in range(2)]
+    await turn()
+    fleet.listener.lost(D)
+    await turn()
+    fleet.sent.clear()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.05)  # its turn comes after 0.02
+    assert "submit" not in [kind for _, kind in fleet.kinds()] and router.num_waiting == 0
 
 
 async def test_closing_the_stream_cancels_on_both_workers(fleet: ScriptedFleet) -> None:

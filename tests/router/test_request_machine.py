@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtp_llm.errors import EngineError, InvalidRequestError, WorkerLostError
+from rtp_llm.errors import EngineError, InvalidRequestError, SuspectError, WorkerLostError
 from rtp_llm.request import FinishReason, TokenOutput
 from rtp_llm.router.request_machine import (
     Action,
@@ -28,6 +28,7 @@ from rtp_llm.router.request_machine import (
     Released,
     RequestMachine,
     Resumed,
+    Started,
     State,
     Submit,
 )
@@ -429,3 +430,104 @@ def test_an_attach_lists_neither_what_waits_nor_what_is_done_nor_who_was_lost() 
     lost = streaming()
     lost.tell(Lost(S))
     assert lost.machine.attach_entry(S) is None
+
+
+# --- Suspects
+
+
+def solo(started: bool = True) -> Bench:
+    """Its second attempt, after a worker that had shown no token of it."""
+    bench = alone()
+    bench.tell(Lost(W))
+    assert bench.machine.must_run_alone
+    assert bench.tell(Planned(S)) == [Submit(S, SECOND, (), None, solo=True)]
+    if started:
+        bench.tell(Started(SECOND, S))
+    return bench
+
+
+def next_attempt(bench: Bench) -> Submit:
+    [submit] = [action for action in bench.tell(Planned(S)) if isinstance(action, Submit)]
+    return submit
+
+
+@pytest.mark.parametrize(("shown", "suspect"), [(0, True), (1, True), (2, False)])
+def test_who_was_lost_under_the_first_steps_makes_a_suspect(shown: int, suspect: bool) -> None:
+    """Alone those of its prefill and of its first decode."""
+    bench = alone()
+    for position in range(shown):
+        bench.output(W, position)
+    bench.tell(Lost(W))
+    assert next_attempt(bench).solo is suspect
+
+
+def test_tokens_so_far_show_nothing_of_a_later_attempt() -> None:
+    bench = Bench(tokens=[7, 7, 7])
+    bench.tell(Planned(W))
+    bench.output(W, 3)
+    bench.tell(Lost(W))
+    assert next_attempt(bench).solo
+
+
+@pytest.mark.parametrize(("shown", "suspect"), [(False, True), (True, False)])
+def test_a_lost_sender_makes_a_suspect_of_what_it_had_not_prefilled(shown: bool, suspect: bool) -> None:
+    bench = running()
+    if shown:
+        bench.output(S, 0)
+    bench.tell(Lost(S))
+    bench.tell(Fenced(FIRST, R))
+    assert next_attempt(bench).solo is suspect
+
+
+@pytest.mark.parametrize(("shown", "suspect"), [(1, True), (2, False)])
+def test_a_lost_receiver_makes_a_suspect_of_what_it_had_not_decoded(shown: int, suspect: bool) -> None:
+    bench = streaming()
+    for position in range(shown):
+        bench.output(R, position)
+    bench.tell(Lost(R))
+    assert next_attempt(bench).solo is suspect
+
+
+def test_what_the_receiver_goes_on_with_is_no_suspect_for_its_lost_sender() -> None:
+    bench = running()
+    bench.tell(Lost(S))
+    bench.output(R, 0)
+    bench.output(R, 1)
+    assert not bench.machine.is_suspect
+
+
+def test_a_solo_attempt_that_began_and_lost_its_worker_is_to_blame() -> None:
+    bench = solo()
+    [failed] = bench.tell(Lost(S))
+    assert isinstance(failed, Fail) and isinstance(failed.error, SuspectError)
+    assert "2 workers were lost" in str(failed.error)
+    assert bench.state is State.DONE
+
+
+def test_a_solo_attempt_that_had_not_begun_is_tried_again_in_steps_of_its_own() -> None:
+    bench = solo(started=False)
+    assert bench.tell(Lost(S)) == [Place("lost")]
+    assert next_attempt(bench).solo
+
+
+def test_a_notice_of_another_attempt_or_worker_blames_nobody() -> None:
+    bench = solo(started=False)
+    assert bench.tell(Started(FIRST, S)) == []
+    assert bench.tell(Started(SECOND, W)) == []
+    assert bench.tell(Lost(S)) == [Place("lost")]
+
+
+def test_what_began_in_an_earlier_solo_attempt_blames_nobody() -> None:
+    bench = solo()
+    bench.tell(Fenced(SECOND, S))  # given up by its engine: nobody was lost
+    bench.tell(Planned(W))
+    [failed] = bench.tell(Lost(W))
+    assert isinstance(failed, Fail) and isinstance(failed.error, WorkerLostError)  # the third loss
+
+
+def test_a_suspect_that_survives_its_first_steps_is_none_any_more() -> None:
+    bench = solo()
+    bench.output(S, 0)
+    bench.output(S, 1)
+    assert bench.tell(Lost(S)) == [Place("lost")]
+    assert not next_attempt(bench).solo

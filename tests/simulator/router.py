@@ -148,6 +148,7 @@ class Router:
             prompt=client.prompt,
             output=list(wanted.output),
             sampling=engine.SamplingParams(max_tokens=client.max_tokens),
+            solo=wanted.solo,
         )
         receiver = native_worker(wanted.receiver) if wanted.receiver is not None else None
         self._send(wanted.worker, message.Submit(spec=spec, receiver=receiver, receiver_address="there"))

@@ -128,6 +128,14 @@ async def idle(worker: Worker, timeout_s: float = 10.0) -> None:
         await asyncio.sleep(0.01)
 
 
+async def acknowledged(worker: Worker) -> None:
+    """Until `worker` has heard all routers acknowledge that it drains."""
+    while True:
+        if worker._routers.is_draining and not worker._routers.unacknowledged:
+            return
+        await asyncio.sleep(0.001)
+
+
 class ScriptedRouter:
     """A router's sessions, told what to do by the test. Collects what workers say, by key."""
 

@@ -18,6 +18,16 @@ ATTACH_SENDER: AttachRole
 ATTACH_RECEIVER: AttachRole
 ATTACH_ALONE: AttachRole
 
+class EndedWorkersNotice(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class EndedWorkersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class RouterMessage(_message.Message):
     __slots__ = ("hello", "heartbeat", "submit", "cancel", "fence", "attach", "draining_acknowledged", "watch_cache", "router_epoch", "worker_epoch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -43,7 +53,7 @@ class RouterMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., draining_acknowledged: _Optional[_Union[DrainingAcknowledged, _Mapping]] = ..., watch_cache: _Optional[_Union[WatchCache, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "refused", "cache_snapshot", "cache_events", "router_epoch", "worker_epoch")
+    __slots__ = ("hello", "heartbeat", "outputs", "busy", "released", "failed", "committed", "fenced", "load", "draining", "refused", "cache_snapshot", "cache_events", "started", "router_epoch", "worker_epoch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +67,7 @@ class WorkerMessage(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     CACHE_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
     ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     hello: WorkerHello
@@ -72,9 +83,10 @@ class WorkerMessage(_message.Message):
     refused: _types_pb2.Refused
     cache_snapshot: CacheSnapshot
     cache_events: CacheEvents
+    started: Started
     router_epoch: int
     worker_epoch: int
-    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., cache_snapshot: _Optional[_Union[CacheSnapshot, _Mapping]] = ..., cache_events: _Optional[_Union[CacheEvents, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., cache_snapshot: _Optional[_Union[CacheSnapshot, _Mapping]] = ..., cache_events: _Optional[_Union[CacheEvents, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class RouterHello(_message.Message):
     __slots__ = ("protocol_version", "router_id", "expected")
@@ -117,20 +129,28 @@ class Heartbeat(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("key", "request", "output", "receiver", "receiver_address", "alone")
+    __slots__ = ("key", "request", "output", "receiver", "receiver_address", "alone", "solo")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ALONE_FIELD_NUMBER: _ClassVar[int]
+    SOLO_FIELD_NUMBER: _ClassVar[int]
     key: _types_pb2.Key
     request: _types_pb2.Request
     output: _containers.RepeatedScalarFieldContainer[int]
     receiver: _types_pb2.WorkerKey
     receiver_address: str
     alone: bool
-    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., receiver: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., receiver_address: _Optional[str] = ..., alone: bool = ...) -> None: ...
+    solo: bool
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., receiver: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., receiver_address: _Optional[str] = ..., alone: bool = ..., solo: bool = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: _types_pb2.Key
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("key",)

@@ -557,5 +557,43 @@ TEST(a_pool_that_holds_no_block_is_refused_with_its_numbers) {
   CHECK_THROWS_WITH(Rig(options), InvalidArgument, "kv_pool_bytes 1000 holds 0 KV blocks");
 }
 
+// ---- Solo sequences
+
+TEST(a_solo_sequence_is_announced_before_its_first_step_and_answers_the_same_bits_as_the_others_do) {
+  std::vector<SequenceSpec> specs;
+  for (uint64_t i = 0; i < 5; ++i) specs.push_back(spec_of(i, random_tokens(20 + 30 * static_cast<int>(i), i)));
+  Rig plain, rig;
+  const std::vector<Answer> expected = plain.run(specs);
+  specs[1].solo = specs[3].solo = true;
+  CHECK(rig.run(specs) == expected);
+  REQUIRE(rig.started.size() == 2);
+  CHECK(rig.started[0] == specs[1].key);
+  CHECK(rig.started[1] == specs[3].key);
+  rig.check_idle();
+}
+
+TEST(an_idle_engine_begins_a_solo_sequence_when_its_notice_is_out) {
+  Rig rig;
+  rig.start();
+  SequenceSpec spec = spec_of(1, random_tokens(20, 1), 1);
+  spec.solo = true;
+  const auto began = std::chrono::steady_clock::now();
+  rig.run_one(spec);
+  CHECK(std::chrono::steady_clock::now() - began >= kStartedNotice);
+  CHECK(rig.started == std::vector{spec.key});
+}
+
+TEST(a_solo_sequence_cancelled_after_its_notice_holds_up_nobody) {
+  Rig rig;
+  rig.start();
+  SequenceSpec solo = spec_of(1, random_tokens(20, 1)), next = spec_of(2, random_tokens(20, 2));
+  solo.solo = next.solo = true;
+  rig.engine->add(solo, Role::kAlone);
+  rig.collect_until([&] { return !rig.started.empty(); });
+  rig.engine->cancel(solo.key);
+  CHECK(rig.run_one(next).finish == FinishReason::kLength);
+  rig.check_idle();
+}
+
 }  // namespace
 }  // namespace rtp_llm

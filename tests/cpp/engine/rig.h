@@ -245,6 +245,7 @@ class Rig {
     }
   }
   void take(const TokenColumns& columns) {
+    started.insert(started.end(), columns.started.begin(), columns.started.end());
     auto reported = columns.top_logprobs.begin();
     for (size_t i = 0; i < columns.key.size(); ++i) {
       Answer& answer = answers[columns.key[i]];
@@ -266,6 +267,7 @@ class Rig {
 
   Ear ear;
   std::map<RequestKey, Answer> answers;
+  std::vector<RequestKey> started;  // solo ones, in order
   std::unique_ptr<Device> device;
   std::unique_ptr<Weights> weights;
   std::unique_ptr<Decoder> decoder;

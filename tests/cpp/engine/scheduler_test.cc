@@ -615,5 +615,89 @@ TEST(a_decode_that_finds_no_block_where_only_senders_run_is_a_broken_invariant) 
   CHECK_THROWS_WITH(f.scheduler.schedule(f.cost), Error, "needs a block and nobody may be preempted");
 }
 
+// ---- Solo sequences
+
+Sequence& add_solo(Fixture& f, int prompt, int max_tokens = 50) {
+  Sequence& sequence = f.make(prompt, max_tokens, Role::kAlone, 0);
+  sequence.spec.solo = true;
+  f.scheduler.add(sequence);
+  return sequence;
+}
+
+bool has(const Schedule& plan, const Sequence& sequence) {
+  return std::ranges::any_of(plan.chunks, [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
+}
+
+TEST(a_solo_sequence_is_announced_once_and_waits_until_its_notice_is_out) {
+  Fixture f(100, small());
+  Sequence& solo = add_solo(f, 10);
+  CHECK(f.step().announced == &solo);
+  for (int i = 0; i < 3; ++i) {
+    const Schedule& plan = f.step();
+    CHECK(plan.empty());
+    CHECK(plan.announced == nullptr);
+  }
+  solo.notice = Sequence::Notice::kOver;
+  CHECK_EQ(rows_of(f.step()), std::vector<int>({10}));
+}
+
+TEST(a_solo_sequence_shares_no_step_until_its_second_token) {
+  for (const int steps_ahead : {0, 1}) {
+    Fixture f(100, small());
+    f.steps_ahead = steps_ahead;
+    Sequence& before = f.add(10);
+    f.step();
+    Sequence& solo = add_solo(f, 50);
+    Sequence& behind = f.add(5);
+    int prefills = 0, solo_steps = 0, shared = 0;
+    for (int i = 0; i < 30; ++i) {
+      if (solo.notice == Sequence::Notice::kSaid) solo.notice = Sequence::Notice::kOver;
+      const bool alone = solo.solo();
+      const Schedule& plan = f.step();
+      CHECK(!plan.empty());
+      if (!has(plan, solo)) {
+        CHECK(has(plan, before));  // every other step is the others'
+        CHECK(!has(plan, behind) || solo.state == Sequence::State::kRunning);
+        continue;
+      }
+      if (alone) {
+        CHECK_EQ(plan.chunks.size(), size_t{1});
+        prefills += !plan.chunks[0].decode;
+        ++solo_steps;
+      } else {
+        CHECK(has(plan, before) && has(plan, behind));
+        ++shared;
+      }
+    }
+    CHECK_EQ(prefills, 2);  // 32 and 18 rows
+    CHECK_EQ(solo_steps, 3);
+    CHECK(shared > 10);
+  }
+}
+
+TEST(two_solo_sequences_share_no_step_either) {
+  Fixture f(100, small());
+  std::vector<Sequence*> solos{&add_solo(f, 40), &add_solo(f, 40)};
+  for (int i = 0; i < 20; ++i) {
+    for (Sequence* solo : solos)
+      if (solo->notice == Sequence::Notice::kSaid) solo->notice = Sequence::Notice::kOver;
+    const bool both = solos[0]->solo() || solos[1]->solo();
+    const Schedule& plan = f.step();
+    if (both && has(plan, *solos[0])) CHECK(!has(plan, *solos[1]) || !(solos[0]->solo() || solos[1]->solo()));
+  }
+  for (const Sequence* solo : solos) CHECK(solo->num_output() > Sequence::kSoloTokens);
+}
+
+TEST(a_preempted_solo_sequence_is_not_announced_again) {
+  Fixture f(8, small());
+  f.add(24);
+  f.step();
+  Sequence& solo = add_solo(f, 24);
+  f.step();
+  solo.notice = Sequence::Notice::kOver;
+  f.step_until([&] { return solo.num_preemptions == 1; });
+  for (int i = 0; i < 10; ++i) CHECK(f.step().announced == nullptr);
+}
+
 }  // namespace
 }  // namespace rtp_llm
