@@ -263,7 +263,7 @@ class Dispatcher:
 
     def _blame(self, request: Request) -> None:
         digest = digest_of(request)
-        log.error(
+        log.warning(
             "a prompt of %d tokens has ended workers: refused from now on (%s)", len(request.prompt), digest.hex()
         )
         self._ended_workers.add(digest)

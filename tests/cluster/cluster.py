@@ -35,7 +35,7 @@ from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.service import Service
 from tests.cluster.figures import Figures
 from tests.cluster.streams import AnswerStream
-from tests.cluster.worker_process import WorkerProcess
+from tests.cluster.worker_process import WORKER, WorkerProcess
 from tests.cluster.workload import BACKEND, BLOCK_TOKENS
 from tests.wire.proxy import Proxy
 
@@ -63,6 +63,7 @@ class Cluster:
         self._overrides = overrides
         self._log_dir = log_dir
         self._proxied = proxied
+        self._worker_module = WORKER
         self._proxies: dict[str, Proxies] = {}  # by worker
         self._membership = StaticMembership()
         self._stack = contextlib.AsyncExitStack()
@@ -82,11 +83,13 @@ class Cluster:
         log_dir: Path,
         settings: Mapping[str, Any] | None = None,
         proxied: bool = False,
+        worker_module: str = WORKER,
     ) -> AsyncIterator[Cluster]:
         overrides = {**SETTINGS, **(settings or {})}
         cluster = cls(
             load_config(overrides=overrides, environ={}).with_token_read(), overrides, log_dir, proxied=proxied
         )
+        cluster._worker_module = worker_module
         names = [f"prefill-{i}" for i in range(prefill)] + [f"decode-{i}" for i in range(decode)]
         async with cluster._stack:
             started = await asyncio.gather(*(cluster._start(name) for name in names), return_exceptions=True)
@@ -112,7 +115,9 @@ class Cluster:
 
     async def _start(self, worker_id: str) -> None:
         log = self._stack.enter_context((self._log_dir / f"{worker_id}.log").open("ab"))
-        worker = await WorkerProcess.start(worker_id.split("-")[0], worker_id, self._overrides, log)
+        worker = await WorkerProcess.start(
+            worker_id.split("-")[0], worker_id, self._overrides, log, self._worker_module
+        )
         self._stack.push_async_callback(worker.close)
         self.workers = [*(w for w in self.workers if w.id != worker_id), worker]
         if self._proxied:

@@ -21,6 +21,7 @@ from tests.cluster.figures import Figures
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
+WORKER = "rtp_llm.worker"
 
 
 class WorkerProcess:
@@ -35,13 +36,15 @@ class WorkerProcess:
         self._channel: grpc.aio.Channel | None = None
 
     @classmethod
-    async def start(cls, pool: str, worker_id: str, settings: Mapping[str, Any], log: BinaryIO) -> WorkerProcess:
-        """Returns when it listens. `settings` by path; its log goes to `log`.
+    async def start(
+        cls, pool: str, worker_id: str, settings: Mapping[str, Any], log: BinaryIO, module: str = WORKER
+    ) -> WorkerProcess:
+        """Returns when it listens. `settings` by path; its log goes to `log`; `module` is one like rtp_llm.worker.
 
         Raises:
             WorkerFailedError: it ended instead.
         """
-        process = await spawn(pool, worker_id, settings, log)
+        process = await spawn(pool, worker_id, settings, log, module)
         try:
             assert process.stdout is not None
             line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)
@@ -103,11 +106,13 @@ class WorkerFailedError(Exception):
     """A worker ended before it listened."""
 
 
-async def spawn(pool: str, worker_id: str, settings: Mapping[str, Any], log: Any) -> asyncio.subprocess.Process:
+async def spawn(
+    pool: str, worker_id: str, settings: Mapping[str, Any], log: Any, module: str = WORKER
+) -> asyncio.subprocess.Process:
     """The bare process: stdin and stdout are pipes, stderr is `log`."""
     flags = [flag for path, value in settings.items() for flag in ("--set", f"{path}={value}")]
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rtp_llm.worker", "--pool", pool, "--id", worker_id, "--parent-pipe", *flags),
+        *(sys.executable, "-m", module, "--pool", pool, "--id", worker_id, "--parent-pipe", *flags),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=log,
