@@ -114,7 +114,7 @@ async def check(service: Service, body: LargeBody, monkeypatch: pytest.MonkeyPat
     assert grown[0] < MEMORY * body.size + 4 * MIB, f"{grown[0] / body.size:.1f} times the body"
 
 
-@pytest.mark.parametrize("body", large_bodies(MIB), ids=lambda body: body.name)
+@pytest.mark.parametrize("body", list(large_bodies(MIB)), ids=lambda body: body.name)
 async def test_a_body_of_1_mib(service: Service, body: LargeBody, monkeypatch: pytest.MonkeyPatch) -> None:
     await check(service, body, monkeypatch)
 
@@ -126,7 +126,7 @@ async def test_larger_bodies(service: Service, mib: int, monkeypatch: pytest.Mon
         await check(service, body, monkeypatch)
 
 
-@pytest.mark.parametrize("body", large_bodies(LARGE_BODY_BYTES), ids=lambda body: body.name)
+@pytest.mark.parametrize("body", list(large_bodies(LARGE_BODY_BYTES)), ids=lambda body: body.name)
 async def test_the_largest_that_is_parsed_on_the_loop(
     service: Service, body: LargeBody, monkeypatch: pytest.MonkeyPatch
 ) -> None:
