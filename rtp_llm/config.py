@@ -258,7 +258,7 @@ class PoolAutoscalingSettings(_Section):
         None, ge=0, validate_default=True, description="workers at the start; default: `replicas`, within min and max"
     )
     upscale_delay_s: float = Field(2.0, ge=0, description="more workers are needed for so long before they are started")
-    downscale_delay_s: float = Field(60.0, ge=0, description="fewer workers would do for so long before some leave")
+    downscale_delay_s: float = Field(120.0, ge=0, description="fewer workers would do for so long before some leave")
     downscale_to_zero_delay_s: float = Field(
         300.0, ge=0, description="the last worker is idle for so long before it leaves"
     )
@@ -293,7 +293,7 @@ class PrefillAutoscalingSettings(PoolAutoscalingSettings):
     queue_share: float = Field(
         0.5, gt=0, description="part of router.ttft_target_ms that a prompt is predicted to wait for its turn, at most"
     )
-    utilization: float = Field(0.8, gt=0, le=1, description="part of the time that prefill workers compute, at most")
+    utilization: float = Field(0.7, gt=0, le=1, description="part of the time that prefill workers compute, at most")
 
 
 class DecodeAutoscalingSettings(PoolAutoscalingSettings):
@@ -321,7 +321,7 @@ class AutoscalingSettings(_Section):
         gt=0,
         description="decode workers to each prefill worker, fixed: the pool that needs more decides; default: each as it needs",
     )
-    window_s: float = Field(5.0, gt=0, validate_default=True, description="figures are means over so long")
+    window_s: float = Field(15.0, gt=0, validate_default=True, description="figures are means over so long")
     interval_s: float = Field(
         0.5, gt=0, validate_default=True, description="how often they are taken; less than window_s"
     )

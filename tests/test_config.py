@@ -102,7 +102,7 @@ def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.Mon
             2,
             "autoscaling: decode_per_prefill needs prefill.autoscaling.max and decode.autoscaling.max",
         ),
-        ("autoscaling.interval_s", 5, "autoscaling.interval_s: must be less than autoscaling.window_s 5.0, got 5"),
+        ("autoscaling.interval_s", 15, "autoscaling.interval_s: must be less than autoscaling.window_s 15.0, got 15"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_path_and_value(path: str, value: object, says: str) -> None:

@@ -62,12 +62,9 @@ class Application:
         return PoolFigures.of(workers, running=context.current_num_replicas, target=context.target_num_replicas)
 
     def _routers(self) -> list[RouterFigures]:
-        """The mean of what each says of what waits, and the last of what steps take."""
-        context = self._contexts.get(ROUTER)
-        series = [[RouterFigures.read(values) for _, values in replica] for replica in _replicas(context)]
-        return [
-            RouterFigures.over_time(found) for each in series if (found := [one for one in each if one is not None])
-        ]
+        """What each has said last."""
+        latest = (RouterFigures.read(replica[-1][1]) for replica in _replicas(self._contexts.get(ROUTER)))
+        return [each for each in latest if each is not None]
 
 
 def _replicas(context: Any) -> Iterator[list[tuple[float, dict[str, float]]]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple, TypeVar
 
 from rtp_llm.config import Pool
+
+FULL = 0.95  # of slots or KV: nothing more is handed over to a worker that is so full
 
 RecordedT = TypeVar("RecordedT", bound="_Recorded")
 
@@ -48,6 +50,10 @@ class WorkerFigures(_Recorded):
         """Not computed yet: those that wait, and one that is being computed."""
         return self.waiting + (1.0 if self.running and self.queued_tokens else 0.0)
 
+    @property
+    def is_full(self) -> bool:
+        return self.running + self.waiting >= FULL * self.max_num_seqs or self.kv_tokens >= FULL * self.max_kv_tokens
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterFigures(_Recorded):
@@ -69,12 +75,6 @@ class RouterFigures(_Recorded):
         own, other = (self._costs(each) for each in (pool, Pool.DECODE if pool == Pool.PREFILL else Pool.PREFILL))
         return StepCosts(*(mine or theirs for mine, theirs in zip(own, other, strict=True)))
 
-    @classmethod
-    def over_time(cls, samples: Sequence[RouterFigures]) -> RouterFigures:
-        """The mean of what waits; what steps take is known best at the end. REQUIRES: there are some, oldest first."""
-        mean = cls.mean(samples)
-        return replace(samples[-1], waiting=mean.waiting, waiting_tokens=mean.waiting_tokens)
-
     def _costs(self, pool: Pool) -> StepCosts:
         return StepCosts(*(getattr(self, f"{pool}_{name}") for name in StepCosts._fields))
 
@@ -90,7 +90,7 @@ class StepCosts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolFigures:
-    """Sums over the pool's workers of means over the window."""
+    """Sums over the pool's workers of means over the window; `full` is so now."""
 
     workers: int = 0  # that run
     target: int = 0  # that were asked for
@@ -102,10 +102,12 @@ class PoolFigures:
     max_kv_tokens: float = 0.0
     prompt_tokens_per_s: float = 0.0  # computed
     decode_tokens_per_s: float = 0.0
+    full: bool = False  # nothing more is handed over to it
 
     @classmethod
     def of(cls, workers: Iterable[Series], *, running: int, target: int) -> PoolFigures:
         series = [each for each in workers if each.samples]
+        latest = [each.samples[-1][1] for each in series]
         means = [WorkerFigures.mean([figures for _, figures in each.samples]) for each in series]
         return cls(
             workers=running,
@@ -118,6 +120,7 @@ class PoolFigures:
             max_kv_tokens=sum(each.max_kv_tokens for each in means),
             prompt_tokens_per_s=sum(each.rate("prompt_tokens_computed") for each in series),
             decode_tokens_per_s=sum(each.rate("decode_tokens_computed") for each in series),
+            full=bool(latest) and all(each.is_full for each in latest),
         )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from rtp_llm.autoscaling.figures import ApplicationFigures, PoolFigures
 from rtp_llm.config import Config, Pool
 
-FULL = 0.95  # of slots or KV: nothing more is handed over to a pool that is so full
 REACHABLE = 1.5  # times an idle worker's step: an ITL target below that isn't what the number of workers decides
 
 
@@ -66,7 +65,7 @@ class AutoscalingPolicy:
     def _prefill(self, figures: ApplicationFigures) -> int:
         """So many that a prompt waits `queue_s` at most, and each computes `utilization` of the time at most."""
         here = _who_does(Pool.PREFILL, figures)
-        waiting = not _is_full(figures.pools[Pool.DECODE])  # else for decode workers
+        waiting = not figures.pools[Pool.DECODE].full  # else for decode workers
         prompts = here.prompts + figures.waiting * waiting
         tokens = here.queued_tokens + figures.waiting_tokens * waiting
         if not (prompts or tokens or here.prompt_tokens_per_s):
@@ -85,7 +84,7 @@ class AutoscalingPolicy:
     def _decode(self, figures: ApplicationFigures) -> int:
         """So many that a step takes `itl_s` at most, and `occupancy` of slots and of KV is taken at most."""
         own, here, waiting = figures.pools[Pool.DECODE], _who_does(Pool.DECODE, figures), 0.0
-        if _is_full(own) or not here.workers:
+        if own.full or not here.workers:
             waiting = figures.waiting
         if not (here.decode_tokens_per_s or waiting or own.sequences):
             return 0
@@ -117,9 +116,3 @@ def _who_does(pool: Pool, figures: ApplicationFigures) -> PoolFigures:
 def _whole(workers: float) -> int:
     """At least so many, but for an error of rounding."""
     return math.ceil(workers - 1e-9)
-
-
-def _is_full(decode: PoolFigures) -> bool:
-    if not decode.workers:
-        return False
-    return decode.sequences >= FULL * decode.slots > 0 or decode.kv_tokens >= FULL * decode.max_kv_tokens > 0

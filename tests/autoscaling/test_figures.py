@@ -1,6 +1,6 @@
 """Figures: means and rates of what was recorded."""
 
-from rtp_llm.autoscaling.figures import PoolFigures, RouterFigures, Series, WorkerFigures
+from rtp_llm.autoscaling.figures import PoolFigures, Series, WorkerFigures
 
 
 def worker(**figures: float) -> WorkerFigures:
@@ -36,6 +36,9 @@ def test_a_pools_figures_are_sums_of_means_and_of_rates() -> None:
     )
 
 
-def test_a_router_is_averaged_but_for_what_steps_take() -> None:
-    samples = [RouterFigures(waiting=4.0, waiting_tokens=40.0), RouterFigures(prefill_token_s=0.5)]
-    assert RouterFigures.over_time(samples) == RouterFigures(waiting=2.0, waiting_tokens=20.0, prefill_token_s=0.5)
+def test_a_pool_is_full_when_all_its_workers_are_now() -> None:
+    full, room = worker(running=7.0, waiting=1.0), worker(running=7.0)
+    for last, is_full in ((full, True), (worker(kv_tokens=96.0), True), (room, False)):
+        workers = [Series([(0.0, room), (1.0, last)]), Series([(0.0, room), (1.0, full)])]
+        assert PoolFigures.of(workers, running=2, target=2).full == is_full
+    assert not PoolFigures.of([], running=0, target=0).full

@@ -74,9 +74,8 @@ def test_what_waits_in_the_router_is_prefills_too() -> None:
 
 
 def test_what_waits_for_decode_workers_is_not_prefills() -> None:
-    for full in (pool(sequences=96.0), pool(kv_tokens=0.96 * KV, sequences=5.0)):
-        found = desired(pool(), full, waiting=200.0, waiting_tokens=100_000.0)
-        assert found[0] == 0 and found[1] > 1
+    found = desired(pool(), pool(sequences=99.0, full=True), waiting=200.0, waiting_tokens=100_000.0)
+    assert found[0] == 0 and found[1] > 1
 
 
 def test_a_prefill_worker_computes_at_most_its_part_of_the_time() -> None:
@@ -116,7 +115,7 @@ def test_kv_and_slots_are_taken_at_most_in_part() -> None:
 
 
 def test_who_waits_for_decode_workers_is_counted_with_their_sequences() -> None:
-    full = pool(sequences=10.0, slots=10.0)
+    full = pool(sequences=10.0, slots=10.0, full=True)
     assert desired(pool(), full, waiting=10.0)[1] == 3  # 20 at 8 each
     assert desired(pool(), pool(sequences=5.0, slots=10.0), waiting=10.0)[1] == 1
 
