@@ -1,4 +1,4 @@
-"""Commands: serve, generate, chat, top, bench, env. Flags are generated from the config tree."""
+"""Commands: serve, generate, chat, top, scale, bench, env. Flags are generated from the config tree."""
 
 from __future__ import annotations
 
@@ -118,11 +118,44 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="one interval, then end")
     top.set_defaults(command=_top)
 
+    _add_scale(commands)
     _add_bench(commands)
 
     env = commands.add_parser("env", help="print what a bug report needs")
     env.set_defaults(command=_env)
     return parser
+
+
+def _add_scale(commands: Any) -> None:
+    scale = commands.add_parser("scale", help="what autoscaled pools would do with a trace, in simulated time")
+    _add_trace(scale, required=True)
+    scale.add_argument("--requests", type=_positive, metavar="N", help="the trace's first ones (default: all)")
+    scale.add_argument("--seconds", type=_positive_number, metavar="S", help="its first seconds, after --speed")
+    scale.add_argument("--machine", default="h200", metavar="NAME", help="whose steps were measured (default: h200)")
+    scale.add_argument("--steps", type=Path, metavar="FILE", help="other steps: what `bench engine --json` has written")
+    scale.add_argument(
+        "--start-s", type=_positive_number, default=30.0, metavar="S", help="until a worker runs (default: 30)"
+    )
+    scale.add_argument("--fixed", action="store_true", help="beside pools of each fixed size within their limits")
+    scale.add_argument("--json", type=Path, metavar="FILE", help="sizes, queue and requests over time")
+    scale.add_argument("--plot", type=Path, metavar="FILE", help="a picture of them (needs matplotlib)")
+    _add_settings(scale, {"engine", "worker", "prefill", "decode", "autoscaling", "router"})
+    scale.set_defaults(command=_scale)
+
+
+def _add_trace(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        required=required,
+        metavar="FILE",
+        help="lengths, times and shared prefixes of a Mooncake trace",
+    )
+    parser.add_argument("--divide", type=_positive, default=1, metavar="N", help="a trace's lengths by this")
+    parser.add_argument(
+        "--longest", type=_positive, default=1 << 20, metavar="N", help="tokens of a trace's prompt and answer"
+    )
+    parser.add_argument("--speed", type=_positive_number, default=1.0, metavar="X", help="a trace's rate times this")
 
 
 def _add_bench(commands: Any) -> None:
@@ -158,14 +191,7 @@ def _add_bench(commands: Any) -> None:
     )
     serve.add_argument("--prompt-tokens", type=_lengths, default="128", metavar="N|A-B", help="(default: 128)")
     serve.add_argument("--output-tokens", type=_lengths, default="32", metavar="N|A-B", help="(default: 32)")
-    serve.add_argument(
-        "--trace", type=Path, metavar="FILE", help="lengths, times and shared prefixes of a Mooncake trace"
-    )
-    serve.add_argument("--divide", type=_positive, default=1, metavar="N", help="a trace's lengths by this")
-    serve.add_argument(
-        "--longest", type=_positive, default=1 << 20, metavar="N", help="tokens of a trace's prompt and answer"
-    )
-    serve.add_argument("--speed", type=_positive_number, default=1.0, metavar="X", help="a trace's rate times this")
+    _add_trace(serve)
     serve.add_argument(
         "--vocabulary", type=_positive, default=1000, metavar="N", help="ids are drawn below it (default: 1000)"
     )
@@ -216,7 +242,8 @@ _numbers.__name__ = "list of positive numbers"
 def _add_settings(parser: argparse.ArgumentParser, sections: Collection[str] | None = None) -> None:
     """The model, a file, short flags, then every setting of the config tree by its path, a group a section; of `sections`
     only, if given."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
+    if sections is None or "model" in sections:
+        parser.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
     parser.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
     for flag, (path, metavar) in SHORT_FLAGS.items():
         if sections is None or path.partition(".")[0] in sections:
@@ -241,7 +268,7 @@ def _setting_help(path: str) -> str:
 
 def _config(options: argparse.Namespace) -> Config:
     overrides = {path: value for path, value in vars(options).items() if path in settings() and value is not None}
-    if options.model is not None:
+    if getattr(options, "model", None) is not None:
         overrides["model.path"] = options.model
     return load_config(options.config, overrides)
 
@@ -343,6 +370,12 @@ def _top(options: argparse.Namespace) -> int:
     from rtp_llm.top import watch
 
     return watch(options.url, options.every, options.once, lambda text: print(text, flush=True))
+
+
+def _scale(options: argparse.Namespace) -> int:
+    from rtp_llm.simulation.scale import scale
+
+    return scale(options, _config(options), lambda text: print(text, flush=True))
 
 
 def _bench_engine(options: argparse.Namespace) -> int:

@@ -48,6 +48,17 @@ class Arrival:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """A line of a trace: one request as long as it is to be."""
+
+    number: int
+    due_s: float
+    prompt_tokens: int
+    output_tokens: int
+    blocks: Sequence[int]  # ids of the prompt's
+
+
+@dataclass(frozen=True)
 class Trace:
     """A file with a JSON object a line, as the Mooncake paper's traces have it: `timestamp` (ms), `input_length`,
     `output_length`, and `hash_ids`, one for each `block_tokens` of the prompt: equal ids are equal text.
@@ -61,8 +72,26 @@ class Trace:
     speed: float = 1.0
     block_tokens: int = 512
 
-    def arrivals(self, count: int, vocabulary: int, seed: int) -> Iterator[Arrival]:
+    def arrivals(self, count: int | None, vocabulary: int, seed: int) -> Iterator[Arrival]:
+        """The first `count`, their prompts of ids below `vocabulary`.
+
+        Raises:
+            ConfigError: as lines().
         """
+        block = max(self.block_tokens // self.divide, 1)
+        for line in self.lines(count):
+            length = line.prompt_tokens
+            tokens = [
+                token
+                for each in line.blocks[: -(-length // block)]
+                for token in _tokens(f"{seed}/{each}", block, vocabulary)
+            ]
+            tokens += _tokens(f"{seed}/line {line.number}", max(length - len(tokens), 0), vocabulary)
+            yield Arrival(line.due_s, tokens[:length], line.output_tokens)
+
+    def lines(self, count: int | None) -> Iterator[Traced]:
+        """The first `count`, without their prompts.
+
         Raises:
             ConfigError: the file can't be read, or a line isn't such an object; names it.
         """
@@ -70,7 +99,6 @@ class Trace:
             lines = self.file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"trace {self.file}: {error}") from error
-        block = max(self.block_tokens // self.divide, 1)
         for number, line in enumerate(islice(lines, count), 1):
             try:
                 row = json.loads(line)
@@ -78,12 +106,8 @@ class Trace:
                 ids = [int(each) for each in row.get("hash_ids", [])]
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"trace {self.file}, line {number}: {error!r}") from error
-            length = min(max(prompt // self.divide, 1), self.longest)
-            tokens = [
-                token for each in ids[: -(-length // block)] for token in _tokens(f"{seed}/{each}", block, vocabulary)
-            ]
-            tokens += _tokens(f"{seed}/line {number}", max(length - len(tokens), 0), vocabulary)
-            yield Arrival(at / 1000 / self.speed, tokens[:length], min(max(output // self.divide, 1), self.longest))
+            prompt, output = (min(max(each // self.divide, 1), self.longest) for each in (prompt, output))
+            yield Traced(number, at / 1000 / self.speed, prompt, output, ids)
 
 
 def _tokens(seed: str, count: int, vocabulary: int) -> list[int]:

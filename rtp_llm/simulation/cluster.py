@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 
 from rtp_llm.router.placement import (
     FleetEvent,
@@ -14,10 +14,12 @@ from rtp_llm.router.placement import (
     Predictor,
     StepMeasured,
     ViewChanged,
+    WorkerGone,
     WorkerView,
 )
 from rtp_llm.router.placement.load import WorkerLedger
 from rtp_llm.router.placement.step_cost import Step
+from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.simulation.clock import Clock
 from rtp_llm.simulation.goal import Goal
 from rtp_llm.simulation.request import SimulatedRequest
@@ -41,29 +43,61 @@ class SimulatedCluster:
         *,
         goal: Goal | None = None,
         admission: Predictor | None = None,
+        steps_seen: StepsSeen | None = None,
         seed: int = 0,
     ) -> None:
         self.clock = clock
-        self.workers = {id: SimulatedWorker(id, pool, engine, clock, self) for id, pool in pools.items()}
+        self.workers: dict[str, SimulatedWorker] = {}
         self.requests: list[SimulatedRequest] = []
         self._engine = engine
+        self._steps_seen = steps_seen
         self._policy = policy
         self._goal = goal
         self._admission = admission
         self._random = random.Random(seed)
-        self._ledgers = {id: WorkerLedger() for id in pools}
-        self._load_at = dict.fromkeys(pools, 0.0)
-        self._load_sent = dict.fromkeys(pools, 0.0)
+        self._ledgers: dict[str, WorkerLedger] = {}
+        self._load_at: dict[str, float] = {}
+        self._load_sent: dict[str, float] = {}
         self._load_due: set[str] = set()
         self._last_steps: dict[str, StepMeasured] = {}  # since the last Load, which tells of it
         self.snapshot: dict[str, WorkerView] = {}
         self._waiting: deque[SimulatedRequest] = deque()
         self._placements: dict[int, tuple[str, str | None]] = {}
-        self._sent: dict[str, float] = dict.fromkeys(pools, 0.0)  # when each worker's wire is free
+        self._sent: dict[str, float] = {}  # when each worker's wire is free
+        self._named = Counter[str]()  # by worker: requests that need it
+        self._draining: set[str] = set()
+        self.left: Callable[[str], None] = lambda id: None  # is told who has drained
         self._granted: set[int] = set()
         self._prefilled: set[int] = set()
-        for id in pools:
-            self._loaded(id)
+        for id, pool in pools.items():
+            self.add(id, pool)
+
+    def add(self, id: str, pool: str, engine: Engine | None = None) -> None:
+        """A worker that has started, of the cluster's engine or one of its own."""
+        self.workers[id] = SimulatedWorker(id, pool, engine or self._engine, self.clock, self)
+        self._ledgers[id] = WorkerLedger()
+        self._load_at[id] = self._load_sent[id] = self._sent[id] = self.clock.now
+        self._loaded(id)
+
+    def drain(self, id: str) -> None:
+        """Nothing is placed there any more; it goes when what is there has ended."""
+        self._draining.add(id)
+        self._renew(id)
+        self._look_for_drained(id)
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have come and aren't answered yet."""
+        return len(self._waiting) + len(self._placements)
+
+    @property
+    def num_waiting(self) -> int:
+        """In the router."""
+        return len(self._waiting)
+
+    @property
+    def tokens_waiting(self) -> int:
+        return sum(request.prompt_tokens for request in self._waiting)
 
     def ask(self, requests: Sequence[SimulatedRequest]) -> None:
         self.requests += requests
@@ -112,6 +146,7 @@ class SimulatedCluster:
         sender = placement.sender.id
         receiver = None if placement.receiver is None else placement.receiver.id
         self._placements[request.number] = sender, receiver
+        self._named.update(self._workers_of(request))
         if receiver is not None:
             self._ledgers[receiver].receives(request.number, request.prompt_tokens)
             self._renew(receiver)
@@ -125,7 +160,7 @@ class SimulatedCluster:
         self._look_at_load(worker.id, LOAD_DELAY_S)
 
     def _spoke(self, worker: str, request: SimulatedRequest) -> None:
-        if self._ledgers[worker].forget(request.number):
+        if worker in self._ledgers and self._ledgers[worker].forget(request.number):
             self._renew(worker)
 
     def _renew(self, id: str) -> None:
@@ -135,7 +170,8 @@ class SimulatedCluster:
             epoch=1,
             pool=worker.pool,
             load_at=self._load_at[id],
-            max_model_len=self._engine.kv_tokens,
+            max_model_len=worker.engine.kv_tokens,
+            draining=id in self._draining,
         )
         if view != self.snapshot.get(id):
             self.snapshot[id] = view
@@ -147,7 +183,7 @@ class SimulatedCluster:
     # --- Loads
 
     def _look_at_load(self, id: str, delay_s: float) -> None:
-        if id not in self._load_due:
+        if id in self.workers and id not in self._load_due:
             self._load_due.add(id)
             self.clock.at(
                 max(self.clock.now + delay_s, self._load_sent[id] + LOAD_INTERVAL_S), lambda: self._publish(id)
@@ -156,15 +192,18 @@ class SimulatedCluster:
     def _publish(self, id: str) -> None:
         self._load_due.discard(id)
         self._load_sent[id] = self.clock.now
-        load = self.workers[id].load()
-        if load != self._ledgers[id].load:
+        if id in self.workers and self.workers[id].load() != self._ledgers[id].load:
             self.clock.after(LATENCY_S, lambda: self._loaded(id))
 
     def _loaded(self, id: str) -> None:
+        if id not in self.workers:
+            return
         self._ledgers[id].loaded(self.workers[id].load())
         self._load_at[id] = self.clock.now
         if (measured := self._last_steps.pop(id, None)) is not None:
             self._tell(measured)
+            if self._steps_seen is not None:
+                self._steps_seen.observe(self.workers[id].pool, measured, self.clock.now)
         self._renew(id)
         self._place_waiting()
 
@@ -201,18 +240,50 @@ class SimulatedCluster:
 
     def _committed(self, request: SimulatedRequest, sender: str, receiver: str) -> None:
         self.workers[sender].release(request)
+        self._let_go(sender)
         self._look_at_load(sender, LOAD_DELAY_S)
         self._spoke(receiver, request)
         self.workers[receiver].join(request)
 
     def finished(self, worker: SimulatedWorker, request: SimulatedRequest) -> None:
         request.last_token = self.clock.now + LATENCY_S
-        for id in self._placements.pop(request.number):
-            if id is not None and self._ledgers[id].over(request.number):
+        for id in self._workers_of(request):
+            if id in self._ledgers and self._ledgers[id].over(request.number):
                 self._renew(id)
+        del self._placements[request.number]
+        self._let_go(worker.id)
         self._granted.discard(request.number)
         self._prefilled.discard(request.number)
         self.clock.after(LATENCY_S, self._place_waiting)
+
+    def _workers_of(self, request: SimulatedRequest) -> list[str]:
+        return [id for id in self._placements[request.number] if id is not None]
+
+    def _let_go(self, id: str) -> None:
+        self._named[id] -= 1
+        self._look_for_drained(id)
+
+    def _look_for_drained(self, id: str) -> None:
+        if id in self._draining and self._named[id] == 0:
+            self.clock.after(0.0, lambda: self._leave(id))  # its step ends first
+
+    def _leave(self, id: str) -> None:
+        if id not in self.workers:
+            return
+        for known in (
+            self.workers,
+            self._ledgers,
+            self.snapshot,
+            self._load_at,
+            self._load_sent,
+            self._sent,
+            self._named,
+        ):
+            del known[id]
+        self._draining.discard(id)
+        self._tell(WorkerGone(id))
+        self.left(id)
+        self._place_waiting()
 
     def stepped(self, worker: SimulatedWorker, step: Step, seconds: float) -> None:
         self._look_at_load(worker.id, LOAD_DELAY_S)

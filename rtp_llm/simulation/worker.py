@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from rtp_llm.autoscaling.figures import WorkerFigures
 from rtp_llm.router.placement.load import WorkerLoad
 from rtp_llm.router.placement.step_cost import Step, StepCost, pairs
 from rtp_llm.simulation.clock import Clock
@@ -64,6 +65,7 @@ class SimulatedWorker:
         self._decode_s: dict[int, float] = {}
         self._running = False
         self.busy_s = 0.0
+        self.prompt_tokens_computed = self.decode_tokens_computed = 0
 
     # --- What others ask
 
@@ -102,6 +104,19 @@ class SimulatedWorker:
             slots=self.engine.max_num_seqs,
         )
 
+    def autoscaling_figures(self) -> WorkerFigures:
+        load = self.load()
+        return WorkerFigures(
+            queued_tokens=load.queued_tokens,
+            waiting=load.waiting,
+            running=load.running,
+            max_num_seqs=load.slots,
+            kv_tokens=self._kv_tokens,
+            max_kv_tokens=self.engine.kv_tokens,
+            prompt_tokens_computed=self.prompt_tokens_computed,
+            decode_tokens_computed=self.decode_tokens_computed,
+        )
+
     # --- The step loop
 
     def _wake(self) -> None:
@@ -128,6 +143,8 @@ class SimulatedWorker:
         self._clock.after(seconds, lambda: self._end(step, seconds, chunks))
 
     def _end(self, step: Step, seconds: float, chunks: list[tuple[SimulatedRequest, bool, int]]) -> None:
+        self.prompt_tokens_computed += step.prefill_rows
+        self.decode_tokens_computed += step.decode_rows
         if step.decode_rows:
             self._decode_steps += 1
             self._context_tokens += step.decode_rows
