@@ -399,11 +399,15 @@ class Engine:
             columns.top_logprobs,
             columns.finish,
             columns.num_cached_tokens,
+            columns.times,
             strict=True,
         )
-        for key, position, token, logprob, top, finish, cached in rows:
+        for key, position, token, logprob, top, finish, cached, times in rows:
             asked = None if math.isnan(logprob) else logprob
-            yield key, TokenOutput(position, token, asked, top, FinishReason(finish), cached)
+            yield (
+                key,
+                TokenOutput(position, token, asked, top, FinishReason(finish), cached, times if times[1] else None),
+            )
 
     def _raise_failure(self) -> None:
         if failure := self.native.failure:

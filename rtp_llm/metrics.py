@@ -57,7 +57,7 @@ class RouterMetrics:
         )
         self.phase_duration = histogram(
             "phase_seconds",
-            "prepare: arrival to tokens, queue: each wait for a worker, prefill: placement to first token, decode: to the last",
+            "prepare, queue, worker_queue, prefill and first_token add up to the time to the first token; handover, decode",
             ("phase",),
         )
         self.retries = counter("retries", "attempts after the first, by cause", ("cause",))

@@ -44,6 +44,7 @@ class TokenOutput:
     top_logprobs: Sequence[tuple[int, float]] = field(default=())
     finish_reason: FinishReason = FinishReason.NONE
     num_cached_tokens: int = 0  # prompt tokens that were prefix hits, with the first output
+    times: tuple[float, float] | None = None  # with the first one: seconds queued at the worker, and computed
 
     def check(self) -> None:
         """

@@ -160,6 +160,14 @@ void bind_outputs(py::module_& module) {
                                return values;
                              })
       .def_readonly("num_cached_tokens", &TokenColumns::num_cached_tokens)
+      .def_property_readonly("times",
+                             [](const TokenColumns& columns) {
+                               std::vector<std::pair<float, float>> values;
+                               values.reserve(columns.times.size());
+                               for (const FirstTimes& each : columns.times)
+                                 values.emplace_back(each.queued, each.prefill);
+                               return values;
+                             })
       .def_readonly("started", &TokenColumns::started)
       .def_property_readonly("top_logprobs", [](const TokenColumns& columns) {
         std::vector<std::vector<std::pair<int32_t, float>>> rows;

@@ -97,10 +97,16 @@ void bind_nouns(py::module_& m) {
       .def(
           "__eq__", [](const WorkerKey& a, const WorkerKey& b) { return a == b; }, py::is_operator())
       .def("__repr__", &WorkerKey::str);
-  bind_struct<SampledToken>(
-      m, "SampledToken", Field{"position", &SampledToken::position}, Field{"token", &SampledToken::token},
-      Field{"logprob", &SampledToken::logprob}, Field{"finish", &SampledToken::finish},
-      Field{"num_cached_tokens", &SampledToken::num_cached_tokens}, Field{"top_logprobs", &SampledToken::top_logprobs});
+  py::class_<FirstTimes>(m, "FirstTimes", "Seconds of a sequence's first output; csrc/handover/sequence_spec.h.")
+      .def(py::init([](float queued, float prefill) { return FirstTimes{queued, prefill}; }), py::arg("queued") = 0,
+           py::arg("prefill") = 0)
+      .def_readonly("queued", &FirstTimes::queued)
+      .def_readonly("prefill", &FirstTimes::prefill);
+  bind_struct<SampledToken>(m, "SampledToken", Field{"position", &SampledToken::position},
+                            Field{"token", &SampledToken::token}, Field{"logprob", &SampledToken::logprob},
+                            Field{"finish", &SampledToken::finish},
+                            Field{"num_cached_tokens", &SampledToken::num_cached_tokens},
+                            Field{"times", &SampledToken::times}, Field{"top_logprobs", &SampledToken::top_logprobs});
   py::enum_<Direction>(m, "Direction").value("SEND", Direction::kSend).value("RECEIVE", Direction::kReceive);
   py::enum_<Refusal>(m, "Refusal")
       .value("VERSION", Refusal::kVersion)

@@ -8,6 +8,7 @@
 #include "device/numerics_digest.h"
 #include "engine/engine_state.h"
 #include "engine/sampling.h"
+#include "transfer/clock.h"
 
 namespace rtp_llm {
 
@@ -129,7 +130,9 @@ void Engine::validate(const SequenceSpec& spec, Role role) const {
 
 void Engine::add(SequenceSpec spec, Role role) {
   const RequestKey key = spec.key;
-  state_->post({Command::Kind::kAdd, key, state_->make_sequence(std::move(spec), role)});
+  auto sequence = state_->make_sequence(std::move(spec), role);
+  sequence->added_at = monotonic_seconds();
+  state_->post({Command::Kind::kAdd, key, std::move(sequence)});
 }
 
 void Engine::join(SequenceSpec spec, std::vector<int32_t> blocks) {

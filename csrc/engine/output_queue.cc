@@ -31,6 +31,7 @@ void OutputQueue::publish(TokenColumns& columns) {
     move_to(columns_.logprob, columns.logprob);
     move_to(columns_.finish, columns.finish);
     move_to(columns_.num_cached_tokens, columns.num_cached_tokens);
+    move_to(columns_.times, columns.times);
     move_to(columns_.num_top_logprobs, columns.num_top_logprobs);
     move_to(columns_.top_logprobs, columns.top_logprobs);
     move_to(columns_.started, columns.started);
@@ -47,6 +48,7 @@ TokenColumns OutputQueue::take() {
   reserve_as(taken.logprob, columns_.logprob);
   reserve_as(taken.finish, columns_.finish);
   reserve_as(taken.num_cached_tokens, columns_.num_cached_tokens);
+  reserve_as(taken.times, columns_.times);
   reserve_as(taken.num_top_logprobs, columns_.num_top_logprobs);
   reserve_as(taken.top_logprobs, columns_.top_logprobs);
   std::swap(taken, columns_);

@@ -42,6 +42,7 @@ struct Sequence {
   int num_preemptions = 0;  // rows that were launched before the last one are in no block of it
   int num_cached = 0;       // of them, prefix hits at the first admission
   bool admitted_before = false;
+  double added_at = 0, planned_at = 0;  // when it came, and when its first step was planned; transfer/clock.h
 
   // Of a solo sequence's first step.
   enum class Notice : uint8_t { kNone, kSaid, kOver };

@@ -104,6 +104,8 @@ void Engine::State::announce(const Schedule& schedule) {
     columns.started.push_back(key);
     noticed = {key, std::chrono::steady_clock::now() + kStartedNotice};
   }
+  for (Sequence* sequence : schedule.admitted)
+    if (sequence->planned_at == 0) sequence->planned_at = monotonic_seconds();
   if (listener == nullptr) return;
   for (const Sequence* sequence : schedule.admitted)
     if (sequence->role == Role::kSender)
@@ -206,6 +208,17 @@ void Engine::State::withdraw_blocks(const Sequence& sequence) {
   pool.withdraw(hashes.first(std::min(hashes.size(), known)));
 }
 
+namespace {
+
+// Of one that joined none: it came with its first token.
+FirstTimes times_of(const Sequence& sequence) {
+  if (sequence.planned_at == 0) return {};
+  return {.queued = static_cast<float>(sequence.planned_at - sequence.added_at),
+          .prefill = static_cast<float>(monotonic_seconds() - sequence.planned_at)};
+}
+
+}  // namespace
+
 void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t sample) {
   const SequenceSpec& spec = sequence.spec;
   const int32_t logprobs = spec.sampling.logprobs;
@@ -236,6 +249,7 @@ void Engine::State::accept_token(Sequence& sequence, const Batch& batch, int64_t
   columns.logprob.push_back(logprob);
   columns.finish.push_back(finish);
   columns.num_cached_tokens.push_back(first ? sequence.num_cached : 0);
+  columns.times.push_back(first ? times_of(sequence) : FirstTimes());
   columns.num_top_logprobs.push_back(static_cast<int32_t>(top.size() - top_begin));
 
   if (finish != FinishReason::kNone) {

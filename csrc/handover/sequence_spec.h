@@ -38,13 +38,22 @@ enum class FinishReason : uint8_t {
   kFailed,  // no token could be sampled: no logit that may come is a number. The row's token is -1
 };
 
+// How long a sequence's first output took here, in seconds. All zero: it isn't the first.
+struct FirstTimes {
+  float queued = 0;   // until its first step was planned
+  float prefill = 0;  // from then on
+
+  bool operator==(const FirstTimes&) const = default;
+};
+
 // One output token; `position` counts output tokens from 0.
 struct SampledToken {
   int32_t position = 0;
   int32_t token = 0;
   float logprob = 0;  // NaN when not asked for
   FinishReason finish = FinishReason::kNone;
-  int32_t num_cached_tokens = 0;                        // prefix hits of the prompt, with a sequence's first output
+  int32_t num_cached_tokens = 0;  // prefix hits of the prompt, with a sequence's first output
+  FirstTimes times;
   std::vector<std::pair<int32_t, float>> top_logprobs;  // descending; empty when not asked for
 };
 

@@ -15,10 +15,11 @@ struct TokenColumns {
   std::vector<RequestKey> key;
   std::vector<int32_t> position;
   std::vector<int32_t> token;
-  std::vector<float> logprob;                           // NaN when not asked for
-  std::vector<FinishReason> finish;                     // of the sequence, with its last token
-  std::vector<int32_t> num_cached_tokens;               // prompt tokens that were prefix hits (with a sequence's
-                                                        // first output), else 0
+  std::vector<float> logprob;              // NaN when not asked for
+  std::vector<FinishReason> finish;        // of the sequence, with its last token
+  std::vector<int32_t> num_cached_tokens;  // prompt tokens that were prefix hits (with a sequence's
+                                           // first output), else 0
+  std::vector<FirstTimes> times;
   std::vector<int32_t> num_top_logprobs;                // of the row; 0 when not asked for
   std::vector<std::pair<int32_t, float>> top_logprobs;  // all rows' one after another, descending within a row
 

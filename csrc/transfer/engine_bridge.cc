@@ -27,8 +27,10 @@ void EngineBridge::on_scheduled(const RequestKey& key, std::vector<int32_t> bloc
                     .point = TracePoint::kScheduled,
                     .first_token = event.cached_tokens,
                     .tokens = event.tokens - event.cached_tokens});
-        if (const auto start = starts_.find(event.key); start != starts_.end())
+        if (const auto start = starts_.find(event.key); start != starts_.end()) {
           start->second.cached_tokens = event.cached_tokens;
+          start->second.planned_at = at;
+        }
         handle_(event);
       });
 }
@@ -41,6 +43,8 @@ void EngineBridge::on_prefilled(const RequestKey& key, int32_t token, float logp
     if (const auto start = starts_.find(event.key); start != starts_.end()) {
       event.first.position = start->second.position;
       event.first.num_cached_tokens = start->second.cached_tokens;
+      event.first.times = {.queued = static_cast<float>(start->second.planned_at - start->second.added_at),
+                           .prefill = static_cast<float>(at - start->second.planned_at)};
     }
     handle_(event);
   });
@@ -67,7 +71,8 @@ std::optional<message::Failed> EngineBridge::objection(const SequenceSpec& spec,
 
 void EngineBridge::enqueue(const action::EnqueueSequence& action) {
   const RequestKey& key = action.spec->key;
-  if (action.role == Role::kSender) starts_[key] = {.position = static_cast<int32_t>(action.spec->output.size())};
+  if (action.role == Role::kSender)
+    starts_[key] = {.position = static_cast<int32_t>(action.spec->output.size()), .added_at = monotonic_seconds()};
   try {
     engine_.add(*action.spec, action.role);
   } catch (const InvalidArgument& error) {

@@ -50,6 +50,7 @@ class EngineBridge : public EngineListener {
   struct Start {  // of a kSender sequence
     int32_t position = 0;
     int32_t cached_tokens = 0;
+    double added_at = 0, planned_at = 0;
   };
 
   EnginePort& engine_;

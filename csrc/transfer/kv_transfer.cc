@@ -101,6 +101,7 @@ void KvTransfer::post_outputs(const TokenColumns& columns) {
                             .logprob = columns.logprob[i],
                             .finish = columns.finish[i],
                             .num_cached_tokens = columns.num_cached_tokens[i],
+                            .times = columns.times[i],
                             .top_logprobs = {top, top_end}}};
     top = top_end;
   }

@@ -23,32 +23,48 @@ class AnswerAccount:
     """One answer. Times are time.monotonic() (uvloop's own clock counts milliseconds); what never came has none."""
 
     arrived: float  # the HTTP request
+    number: tuple[int, int] = (
+        0,
+        0,
+    )  # of the request and the choice: their order is that of the choices in the response
     prompt_tokens: int = 0
     asked: float | None = None  # of the dispatcher: a prompt's later choices wait for its first one's first token
     key: str = ""  # of the last attempt, as workers name it in their logs
     workers: list[list[str]] = field(default_factory=list)  # an attempt each: S and R, or who runs it alone
     placed: float | None = None  # the last time before the first token
+    at_worker: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # seconds until its first token: queued, computed; as the worker measured them
     first_token: float | None = None
+    handed_over: float | None = None  # its KV is at R, whole, for the first time
     last_token: float | None = None
     tokens: int = 0
     cached_tokens: int = 0
     end: str = "cancelled"  # else a finish reason, or an error's type
 
-    def phases(self) -> dict[str, float]:
-        """Milliseconds, rounded to microseconds; to the first token they add up to its time since the arrival."""
-        marks = (
-            ("prepare", self.asked),
-            ("queue", self.placed),
-            ("prefill", self.first_token),
-            ("decode", self.last_token),
-        )
-        found, since = {}, self.arrived
-        for name, mark in marks:
-            if mark is None:
-                break
-            found[name] = round((mark - since) * 1e3, 3)
-            since = mark
+    def to_first_token(self) -> dict[str, float]:
+        """Seconds of each phase that it came to; with a first token they add up to its time since the arrival."""
+        found: dict[str, float] = {}
+        if self.asked is not None:
+            found["prepare"] = self.asked - self.arrived
+            if self.placed is not None:
+                found["queue"] = self.placed - self.asked
+                if self.first_token is not None:
+                    away = self.first_token - self.placed  # more than what its worker measured, if that is right
+                    found["worker_queue"] = min(self.at_worker[0], away)
+                    found["prefill"] = min(self.at_worker[1], away - found["worker_queue"])
+                    found["first_token"] = away - found["worker_queue"] - found["prefill"]
         return found
+
+    def phases(self) -> dict[str, float]:
+        """Milliseconds, rounded to microseconds."""
+        found = self.to_first_token()
+        if self.first_token is not None and self.last_token is not None:
+            if self.handed_over is not None:
+                found["handover"] = max(self.handed_over - self.first_token, 0.0)
+            found["decode"] = self.last_token - self.first_token
+        return {name: round(seconds * 1e3, 3) for name, seconds in found.items()}
 
     def row(self) -> dict[str, Any]:
         return {
@@ -71,10 +87,14 @@ class RequestAccount:
         self.tenant = ""  # the name of its API key, where keys are asked for
         self.answers: list[AnswerAccount] = []
 
-    def answer(self) -> AnswerAccount:
+    def answer(self, request: int = 0, choice: int = 0) -> AnswerAccount:
         """Of one more answer."""
-        self.answers.append(AnswerAccount(self.arrived))
+        self.answers.append(AnswerAccount(self.arrived, (request, choice)))
         return self.answers[-1]
+
+    def timings(self) -> list[dict[str, float]]:
+        """Milliseconds by phase, an entry a choice in the order of the response."""
+        return [{f"{name}_ms": ms for name, ms in each.phases().items()} for each in sorted(self.answers, key=_number)]
 
     def close(self, endpoint: str, status: int, error: str = "") -> None:
         """The request is over: one line."""
@@ -90,6 +110,10 @@ class RequestAccount:
         if len(self.answers) > MAX_ANSWERS:
             line["more_answers"] = len(self.answers) - MAX_ANSWERS
         log.info("%s", json.dumps(line, separators=(",", ":")))
+
+
+def _number(answer: AnswerAccount) -> tuple[int, int]:
+    return answer.number
 
 
 _current: ContextVar[RequestAccount] = ContextVar("account")

@@ -37,6 +37,7 @@ class Question:
     prompts: Sequence[Prompt]
     stream: bool
     include_usage: bool
+    return_timings: bool = False
 
 
 class Answers:

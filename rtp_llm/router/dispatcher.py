@@ -44,9 +44,7 @@ class Answer:
         self.arrival = arrival  # counts answers: of equal turns the earlier comes first, retries too
         self.machine = state
         self.account = account
-        self.waiting_since = account.arrived
         self.is_charged = False  # its tenant, for its prompt
-        self.first_placed: float | None = None
         self._hashes: PromptHashes | None = None
         self.pending: list[TokenOutput] = []
         self.finished = False
@@ -177,7 +175,17 @@ class Dispatcher:
             if isinstance(said, machine.Output | machine.Released | machine.Committed):
                 self._cancel(said.worker, said.key)
             return
+        if isinstance(said, machine.Committed) and said.key == answer.machine.key:
+            self._handed_over(answer)
         self._run(answer, answer.machine.handle(said))
+
+    def _handed_over(self, answer: Answer) -> None:
+        """Perhaps not for the first time: R repeats it after an Attach."""
+        account = answer.account
+        if account.handed_over is None:
+            account.handed_over = now = time.monotonic()
+            seconds = now - account.first_token if account.first_token is not None else 0.0
+            self._metrics.phase_duration.labels("handover").observe(seconds)
 
     def resumed(self, worker: WorkerKey) -> None:
         entries = [(a, entry) for a in self._answers.values() if (entry := a.machine.attach_entry(worker)) is not None]
@@ -223,7 +231,6 @@ class Dispatcher:
         self._metrics.requests_running.set(len(self._answers))
         if request.choice == 0:
             self._metrics.prompt_tokens.inc(len(request.prompt))
-            self._observe("prepare", account.arrived)
         self._set_deadlines(answer)
         self._run(answer, state.start())
         return answer
@@ -275,8 +282,10 @@ class Dispatcher:
         if account.last_token is None:
             account.first_token = now
             account.cached_tokens = output.num_cached_tokens
+            account.at_worker = output.times or account.at_worker
             self._metrics.time_to_first_token.observe(now - account.arrived)
-            self._observe("prefill", answer.first_placed)
+            for phase, seconds in account.to_first_token().items():
+                self._metrics.phase_duration.labels(phase).observe(seconds)
             if answer.first_deadline is not None:
                 answer.first_deadline.cancel()
         else:
@@ -291,10 +300,6 @@ class Dispatcher:
             error = UnavailableError(f"the client reads too slowly: {len(answer.pending)} tokens wait for it")
             self._loop.call_soon(self._end, answer, error)
 
-    def _observe(self, phase: str, since: float | None) -> None:
-        if since is not None:
-            self._metrics.phase_duration.labels(phase).observe(time.monotonic() - since)
-
     def _finish(self, answer: Answer, error: RtpLlmError | None) -> None:
         self._leave_queue(answer)
         for timer in (answer.deadline, answer.first_deadline):
@@ -304,8 +309,9 @@ class Dispatcher:
         key = answer.machine.key
         self._answers.pop((key.request, key.choice), None)
         self._metrics.requests_running.set(len(self._answers))
-        if answer.account.last_token != answer.account.first_token:
-            self._observe("decode", answer.account.first_token)
+        account = answer.account
+        if account.first_token is not None and account.last_token is not None:
+            self._metrics.phase_duration.labels("decode").observe(account.last_token - account.first_token)
         answer.finished, answer.error = True, error
         answer.changed.set()
         self._acknowledge_draining()
@@ -335,7 +341,6 @@ class Dispatcher:
         now = self._loop.time()
         if cause != "busy" or answer.wait_until is None:
             answer.wait_until = now + self._settings.queue_timeout_s
-        answer.waiting_since = time.monotonic()
         answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
         pause_s = self._retries.take(now, self._fleet.num_routers) if cause in LOSSES else 0.0
         if pause_s > 0:
@@ -407,10 +412,7 @@ class Dispatcher:
         )
 
     def _place(self, answer: Answer, placement: Placement) -> None:
-        self._observe("queue", answer.waiting_since)
         now = time.monotonic()
-        if answer.first_placed is None:
-            answer.first_placed = now
         if answer.account.first_token is None:
             answer.account.placed = now
         sender = WorkerKey(placement.sender.id, placement.sender.epoch)

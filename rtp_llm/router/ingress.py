@@ -279,6 +279,8 @@ async def _respond(
     answers = Answers(envelope.id, question.prompts)
     if not question.stream:
         choices, usage = await answers.collect(envelope.shape)
+        if question.return_timings:
+            usage.timings = account.timings()
         return JSONResponse(envelope.whole(choices, usage))
     # What comes first decides the status: an error before it is a plain HTTP error. A silence is something, too.
     items = answers.stream(backend.ping_s)
@@ -287,7 +289,7 @@ async def _respond(
     except BaseException:
         await items.aclose()
         raise
-    events = _events(envelope, answers, first, items, question.include_usage, backend, account)
+    events = _events(envelope, answers, first, items, question, backend, account)
     return EventStream(events, client)
 
 
@@ -296,14 +298,14 @@ async def _events(
     answers: Answers,
     item: Item,
     rest: AsyncGenerator[Item, None],
-    include_usage: bool,
+    question: Question,
     backend: Backend,
     account: RequestAccount,
 ) -> AsyncGenerator[bytes, None]:
     """`item` and the rest as events; None is a ping. Counts the request by how it ends."""
 
     def event(choice: dict[str, Any]) -> bytes:
-        return _event(envelope.chunk([choice], None, include_usage))
+        return _event(envelope.chunk([choice], None, question.include_usage))
 
     def events_of(index: int, delta: Delta) -> Iterator[bytes]:
         if index not in opened:
@@ -326,7 +328,9 @@ async def _events(
                     item = await anext(rest)
                 except StopAsyncIteration:
                     break
-        if include_usage:
+        if question.return_timings:
+            answers.usage.timings = account.timings()
+        if question.include_usage:
             yield _event(envelope.chunk([], answers.usage, True))
         status = 200
     except Exception as error:

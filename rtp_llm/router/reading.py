@@ -56,6 +56,7 @@ class Asked:
     limit_field: str | None  # that set max_tokens
     stream: bool
     include_usage: bool
+    return_timings: bool = False
     cache_salt: str = ""
     terms: Terms = NO_TERMS
     tool_calls: Callable[[], ToolCallParser] | None = None  # makes the reader of one answer's calls
@@ -190,6 +191,7 @@ class BodyReader:
             limit_field=body.limit_field,
             stream=bool(body.stream),
             include_usage=body.include_usage,
+            return_timings=bool(body.return_timings),
             cache_salt=body.cache_salt or "",
             terms=body.terms(),
             tool_calls=parser,

@@ -27,13 +27,16 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    timings: list[dict[str, float]] | None = None  # of each answer, where they were asked for
 
     def body(self) -> dict[str, Any]:
+        timings = {} if self.timings is None else {"timings": self.timings}
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            **timings,
         }
 
 

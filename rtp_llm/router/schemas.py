@@ -115,6 +115,7 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
     cache_salt: str | None = Field(None, min_length=1)
+    return_timings: bool | None = None
     user: str | None = None
     timeout: float | None = None
     timeout_ms: float | None = None
@@ -148,7 +149,7 @@ class Body(_sampling_fields()):  # type: ignore[misc]
 
     @property
     def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return bool(self.return_timings or (self.stream_options and self.stream_options.include_usage))
 
     @property
     def limit_field(self) -> str | None:

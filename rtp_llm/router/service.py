@@ -77,7 +77,7 @@ class TokenizedPrompt:
         is a limit as the context is: what is there at the deadline is the answer.
         """
         outcome, num_tokens = "cancelled", 0
-        account = current_account().answer()
+        account = current_account().answer(self.number, choice)
         request = Request(
             request_id=request_id,
             prompt=self.tokens,
@@ -322,7 +322,9 @@ class Service:
         terms = terms.joined(asked.terms)
         prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
         self._check_deadline(terms, [len(tokens) for tokens in asked.prompts])
-        return Question(prompts=prompts, stream=asked.stream, include_usage=asked.include_usage)
+        return Question(
+            prompts=prompts, stream=asked.stream, include_usage=asked.include_usage, return_timings=asked.return_timings
+        )
 
     def _prompt(self, asked: Asked, tokens: Sequence[int], terms: Terms) -> TokenizedPrompt:
         """Where nobody asked for a number of tokens, it may be what the context leaves, if that is less."""

@@ -37,6 +37,8 @@ class TokenColumns(Protocol):
     @property
     def num_cached_tokens(self) -> Sequence[int]: ...
     @property
+    def times(self) -> Sequence[tuple[float, float]]: ...  # queued, prefill; zero: not the first
+    @property
     def top_logprobs(self) -> Sequence[Sequence[tuple[int, float]]]: ...
 
 
@@ -123,6 +125,7 @@ def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:
     request, choice, attempt = columns.request, columns.choice, columns.attempt
     position, token, finish = columns.position, columns.token, columns.finish
     logprob, top, cached = columns.logprob, columns.top_logprobs, columns.num_cached_tokens
+    times = columns.times
     messages = {}
     for epoch, rows in rows_of.items():
         messages[epoch] = router_pb2.Outputs(
@@ -135,8 +138,24 @@ def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:
             logprob=[] if all(math.isnan(logprob[row]) for row in rows) else [logprob[row] for row in rows],
             top=[top_message(top[row]) for row in rows] if any(top[row] for row in rows) else [],
             cached_tokens=[cached[row] for row in rows] if any(cached[row] for row in rows) else [],
+            times=[_times_message(times[row]) for row in rows] if any(times[row][1] for row in rows) else [],
         )
     return messages
+
+
+def _times_message(times: tuple[float, float]) -> types_pb2.FirstTimes:
+    return types_pb2.FirstTimes(queued=times[0], prefill=times[1])
+
+
+def _times_of(message: types_pb2.FirstTimes) -> tuple[float, float] | None:
+    """
+    Raises:
+        ProtocolError: one is no time.
+    """
+    times = message.queued, message.prefill
+    if not all(0 <= each < math.inf for each in times):
+        raise ProtocolError(f"outputs: times {times} of a first token")
+    return times if message.prefill else None
 
 
 def top_message(top: Sequence[tuple[int, float]]) -> router_pb2.TopLogprobs:
@@ -153,7 +172,7 @@ def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple
     for name in ("choice", "attempt", "position", "token", "finish"):
         if len(getattr(message, name)) != rows:
             raise ProtocolError(f"outputs: column {name} has {len(getattr(message, name))} rows, request has {rows}")
-    for name in ("logprob", "top", "cached_tokens"):
+    for name in ("logprob", "top", "cached_tokens", "times"):
         if len(getattr(message, name)) not in (0, rows):
             raise ProtocolError(f"outputs: column {name} has {len(getattr(message, name))} rows, request has {rows}")
     for row, (token, number) in enumerate(zip(message.token, message.finish, strict=True)):
@@ -172,6 +191,7 @@ def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple
                 [(entry.token, entry.logprob) for entry in message.top[row].entries] if message.top else (),
                 finish,
                 message.cached_tokens[row] if message.cached_tokens else 0,
+                _times_of(message.times[row]) if message.times else None,
             ),
         )
 

@@ -42,6 +42,7 @@ def sampled_token(message: types_pb2.SampledToken) -> Any:
         token=message.token,
         logprob=message.logprob,
         num_cached_tokens=message.cached_tokens,
+        times=_engine.FirstTimes(message.times.queued, message.times.prefill),
         top_logprobs=[(entry.token, entry.logprob) for entry in message.top],
     )
 

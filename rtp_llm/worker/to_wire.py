@@ -43,7 +43,12 @@ def sampled_token(native: Any) -> types_pb2.SampledToken:
         top=[types_pb2.TopLogprob(token=token, logprob=value) for token, value in native.top_logprobs],
         position=native.position,
         cached_tokens=native.num_cached_tokens,
+        times=first_times(native.times),
     )
+
+
+def first_times(native: Any) -> types_pb2.FirstTimes:
+    return types_pb2.FirstTimes(queued=native.queued, prefill=native.prefill)
 
 
 def to_router(body: Any) -> router_pb2.WorkerMessage:
@@ -63,6 +68,7 @@ def _outputs(body: Any) -> router_pb2.WorkerMessage:
     logprobs = [token.logprob for token in tokens]
     top = [token.top_logprobs for token in tokens]
     cached = [token.num_cached_tokens for token in tokens]
+    times = [token.times for token in tokens]
     return router_pb2.WorkerMessage(
         outputs=router_pb2.Outputs(
             request=[k.request] * len(tokens),
@@ -74,6 +80,7 @@ def _outputs(body: Any) -> router_pb2.WorkerMessage:
             logprob=[] if all(math.isnan(value) for value in logprobs) else logprobs,
             top=[top_message(entries) for entries in top] if any(top) else [],
             cached_tokens=cached if any(cached) else [],
+            times=[first_times(each) for each in times] if any(each.prefill for each in times) else [],
         )
     )
 

@@ -7,7 +7,7 @@ from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire import convert
 from rtp_llm.wire.key import RequestKey, WorkerKey
-from rtp_llm.wire.v1 import router_pb2
+from rtp_llm.wire.v1 import router_pb2, types_pb2
 
 KEY = RequestKey(2**64 - 1, 5, 1, 2)
 
@@ -34,6 +34,7 @@ def columns(rows: list[tuple[RequestKey, TokenOutput]]) -> SimpleNamespace:
         logprob=[float("nan") if o.logprob is None else o.logprob for _, o in rows],
         finish=[int(o.finish_reason) for _, o in rows],
         num_cached_tokens=[o.num_cached_tokens for _, o in rows],
+        times=[o.times or (0.0, 0.0) for _, o in rows],
         top_logprobs=[o.top_logprobs for _, o in rows],
     )
 
@@ -42,7 +43,7 @@ def test_outputs_are_split_by_router_and_come_back_row_by_row() -> None:
     other = RequestKey(1, 8, 0, 0)
     rows = [
         (KEY, TokenOutput(0, 10)),
-        (other, TokenOutput(4, 11, -0.5, [(11, -0.5), (7, -2.0)], FinishReason.LENGTH, 16)),
+        (other, TokenOutput(4, 11, -0.5, [(11, -0.5), (7, -2.0)], FinishReason.LENGTH, 16, (0.25, 0.5))),
         (KEY, TokenOutput(1, 12, -1.0)),
         (KEY._replace(choice=0), TokenOutput(0, 13)),
     ]
@@ -50,6 +51,15 @@ def test_outputs_are_split_by_router_and_come_back_row_by_row() -> None:
     assert list(convert.outputs_of(messages[1], 1)) == [rows[1]]
     assert list(convert.outputs_of(messages[KEY.router_epoch], KEY.router_epoch)) == [rows[0], rows[2], rows[3]]
     assert not messages[KEY.router_epoch].top  # a column that no row needs is not sent
+    assert not messages[KEY.router_epoch].times
+
+
+@pytest.mark.parametrize(("queued", "prefill"), [(-1.0, 1.0), (0.0, float("nan")), (float("inf"), 1.0)])
+def test_what_is_no_time_breaks_the_protocol(queued: float, prefill: float) -> None:
+    times = [types_pb2.FirstTimes(queued=queued, prefill=prefill)]
+    one = router_pb2.Outputs(request=[1], choice=[0], attempt=[0], position=[0], token=[4], finish=[0], times=times)  # type: ignore[list-item]
+    with pytest.raises(ProtocolError, match="of a first token"):
+        list(convert.outputs_of(one, 1))
 
 
 def test_outputs_of_unequal_columns_break_the_protocol() -> None:

@@ -15,15 +15,15 @@ _sym_db = _symbol_database.Default()
 from rtp_llm.wire.v1 import types_pb2 as rtp__llm_dot_wire_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crtp_llm/wire/v1/router.proto\x12\x0frtp_llm.wire.v1\x1a\x1brtp_llm/wire/v1/types.proto\"$\n\x12\x45ndedWorkersNotice\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x13\n\x11\x45ndedWorkersReply\"\xcc\x03\n\rRouterMessage\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.rtp_llm.wire.v1.RouterHelloH\x00\x12/\n\theartbeat\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.HeartbeatH\x00\x12)\n\x06submit\x18\x03 \x01(\x0b\x32\x17.rtp_llm.wire.v1.SubmitH\x00\x12)\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x17.rtp_llm.wire.v1.CancelH\x00\x12\'\n\x05\x66\x65nce\x18\x05 \x01(\x0b\x32\x16.rtp_llm.wire.v1.FenceH\x00\x12)\n\x06\x61ttach\x18\x06 \x01(\x0b\x32\x17.rtp_llm.wire.v1.AttachH\x00\x12\x46\n\x15\x64raining_acknowledged\x18\x07 \x01(\x0b\x32%.rtp_llm.wire.v1.DrainingAcknowledgedH\x00\x12\x32\n\x0bwatch_cache\x18\x08 \x01(\x0b\x32\x1b.rtp_llm.wire.v1.WatchCacheH\x00\x12\x14\n\x0crouter_epoch\x18\x0e \x01(\x06\x12\x14\n\x0cworker_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"\xd0\x05\n\rWorkerMessage\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.rtp_llm.wire.v1.WorkerHelloH\x00\x12/\n\theartbeat\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.HeartbeatH\x00\x12+\n\x07outputs\x18\x03 \x01(\x0b\x32\x18.rtp_llm.wire.v1.OutputsH\x00\x12%\n\x04\x62usy\x18\x04 \x01(\x0b\x32\x15.rtp_llm.wire.v1.BusyH\x00\x12-\n\x08released\x18\x05 \x01(\x0b\x32\x19.rtp_llm.wire.v1.ReleasedH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.rtp_llm.wire.v1.FailedH\x00\x12/\n\tcommitted\x18\x07 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.CommittedH\x00\x12)\n\x06\x66\x65nced\x18\x08 \x01(\x0b\x32\x17.rtp_llm.wire.v1.FencedH\x00\x12%\n\x04load\x18\t \x01(\x0b\x32\x15.rtp_llm.wire.v1.LoadH\x00\x12-\n\x08\x64raining\x18\n \x01(\x0b\x32\x19.rtp_llm.wire.v1.DrainingH\x00\x12+\n\x07refused\x18\x0b \x01(\x0b\x32\x18.rtp_llm.wire.v1.RefusedH\x00\x12\x38\n\x0e\x63\x61\x63he_snapshot\x18\x0c \x01(\x0b\x32\x1e.rtp_llm.wire.v1.CacheSnapshotH\x00\x12\x34\n\x0c\x63\x61\x63he_events\x18\r \x01(\x0b\x32\x1c.rtp_llm.wire.v1.CacheEventsH\x00\x12+\n\x07started\x18\x10 \x01(\x0b\x32\x18.rtp_llm.wire.v1.StartedH\x00\x12\x14\n\x0crouter_epoch\x18\x0e \x01(\x06\x12\x14\n\x0cworker_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"h\n\x0bRouterHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12,\n\x08\x65xpected\x18\x03 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\"\xfa\x01\n\x0bWorkerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12*\n\x06worker\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x1a\n\x12layout_fingerprint\x18\x06 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x07 \x01(\t\x12\x15\n\rmax_model_len\x18\x08 \x01(\x05\x12\x14\n\x0c\x62lock_tokens\x18\t \x01(\x05\x12\x14\n\x0cpeer_address\x18\n \x01(\t\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\xcb\x01\n\x06Submit\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.rtp_llm.wire.v1.Request\x12\x0e\n\x06output\x18\x03 \x03(\x05\x12,\n\x08receiver\x18\x04 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x18\n\x10receiver_address\x18\x05 \x01(\t\x12\r\n\x05\x61lone\x18\x06 \x01(\x08\x12\x0c\n\x04solo\x18\x07 \x01(\x08\",\n\x07Started\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"+\n\x06\x43\x61ncel\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"*\n\x05\x46\x65nce\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"r\n\x0b\x41ttachEntry\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x15\n\rnext_position\x18\x02 \x01(\r\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.rtp_llm.wire.v1.AttachRole\"7\n\x06\x41ttach\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.rtp_llm.wire.v1.AttachEntry\"\xde\x01\n\x07Outputs\x12\x0f\n\x07request\x18\x01 \x03(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x03(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x03(\r\x12\x10\n\x08position\x18\x04 \x03(\r\x12\r\n\x05token\x18\x05 \x03(\x05\x12-\n\x06\x66inish\x18\x06 \x03(\x0e\x32\x1d.rtp_llm.wire.v1.FinishReason\x12\x0f\n\x07logprob\x18\x07 \x03(\x02\x12)\n\x03top\x18\x08 \x03(\x0b\x32\x1c.rtp_llm.wire.v1.TopLogprobs\x12\x15\n\rcached_tokens\x18\t \x03(\x05\";\n\x0bTopLogprobs\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.rtp_llm.wire.v1.TopLogprob\"O\n\x04\x42usy\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x15\n\rqueued_tokens\x18\x02 \x01(\x03\x12\r\n\x05limit\x18\x03 \x01(\x03\"=\n\x08Released\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x0e\n\x06reason\x18\x02 \x01(\t\"Y\n\x06\x46\x61iled\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05param\x18\x04 \x01(\t\".\n\tCommitted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"+\n\x06\x46\x65nced\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"\xfa\x01\n\x04Load\x12\x15\n\rqueued_tokens\x18\x01 \x01(\x03\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x13\n\x0b\x62locks_free\x18\x05 \x01(\x05\x12\x19\n\x11max_queued_tokens\x18\t \x01(\x03\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\x05\x12\r\n\x05slots\x18\x0b \x01(\x05\x12\x17\n\x0fslots_of_others\x18\x0c \x01(\x05\x12\x14\n\x0c\x62locks_total\x18\r \x01(\x05\x12)\n\x04step\x18\x0e \x01(\x0b\x32\x1b.rtp_llm.wire.v1.StepSampleJ\x04\x08\x04\x10\x05J\x04\x08\x06\x10\t\"y\n\nStepSample\x12\x13\n\x0b\x64\x65\x63ode_rows\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x03\x12\x14\n\x0cprefill_rows\x18\x03 \x01(\x03\x12\x17\n\x0f\x61ttention_pairs\x18\x04 \x01(\x03\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"\n\n\x08\x44raining\"\x16\n\x14\x44rainingAcknowledged\"\x1a\n\nWatchCache\x12\x0c\n\x04next\x18\x01 \x01(\x04\"/\n\rCacheSnapshot\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\",\n\x0b\x43\x61\x63heEvents\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x0c\"\x10\n\x0eMetricsRequest\"\x1c\n\x0cMetricsReply\x12\x0c\n\x04text\x18\x01 \x01(\x0c*^\n\nAttachRole\x12\x16\n\x12\x41TTACH_UNSPECIFIED\x10\x00\x12\x11\n\rATTACH_SENDER\x10\x01\x12\x13\n\x0f\x41TTACH_RECEIVER\x10\x02\x12\x10\n\x0c\x41TTACH_ALONE\x10\x03\x32\xa2\x01\n\x06Worker\x12M\n\x07Session\x12\x1e.rtp_llm.wire.v1.RouterMessage\x1a\x1e.rtp_llm.wire.v1.WorkerMessage(\x01\x30\x01\x12I\n\x07Metrics\x12\x1f.rtp_llm.wire.v1.MetricsRequest\x1a\x1d.rtp_llm.wire.v1.MetricsReply2\xac\x01\n\x06Router\x12I\n\x07Metrics\x12\x1f.rtp_llm.wire.v1.MetricsRequest\x1a\x1d.rtp_llm.wire.v1.MetricsReply\x12W\n\x0c\x45ndedWorkers\x12#.rtp_llm.wire.v1.EndedWorkersNotice\x1a\".rtp_llm.wire.v1.EndedWorkersReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crtp_llm/wire/v1/router.proto\x12\x0frtp_llm.wire.v1\x1a\x1brtp_llm/wire/v1/types.proto\"$\n\x12\x45ndedWorkersNotice\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x13\n\x11\x45ndedWorkersReply\"\xcc\x03\n\rRouterMessage\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.rtp_llm.wire.v1.RouterHelloH\x00\x12/\n\theartbeat\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.HeartbeatH\x00\x12)\n\x06submit\x18\x03 \x01(\x0b\x32\x17.rtp_llm.wire.v1.SubmitH\x00\x12)\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x17.rtp_llm.wire.v1.CancelH\x00\x12\'\n\x05\x66\x65nce\x18\x05 \x01(\x0b\x32\x16.rtp_llm.wire.v1.FenceH\x00\x12)\n\x06\x61ttach\x18\x06 \x01(\x0b\x32\x17.rtp_llm.wire.v1.AttachH\x00\x12\x46\n\x15\x64raining_acknowledged\x18\x07 \x01(\x0b\x32%.rtp_llm.wire.v1.DrainingAcknowledgedH\x00\x12\x32\n\x0bwatch_cache\x18\x08 \x01(\x0b\x32\x1b.rtp_llm.wire.v1.WatchCacheH\x00\x12\x14\n\x0crouter_epoch\x18\x0e \x01(\x06\x12\x14\n\x0cworker_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"\xd0\x05\n\rWorkerMessage\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.rtp_llm.wire.v1.WorkerHelloH\x00\x12/\n\theartbeat\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.HeartbeatH\x00\x12+\n\x07outputs\x18\x03 \x01(\x0b\x32\x18.rtp_llm.wire.v1.OutputsH\x00\x12%\n\x04\x62usy\x18\x04 \x01(\x0b\x32\x15.rtp_llm.wire.v1.BusyH\x00\x12-\n\x08released\x18\x05 \x01(\x0b\x32\x19.rtp_llm.wire.v1.ReleasedH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.rtp_llm.wire.v1.FailedH\x00\x12/\n\tcommitted\x18\x07 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.CommittedH\x00\x12)\n\x06\x66\x65nced\x18\x08 \x01(\x0b\x32\x17.rtp_llm.wire.v1.FencedH\x00\x12%\n\x04load\x18\t \x01(\x0b\x32\x15.rtp_llm.wire.v1.LoadH\x00\x12-\n\x08\x64raining\x18\n \x01(\x0b\x32\x19.rtp_llm.wire.v1.DrainingH\x00\x12+\n\x07refused\x18\x0b \x01(\x0b\x32\x18.rtp_llm.wire.v1.RefusedH\x00\x12\x38\n\x0e\x63\x61\x63he_snapshot\x18\x0c \x01(\x0b\x32\x1e.rtp_llm.wire.v1.CacheSnapshotH\x00\x12\x34\n\x0c\x63\x61\x63he_events\x18\r \x01(\x0b\x32\x1c.rtp_llm.wire.v1.CacheEventsH\x00\x12+\n\x07started\x18\x10 \x01(\x0b\x32\x18.rtp_llm.wire.v1.StartedH\x00\x12\x14\n\x0crouter_epoch\x18\x0e \x01(\x06\x12\x14\n\x0cworker_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"h\n\x0bRouterHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12,\n\x08\x65xpected\x18\x03 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\"\xfa\x01\n\x0bWorkerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12*\n\x06worker\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x1a\n\x12layout_fingerprint\x18\x06 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x07 \x01(\t\x12\x15\n\rmax_model_len\x18\x08 \x01(\x05\x12\x14\n\x0c\x62lock_tokens\x18\t \x01(\x05\x12\x14\n\x0cpeer_address\x18\n \x01(\t\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\xcb\x01\n\x06Submit\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.rtp_llm.wire.v1.Request\x12\x0e\n\x06output\x18\x03 \x03(\x05\x12,\n\x08receiver\x18\x04 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x18\n\x10receiver_address\x18\x05 \x01(\t\x12\r\n\x05\x61lone\x18\x06 \x01(\x08\x12\x0c\n\x04solo\x18\x07 \x01(\x08\",\n\x07Started\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"+\n\x06\x43\x61ncel\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"*\n\x05\x46\x65nce\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"r\n\x0b\x41ttachEntry\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x15\n\rnext_position\x18\x02 \x01(\r\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.rtp_llm.wire.v1.AttachRole\"7\n\x06\x41ttach\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.rtp_llm.wire.v1.AttachEntry\"\x8a\x02\n\x07Outputs\x12\x0f\n\x07request\x18\x01 \x03(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x03(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x03(\r\x12\x10\n\x08position\x18\x04 \x03(\r\x12\r\n\x05token\x18\x05 \x03(\x05\x12-\n\x06\x66inish\x18\x06 \x03(\x0e\x32\x1d.rtp_llm.wire.v1.FinishReason\x12\x0f\n\x07logprob\x18\x07 \x03(\x02\x12)\n\x03top\x18\x08 \x03(\x0b\x32\x1c.rtp_llm.wire.v1.TopLogprobs\x12\x15\n\rcached_tokens\x18\t \x03(\x05\x12*\n\x05times\x18\n \x03(\x0b\x32\x1b.rtp_llm.wire.v1.FirstTimes\";\n\x0bTopLogprobs\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.rtp_llm.wire.v1.TopLogprob\"O\n\x04\x42usy\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x15\n\rqueued_tokens\x18\x02 \x01(\x03\x12\r\n\x05limit\x18\x03 \x01(\x03\"=\n\x08Released\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x0e\n\x06reason\x18\x02 \x01(\t\"Y\n\x06\x46\x61iled\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05param\x18\x04 \x01(\t\".\n\tCommitted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"+\n\x06\x46\x65nced\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"\xfa\x01\n\x04Load\x12\x15\n\rqueued_tokens\x18\x01 \x01(\x03\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x13\n\x0b\x62locks_free\x18\x05 \x01(\x05\x12\x19\n\x11max_queued_tokens\x18\t \x01(\x03\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\x05\x12\r\n\x05slots\x18\x0b \x01(\x05\x12\x17\n\x0fslots_of_others\x18\x0c \x01(\x05\x12\x14\n\x0c\x62locks_total\x18\r \x01(\x05\x12)\n\x04step\x18\x0e \x01(\x0b\x32\x1b.rtp_llm.wire.v1.StepSampleJ\x04\x08\x04\x10\x05J\x04\x08\x06\x10\t\"y\n\nStepSample\x12\x13\n\x0b\x64\x65\x63ode_rows\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x03\x12\x14\n\x0cprefill_rows\x18\x03 \x01(\x03\x12\x17\n\x0f\x61ttention_pairs\x18\x04 \x01(\x03\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"\n\n\x08\x44raining\"\x16\n\x14\x44rainingAcknowledged\"\x1a\n\nWatchCache\x12\x0c\n\x04next\x18\x01 \x01(\x04\"/\n\rCacheSnapshot\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\",\n\x0b\x43\x61\x63heEvents\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x0c\"\x10\n\x0eMetricsRequest\"\x1c\n\x0cMetricsReply\x12\x0c\n\x04text\x18\x01 \x01(\x0c*^\n\nAttachRole\x12\x16\n\x12\x41TTACH_UNSPECIFIED\x10\x00\x12\x11\n\rATTACH_SENDER\x10\x01\x12\x13\n\x0f\x41TTACH_RECEIVER\x10\x02\x12\x10\n\x0c\x41TTACH_ALONE\x10\x03\x32\xa2\x01\n\x06Worker\x12M\n\x07Session\x12\x1e.rtp_llm.wire.v1.RouterMessage\x1a\x1e.rtp_llm.wire.v1.WorkerMessage(\x01\x30\x01\x12I\n\x07Metrics\x12\x1f.rtp_llm.wire.v1.MetricsRequest\x1a\x1d.rtp_llm.wire.v1.MetricsReply2\xac\x01\n\x06Router\x12I\n\x07Metrics\x12\x1f.rtp_llm.wire.v1.MetricsRequest\x1a\x1d.rtp_llm.wire.v1.MetricsReply\x12W\n\x0c\x45ndedWorkers\x12#.rtp_llm.wire.v1.EndedWorkersNotice\x1a\".rtp_llm.wire.v1.EndedWorkersReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rtp_llm.wire.v1.router_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_ATTACHROLE']._serialized_start=3424
-  _globals['_ATTACHROLE']._serialized_end=3518
+  _globals['_ATTACHROLE']._serialized_start=3468
+  _globals['_ATTACHROLE']._serialized_end=3562
   _globals['_ENDEDWORKERSNOTICE']._serialized_start=78
   _globals['_ENDEDWORKERSNOTICE']._serialized_end=114
   _globals['_ENDEDWORKERSREPLY']._serialized_start=116
@@ -51,39 +51,39 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ATTACH']._serialized_start=2170
   _globals['_ATTACH']._serialized_end=2225
   _globals['_OUTPUTS']._serialized_start=2228
-  _globals['_OUTPUTS']._serialized_end=2450
-  _globals['_TOPLOGPROBS']._serialized_start=2452
-  _globals['_TOPLOGPROBS']._serialized_end=2511
-  _globals['_BUSY']._serialized_start=2513
-  _globals['_BUSY']._serialized_end=2592
-  _globals['_RELEASED']._serialized_start=2594
-  _globals['_RELEASED']._serialized_end=2655
-  _globals['_FAILED']._serialized_start=2657
-  _globals['_FAILED']._serialized_end=2746
-  _globals['_COMMITTED']._serialized_start=2748
-  _globals['_COMMITTED']._serialized_end=2794
-  _globals['_FENCED']._serialized_start=2796
-  _globals['_FENCED']._serialized_end=2839
-  _globals['_LOAD']._serialized_start=2842
-  _globals['_LOAD']._serialized_end=3092
-  _globals['_STEPSAMPLE']._serialized_start=3094
-  _globals['_STEPSAMPLE']._serialized_end=3215
-  _globals['_DRAINING']._serialized_start=3217
-  _globals['_DRAINING']._serialized_end=3227
-  _globals['_DRAININGACKNOWLEDGED']._serialized_start=3229
-  _globals['_DRAININGACKNOWLEDGED']._serialized_end=3251
-  _globals['_WATCHCACHE']._serialized_start=3253
-  _globals['_WATCHCACHE']._serialized_end=3279
-  _globals['_CACHESNAPSHOT']._serialized_start=3281
-  _globals['_CACHESNAPSHOT']._serialized_end=3328
-  _globals['_CACHEEVENTS']._serialized_start=3330
-  _globals['_CACHEEVENTS']._serialized_end=3374
-  _globals['_METRICSREQUEST']._serialized_start=3376
-  _globals['_METRICSREQUEST']._serialized_end=3392
-  _globals['_METRICSREPLY']._serialized_start=3394
-  _globals['_METRICSREPLY']._serialized_end=3422
-  _globals['_WORKER']._serialized_start=3521
-  _globals['_WORKER']._serialized_end=3683
-  _globals['_ROUTER']._serialized_start=3686
-  _globals['_ROUTER']._serialized_end=3858
+  _globals['_OUTPUTS']._serialized_end=2494
+  _globals['_TOPLOGPROBS']._serialized_start=2496
+  _globals['_TOPLOGPROBS']._serialized_end=2555
+  _globals['_BUSY']._serialized_start=2557
+  _globals['_BUSY']._serialized_end=2636
+  _globals['_RELEASED']._serialized_start=2638
+  _globals['_RELEASED']._serialized_end=2699
+  _globals['_FAILED']._serialized_start=2701
+  _globals['_FAILED']._serialized_end=2790
+  _globals['_COMMITTED']._serialized_start=2792
+  _globals['_COMMITTED']._serialized_end=2838
+  _globals['_FENCED']._serialized_start=2840
+  _globals['_FENCED']._serialized_end=2883
+  _globals['_LOAD']._serialized_start=2886
+  _globals['_LOAD']._serialized_end=3136
+  _globals['_STEPSAMPLE']._serialized_start=3138
+  _globals['_STEPSAMPLE']._serialized_end=3259
+  _globals['_DRAINING']._serialized_start=3261
+  _globals['_DRAINING']._serialized_end=3271
+  _globals['_DRAININGACKNOWLEDGED']._serialized_start=3273
+  _globals['_DRAININGACKNOWLEDGED']._serialized_end=3295
+  _globals['_WATCHCACHE']._serialized_start=3297
+  _globals['_WATCHCACHE']._serialized_end=3323
+  _globals['_CACHESNAPSHOT']._serialized_start=3325
+  _globals['_CACHESNAPSHOT']._serialized_end=3372
+  _globals['_CACHEEVENTS']._serialized_start=3374
+  _globals['_CACHEEVENTS']._serialized_end=3418
+  _globals['_METRICSREQUEST']._serialized_start=3420
+  _globals['_METRICSREQUEST']._serialized_end=3436
+  _globals['_METRICSREPLY']._serialized_start=3438
+  _globals['_METRICSREPLY']._serialized_end=3466
+  _globals['_WORKER']._serialized_start=3565
+  _globals['_WORKER']._serialized_end=3727
+  _globals['_ROUTER']._serialized_start=3730
+  _globals['_ROUTER']._serialized_end=3902
 # @@protoc_insertion_point(module_scope)

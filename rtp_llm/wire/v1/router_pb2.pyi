@@ -181,7 +181,7 @@ class Attach(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[AttachEntry, _Mapping]]] = ...) -> None: ...
 
 class Outputs(_message.Message):
-    __slots__ = ("request", "choice", "attempt", "position", "token", "finish", "logprob", "top", "cached_tokens")
+    __slots__ = ("request", "choice", "attempt", "position", "token", "finish", "logprob", "top", "cached_tokens", "times")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,7 @@ class Outputs(_message.Message):
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     request: _containers.RepeatedScalarFieldContainer[int]
     choice: _containers.RepeatedScalarFieldContainer[int]
     attempt: _containers.RepeatedScalarFieldContainer[int]
@@ -200,7 +201,8 @@ class Outputs(_message.Message):
     logprob: _containers.RepeatedScalarFieldContainer[float]
     top: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
     cached_tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request: _Optional[_Iterable[int]] = ..., choice: _Optional[_Iterable[int]] = ..., attempt: _Optional[_Iterable[int]] = ..., position: _Optional[_Iterable[int]] = ..., token: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[_Union[_types_pb2.FinishReason, str]]] = ..., logprob: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., cached_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    times: _containers.RepeatedCompositeFieldContainer[_types_pb2.FirstTimes]
+    def __init__(self, request: _Optional[_Iterable[int]] = ..., choice: _Optional[_Iterable[int]] = ..., attempt: _Optional[_Iterable[int]] = ..., position: _Optional[_Iterable[int]] = ..., token: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[_Union[_types_pb2.FinishReason, str]]] = ..., logprob: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., times: _Optional[_Iterable[_Union[_types_pb2.FirstTimes, _Mapping]]] = ...) -> None: ...
 
 class TopLogprobs(_message.Message):
     __slots__ = ("entries",)

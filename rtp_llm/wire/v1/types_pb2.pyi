@@ -84,18 +84,28 @@ class TopLogprob(_message.Message):
     def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class SampledToken(_message.Message):
-    __slots__ = ("token", "logprob", "top", "position", "cached_tokens")
+    __slots__ = ("token", "logprob", "top", "position", "cached_tokens", "times")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     token: int
     logprob: float
     top: _containers.RepeatedCompositeFieldContainer[TopLogprob]
     position: int
     cached_tokens: int
-    def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ..., position: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    times: FirstTimes
+    def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ..., position: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., times: _Optional[_Union[FirstTimes, _Mapping]] = ...) -> None: ...
+
+class FirstTimes(_message.Message):
+    __slots__ = ("queued", "prefill")
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    queued: float
+    prefill: float
+    def __init__(self, queued: _Optional[float] = ..., prefill: _Optional[float] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("reason",)
