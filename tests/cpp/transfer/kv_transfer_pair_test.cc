@@ -158,6 +158,8 @@ TEST(a_handover_from_submit_to_join_is_told_traced_and_counted_on_both_sides) {
   CHECK_EQ(first->tokens[0].position, 2);  // behind the tokens so far
   CHECK_EQ(first->tokens[0].token, 17);
   CHECK_EQ(first->tokens[0].num_cached_tokens, 4);
+  const auto [queued, prefill] = first->tokens[0].times;
+  CHECK(queued > 0 && prefill > 0 && queued + prefill < kHangS);
   using enum TracePoint;
   CHECK_EQ(two.s.points(),
            (std::vector{kScheduled, kLayersComputed, kFirstToken, kGranted, kPosted, kSent, kCommitSent, kCommitted}));
@@ -220,6 +222,7 @@ TEST(outputs_that_were_sent_are_replayed_whole_from_the_position_that_a_router_a
                                .logprob = {-1.0f, -2.0f, -3.0f},
                                .finish = {FinishReason::kNone, FinishReason::kNone, FinishReason::kLength},
                                .num_cached_tokens = {0, 0, 0},
+                               .times = {{}, {}, {.queued = 1, .prefill = 2}},
                                .num_top_logprobs = {2, 0, 1},
                                .top_logprobs = {{90, -1.0f}, {1, -1.5f}, {92, -3.0f}}});
   two.from_router(two.r, message::Attach{{{kKey, 3, message::AttachRole::kReceiver}}});
@@ -238,6 +241,7 @@ TEST(outputs_that_were_sent_are_replayed_whole_from_the_position_that_a_router_a
   CHECK_EQ(tokens[1].position, 4);
   CHECK_EQ(tokens[1].token, 92);
   CHECK(tokens[1].finish == FinishReason::kLength);
+  CHECK((tokens[1].times == FirstTimes{.queued = 1, .prefill = 2}));
   CHECK_EQ(tokens[1].top_logprobs, (std::vector<std::pair<int32_t, float>>{{92, -3.0f}}));
 }
 
