@@ -7,6 +7,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from rtp_llm.router.placement import (
+    CacheChanged,
+    CacheReset,
     FleetEvent,
     Placement,
     PlacementQuery,
@@ -16,6 +18,7 @@ from rtp_llm.router.placement import (
     ViewChanged,
     WorkerGone,
     WorkerView,
+    watches_caches,
 )
 from rtp_llm.router.placement.load import WorkerLedger
 from rtp_llm.router.placement.step_cost import Step
@@ -134,6 +137,7 @@ class SimulatedCluster:
             prompt_tokens=request.prompt_tokens,
             total_tokens=request.total_tokens,
             must_run_alone=request.output_tokens <= 1,
+            block_hashes=(lambda size: b"".join(request.block_hashes)) if request.block_hashes else None,
             random=self._random,
             now=self.clock.now,
             waited_s=self.clock.now - request.arrival,
@@ -173,9 +177,11 @@ class SimulatedCluster:
             max_model_len=worker.engine.kv_tokens,
             draining=id in self._draining,
         )
-        if view != self.snapshot.get(id):
+        if view != (before := self.snapshot.get(id)):
             self.snapshot[id] = view
             self._tell(ViewChanged(view))
+            if before is None and watches_caches(self._policy):
+                self._tell(CacheReset(id, b"".join(worker.cache.known)))
 
     def _tell(self, event: FleetEvent) -> None:
         self._policy.observe([event])
@@ -192,8 +198,12 @@ class SimulatedCluster:
     def _publish(self, id: str) -> None:
         self._load_due.discard(id)
         self._load_sent[id] = self.clock.now
-        if id in self.workers and self.workers[id].load() != self._ledgers[id].load:
+        if id not in self.workers:
+            return
+        if self.workers[id].load() != self._ledgers[id].load:
             self.clock.after(LATENCY_S, lambda: self._loaded(id))
+        if watches_caches(self._policy) and (events := self.workers[id].cache.take_events()):
+            self.clock.after(LATENCY_S, lambda: self._tell(CacheChanged(id, events)))
 
     def _loaded(self, id: str) -> None:
         if id not in self.workers:
@@ -232,7 +242,8 @@ class SimulatedCluster:
         """The rest of its KV: what was computed before its last chunk went out meanwhile, as far as the wire went."""
         sender, receiver = self._placements[request.number]
         assert receiver is not None
-        seconds = request.prompt_tokens * self._engine.kv_bytes_per_token / self._engine.wire_bytes_per_s
+        tokens = request.prompt_tokens - request.received_cached
+        seconds = tokens * self._engine.kv_bytes_per_token / self._engine.wire_bytes_per_s
         prefill_s = self.clock.now - (request.placed or 0.0)
         begun = max(self._sent[sender], self.clock.now - prefill_s)
         self._sent[sender] = done = max(begun + seconds, self.clock.now + seconds * LAST_MESSAGE)

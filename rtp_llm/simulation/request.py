@@ -11,12 +11,15 @@ class SimulatedRequest:
     arrival: float
     prompt_tokens: int
     output_tokens: int
+    block_hashes: tuple[bytes, ...] = ()  # of the prompt's full blocks
     placed: float | None = None
     first_token: float | None = None
     last_token: float | None = None
     refused: bool = False
     # In its engine.
-    computed: int = 0  # prompt rows
+    computed: int = 0  # prompt rows, those that were cached included
+    cached: int = 0  # tokens that the worker that computed it had
+    received_cached: int = 0  # that its receiver had
     ends_at_step: int = 0  # of its worker's decode steps
 
     @property

@@ -2,7 +2,7 @@
 
 It schedules as csrc/engine/scheduler.h does: all decodes, then chunks of running prefills, then admissions, first come, first
 served; prefill beside decodes gets the rows that `itl_target_s` leaves. Room for a whole answer is taken at admission, so
-nothing is preempted.
+nothing is preempted, and none is shared; what is left of the pool holds cached prompt blocks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rtp_llm.autoscaling.figures import WorkerFigures
 from rtp_llm.router.placement.load import WorkerLoad
 from rtp_llm.router.placement.step_cost import Step, StepCost, pairs
 from rtp_llm.simulation.clock import Clock
+from rtp_llm.simulation.prefix_cache import SimulatedPrefixCache
 from rtp_llm.simulation.request import SimulatedRequest
 
 MIN_PREFILL_ROWS = 16  # beside decodes
@@ -66,6 +67,8 @@ class SimulatedWorker:
         self._running = False
         self.busy_s = 0.0
         self.prompt_tokens_computed = self.decode_tokens_computed = 0
+        self.cache = SimulatedPrefixCache(engine.block_tokens)
+        self._held: dict[int, list[bytes | None]] = {}  # by request: its full blocks here; None: another's is known
 
     # --- What others ask
 
@@ -81,12 +84,14 @@ class SimulatedWorker:
 
     def join(self, request: SimulatedRequest) -> None:
         """The KV of a granted request has come."""
+        self._know(request, request.prompt_tokens)
         self._decode(request)
         self._wake()
 
     def release(self, request: SimulatedRequest) -> None:
         """A handed over request's blocks here."""
         self._kv_tokens -= request.prompt_tokens
+        self._let_go(request)
         self._wake()
         self._grant()
 
@@ -152,6 +157,7 @@ class SimulatedWorker:
             self._finish(heapq.heappop(self._decodes)[2])
         for request, alone, rows in chunks:
             request.computed += rows
+            self._know(request, request.computed)
             if request.computed == request.prompt_tokens:
                 self._sampled(request, alone)
         self._listener.stepped(self, step, seconds)
@@ -167,6 +173,7 @@ class SimulatedWorker:
         while budget > 0 and self._waiting and self._admits(*self._waiting[0]):
             request, alone = self._waiting.popleft()
             self._prefills.append((request, alone))
+            request.cached = request.computed = self._hit(request)
             if not alone:
                 self._listener.scheduled(self, request)
             budget = self._add(chunks, request, alone, budget)
@@ -218,12 +225,35 @@ class SimulatedWorker:
             self._context_tokens -= request.total_tokens
         self._slots -= 1
         self._kv_tokens -= request.total_tokens
+        self._let_go(request)
         self._listener.finished(self, request)
         self._grant()
 
     def _grant(self) -> None:
         while self._awaiting and self._admits(self._awaiting[0][0], True):
-            self._awaiting.popleft()[1]()
+            request, granted = self._awaiting.popleft()
+            request.received_cached = self._hit(request)
+            granted()
+
+    # --- The prefix cache
+
+    def _hit(self, request: SimulatedRequest) -> int:
+        """Tokens of an admitted request that are here already; one is computed in any case."""
+        most = (request.prompt_tokens - 1) // self.engine.block_tokens
+        held = self.cache.match(request.block_hashes, most)
+        self._held[request.number] = [*held]
+        self.cache.evict(self.engine.kv_tokens - self._kv_tokens)
+        return len(held) * self.engine.block_tokens
+
+    def _know(self, request: SimulatedRequest, tokens: int) -> None:
+        """The KV of its first tokens is here."""
+        held = self._held[request.number]
+        full = request.block_hashes[: tokens // self.engine.block_tokens]
+        held += [hash if self.cache.insert(hash) else None for hash in full[len(held) :]]
+
+    def _let_go(self, request: SimulatedRequest) -> None:
+        self.cache.release([hash for hash in self._held.pop(request.number) if hash is not None])
+        self.cache.evict(self.engine.kv_tokens - self._kv_tokens)
 
     # --- The engine's own prediction, for the chunk beside decodes
 
