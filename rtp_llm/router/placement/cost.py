@@ -254,10 +254,10 @@ class Cost:
                     sender, soonest = state, late
                 if can_run and late < least and (lateness := late + self._slow(state, question)) < least:
                     best, least = Candidate(lateness, state, None), lateness
-            if sender is None or not can_send or query.must_run_alone or soonest + PAIR >= least:
+            if sender is None or not can_send or query.must_run_alone:
                 continue
             for state in self._receivers(kind, query, question):
-                lateness = soonest + PAIR + self._slow(state, question) + self._wire(state, question)
+                lateness = soonest + PAIR + self._slow(state, question) - self._not_sent(state, question)
                 if lateness < least:
                     best, least = Candidate(lateness, sender, state), lateness
         return best
@@ -308,10 +308,9 @@ class Cost:
         left = self._itl_target_s - decode
         return decode + self._prefill_share.get(state.pool, 0.0) * left if left > 0 else decode
 
-    def _wire(self, state: WorkerState, question: Question) -> float:
-        """Of a receiver: what it has of the prompt needs not to be sent."""
-        missing = question.prompt_tokens - question.hits.tokens(state.view)
-        return WIRE * state.cost.row_s * missing / question.ttft_target_s
+    def _not_sent(self, state: WorkerState, question: Question) -> float:
+        """What a receiver has of the prompt needs not to be sent."""
+        return WIRE * state.cost.row_s * question.hits.tokens(state.view) / question.ttft_target_s
 
     def _had_better_wait(self, best: Candidate, question: Question) -> bool:
         """Where all decode too slowly now, while there is time: if the worker, were it idle, would be fast enough."""
