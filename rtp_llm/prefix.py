@@ -1,6 +1,7 @@
 """Prefix hashes outside an engine: the same native code, for a router that wants to know what lies in whose prefix cache.
 
-The native library is loaded when something of this is first used: a router whose policy doesn't look at caches goes without.
+The native library is loaded when something of this is first used, by a policy that looks at caches when it is made: other
+routers go without.
 """
 
 from __future__ import annotations

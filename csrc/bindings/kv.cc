@@ -93,9 +93,7 @@ void bind_prefix_index(py::module_& module) {
           py::arg("hashes"))
       .def(
           "held_by", [](const PrefixIndex& index, int cache) { return as_bytes(index.held_by(cache)); },
-          py::arg("cache"))
-      .def_property_readonly("num_blocks", &PrefixIndex::num_blocks)
-      .def_property_readonly("memory_bytes", &PrefixIndex::memory_bytes);
+          py::arg("cache"));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ class PrefixIndex:
     """REQUIRES: told of every event. A policy that owns one sets `watches_caches`."""
 
     def __init__(self) -> None:
-        self._native: Any = None  # made with the first cache
+        self._native = native_index()
         self.caches: dict[str, int] = {}  # the native index's numbers, by worker
         self.workers: dict[int, str] = {}  # by number
         self.block_tokens: dict[str, int] = {}  # by worker
@@ -53,13 +53,7 @@ class PrefixIndex:
         held: bytes = self._native.held_by(self.caches[worker])
         return held
 
-    @property
-    def memory_bytes(self) -> int:
-        return 0 if self._native is None else int(self._native.memory_bytes)
-
     def _cache_of(self, worker: str) -> int:
-        if self._native is None:
-            self._native = native_index()
         if worker not in self.caches:
             self.caches[worker] = number = self._native.add_cache()
             self.workers[number] = worker
