@@ -232,8 +232,8 @@ class _Application:
         serve.start(http_options={"host": http.host, "port": http.port}, proxy_location="HeadOnly")
         self._check_place(replace)
         progress(
-            f"starting {config.router.replicas} router, {config.prefill.replicas} prefill, "
-            f"{config.decode.replicas} decode"
+            f"starting {config.router.replicas} router, {config.sizes_of(Pool.PREFILL).initial} prefill, "
+            f"{config.sizes_of(Pool.DECODE).initial} decode"
         )
         application = build(config.model_dump())
         self._is_deployed = True

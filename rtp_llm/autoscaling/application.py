@@ -6,10 +6,10 @@ Serve calls every 0.1 s and waits: nothing here blocks. Its contexts are read by
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rtp_llm.autoscaling.figures import ApplicationFigures, PoolFigures, RouterFigures, Series, WorkerFigures
+from rtp_llm.autoscaling.figures import ApplicationFigures, PoolFigures, RouterFigures, Window, WorkerFigures
 from rtp_llm.autoscaling.policy import AutoscalingPolicy, PolicySettings
 from rtp_llm.config import Pool
 
@@ -33,6 +33,7 @@ class Application:
         self._policy = AutoscalingPolicy(settings)
         self._deployed = {ROUTER, *(pool for pool, most in settings.most.items() if most)}
         self._contexts: dict[str, Any] = {}  # by deployment: AutoscalingContext, the last one that was given
+        self._windows: dict[str, dict[Any, Window]] = {}  # by pool, by replica
         self._desired: Mapping[Pool, int] = {}
         self._decided_at = float("-inf")
 
@@ -55,27 +56,34 @@ class Application:
         context = self._contexts.get(name)
         if context is None:  # a fixed pool without workers isn't deployed
             return PoolFigures()
-        workers = [
-            Series([(at, found) for at, values in replica if (found := WorkerFigures.read(values)) is not None])
-            for replica in _replicas(context)
-        ]
-        return PoolFigures.of(workers, running=context.current_num_replicas, target=context.target_num_replicas)
+        before, windows = self._windows.get(name, {}), {}
+        for replica, (at, values) in _said_last(context).items():
+            figures = WorkerFigures.read(values)
+            if figures is None:
+                continue
+            windows[replica] = window = before.get(replica) or Window(self.settings.window_s, at, figures)
+            window.put(at, figures)
+        self._windows[name] = windows
+        return PoolFigures.of(
+            windows.values(), running=context.current_num_replicas, target=context.target_num_replicas
+        )
 
     def _routers(self) -> list[RouterFigures]:
-        """What each has said last."""
-        latest = (RouterFigures.read(replica[-1][1]) for replica in _replicas(self._contexts.get(ROUTER)))
+        latest = (RouterFigures.read(values) for _, values in _said_last(self._contexts[ROUTER]).values())
         return [each for each in latest if each is not None]
 
 
-def _replicas(context: Any) -> Iterator[list[tuple[float, dict[str, float]]]]:
-    """What each running replica recorded, by time, oldest first."""
-    if context is None:
-        return
-    by_replica: dict[Any, dict[float, dict[str, float]]] = {}
+def _said_last(context: Any) -> Mapping[Any, tuple[float, dict[str, float]]]:
+    """By running replica: when, and its figures by name."""
+    found: dict[Any, tuple[float, dict[str, float]]] = {}
     for name, replicas in (context.raw_metrics or {}).items():
         for replica, series in replicas.items():
-            samples = by_replica.setdefault(replica, {})
-            for sample in series:
-                samples.setdefault(sample.timestamp, {})[name] = sample.value
-    for samples in by_replica.values():
-        yield sorted(samples.items())
+            if not series:
+                continue
+            last = series[-1]
+            at, values = found.get(replica, (float("-inf"), {}))
+            if last.timestamp > at:
+                at, values = found[replica] = last.timestamp, {}
+            if last.timestamp == at:
+                values[name] = last.value
+    return found

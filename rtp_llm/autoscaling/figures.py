@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple, TypeVar
@@ -26,11 +27,6 @@ class _Recorded:
         names = [each.name for each in fields(cls)]
         return cls(**{name: values[name] for name in names}) if all(name in values for name in names) else None
 
-    @classmethod
-    def mean(cls: type[RecordedT], samples: Sequence[RecordedT]) -> RecordedT:
-        """REQUIRES: there are some."""
-        return cls(**{f.name: sum(getattr(each, f.name) for each in samples) / len(samples) for f in fields(cls)})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerFigures(_Recorded):
@@ -46,13 +42,17 @@ class WorkerFigures(_Recorded):
     decode_tokens_computed: float = 0.0
 
     @property
+    def sequences(self) -> float:
+        return self.waiting + self.running
+
+    @property
     def prompts(self) -> float:
         """Not computed yet: those that wait, and one that is being computed."""
         return self.waiting + (1.0 if self.running and self.queued_tokens else 0.0)
 
     @property
     def is_full(self) -> bool:
-        return self.running + self.waiting >= FULL * self.max_num_seqs or self.kv_tokens >= FULL * self.max_kv_tokens
+        return self.sequences >= FULL * self.max_num_seqs or self.kv_tokens >= FULL * self.max_kv_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,39 +105,61 @@ class PoolFigures:
     full: bool = False  # nothing more is handed over to it
 
     @classmethod
-    def of(cls, workers: Iterable[Series], *, running: int, target: int) -> PoolFigures:
-        series = [each for each in workers if each.samples]
-        latest = [each.samples[-1][1] for each in series]
-        means = [WorkerFigures.mean([figures for _, figures in each.samples]) for each in series]
+    def of(cls, workers: Iterable[Window], *, running: int, target: int) -> PoolFigures:
+        windows = list(workers)
+        latest = [each.latest for each in windows]
         return cls(
             workers=running,
             target=target,
-            queued_tokens=sum(each.queued_tokens for each in means),
-            prompts=sum(each.mean_prompts for each in series),
-            sequences=sum(each.waiting + each.running for each in means),
-            slots=sum(each.max_num_seqs for each in means),
-            kv_tokens=sum(each.kv_tokens for each in means),
-            max_kv_tokens=sum(each.max_kv_tokens for each in means),
-            prompt_tokens_per_s=sum(each.rate("prompt_tokens_computed") for each in series),
-            decode_tokens_per_s=sum(each.rate("decode_tokens_computed") for each in series),
+            queued_tokens=sum(each.mean("queued_tokens") for each in windows),
+            prompts=sum(each.mean("prompts") for each in windows),
+            sequences=sum(each.mean("sequences") for each in windows),
+            slots=sum(each.max_num_seqs for each in latest),
+            kv_tokens=sum(each.mean("kv_tokens") for each in windows),
+            max_kv_tokens=sum(each.max_kv_tokens for each in latest),
+            prompt_tokens_per_s=sum(each.rate("prompt_tokens_computed") for each in windows),
+            decode_tokens_per_s=sum(each.rate("decode_tokens_computed") for each in windows),
             full=bool(latest) and all(each.is_full for each in latest),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One worker's figures in the window, oldest first, each with its time."""
+class Window:
+    """One worker's figures over the last `seconds`. What it costs doesn't grow with them: a controller has many workers."""
 
-    samples: Sequence[tuple[float, WorkerFigures]]
+    AVERAGED = ("queued_tokens", "prompts", "sequences", "kv_tokens")
+
+    def __init__(self, seconds: float, at: float, figures: WorkerFigures) -> None:
+        self._seconds = seconds
+        self._samples: deque[tuple[float, WorkerFigures]] = deque()
+        self._sums = dict.fromkeys(self.AVERAGED, 0.0)
+        self._add(at, figures)
+
+    def put(self, at: float, figures: WorkerFigures) -> None:
+        """Nothing if it isn't later than the last one."""
+        if at <= self._samples[-1][0]:
+            return
+        self._add(at, figures)
+        while self._samples[0][0] < at - self._seconds:
+            _, oldest = self._samples.popleft()
+            for name in self._sums:
+                self._sums[name] -= getattr(oldest, name)
 
     @property
-    def mean_prompts(self) -> float:
-        return sum(figures.prompts for _, figures in self.samples) / len(self.samples)
+    def latest(self) -> WorkerFigures:
+        return self._samples[-1][1]
+
+    def mean(self, name: str) -> float:
+        return self._sums[name] / len(self._samples)
 
     def rate(self, counted: str) -> float:
         """A second, of what is counted."""
-        (begin, first), (end, last) = self.samples[0], self.samples[-1]
+        (begin, first), (end, last) = self._samples[0], self._samples[-1]
         return float(getattr(last, counted) - getattr(first, counted)) / (end - begin) if end > begin else 0.0
+
+    def _add(self, at: float, figures: WorkerFigures) -> None:
+        self._samples.append((at, figures))
+        for name in self._sums:
+            self._sums[name] += getattr(figures, name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,8 @@ class PolicySettings:
     itl_s: float
     occupancy: float
     decode_per_prefill: float | None
-    interval_s: float = 0.5
+    window_s: float
+    interval_s: float
 
     @classmethod
     def of(cls, config: Config) -> PolicySettings:
@@ -38,6 +39,7 @@ class PolicySettings:
             itl_s=decode.itl_share * config.engine_of(Pool.DECODE).itl_target_ms / 1000,
             occupancy=decode.occupancy,
             decode_per_prefill=config.autoscaling.decode_per_prefill,
+            window_s=config.autoscaling.window_s,
             interval_s=config.autoscaling.interval_s,
         )
 

@@ -18,6 +18,8 @@ from rtp_llm.autoscaling.application import application_of
 from rtp_llm.autoscaling.policy import PolicySettings
 from rtp_llm.config import Config, Pool, PoolSizes
 
+LOOKED_BACK = 4  # intervals that Serve keeps: only the last figures are read, the window is ours
+
 log = logging.getLogger("ray.serve")
 
 
@@ -62,7 +64,7 @@ def _replicas(config: Config, sizes: PoolSizes, delays: Mapping[str, float]) -> 
             min_replicas=sizes.least,
             initial_replicas=sizes.initial,
             max_replicas=sizes.most,
-            look_back_period_s=config.autoscaling.window_s,
+            look_back_period_s=LOOKED_BACK * config.autoscaling.interval_s,
             metrics_interval_s=config.autoscaling.interval_s,
             policy=AutoscalingPolicy(
                 policy_function=f"{DeploymentPolicy.__module__}:{DeploymentPolicy.__name__}",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
-from rtp_llm.autoscaling.figures import ApplicationFigures, PoolFigures, RouterFigures, Series, WorkerFigures
+from rtp_llm.autoscaling.figures import ApplicationFigures, PoolFigures, RouterFigures, Window
 from rtp_llm.autoscaling.policy import AutoscalingPolicy, PolicySettings
 from rtp_llm.config import Config, Pool
 from rtp_llm.router.steps_seen import StepsSeen
@@ -53,7 +52,7 @@ class Autoscaler:
         self._policy = AutoscalingPolicy(PolicySettings.of(config))
         self._desired = {pool: config.sizes_of(pool).initial for pool in Pool}
         self._decided_at = float("-inf")
-        self._figures: dict[str, deque[tuple[float, WorkerFigures]]] = {}
+        self._windows: dict[str, Window] = {}  # by worker
         self.pools: dict[Pool, SimulatedPool] = {}
         cluster.left = self._left
         for pool in Pool:
@@ -95,7 +94,7 @@ class Autoscaler:
                 self._left(pool.starting.pop())
             else:
                 worker = pool.running.pop()
-                self._figures.pop(worker, None)
+                self._windows.pop(worker, None)
                 self._cluster.drain(worker)
 
     def _started(self, pool: Pool, worker: str) -> None:
@@ -115,19 +114,19 @@ class Autoscaler:
     # --- Figures
 
     def _record(self, now: float) -> None:
-        oldest = now - self._window_s
         for pool in self.pools.values():
             for worker in pool.running:
-                samples = self._figures.setdefault(worker, deque())
-                samples.append((now, self._cluster.workers[worker].autoscaling_figures()))
-                while samples[0][0] < oldest:
-                    samples.popleft()
+                figures = self._cluster.workers[worker].autoscaling_figures()
+                if worker in self._windows:
+                    self._windows[worker].put(now, figures)
+                else:
+                    self._windows[worker] = Window(self._window_s, now, figures)
 
     def _application(self) -> ApplicationFigures:
         return ApplicationFigures(
             pools={
                 name: PoolFigures.of(
-                    [Series(list(self._figures.get(worker, ()))) for worker in pool.running],
+                    [self._windows[worker] for worker in pool.running],
                     running=len(pool.running),
                     target=pool.target,
                 )

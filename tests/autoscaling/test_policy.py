@@ -19,6 +19,8 @@ SETTINGS = PolicySettings(
     itl_s=0.05,
     occupancy=0.8,
     decode_per_prefill=None,
+    window_s=15.0,
+    interval_s=0.5,
 )
 COSTS = RouterFigures(
     prefill_token_s=1e-4, decode_token_s=2e-4, decode_base_s=0.01, decode_sequence_s=0.001, decode_context_s=1e-6

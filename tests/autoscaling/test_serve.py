@@ -100,7 +100,7 @@ def test_an_autoscaled_pools_limits_and_delays_are_serves(recwarn: pytest.Warnin
     found = autoscaling_config(config(), Pool.PREFILL)
     assert (found.min_replicas, found.initial_replicas, found.max_replicas) == (0, 1, 3)
     assert (found.upscale_delay_s, found.downscale_delay_s, found.downscale_to_zero_delay_s) == (1, 2, 4)
-    assert (found.look_back_period_s, found.metrics_interval_s) == (7, 0.25)
+    assert (found.look_back_period_s, found.metrics_interval_s) == (1, 0.25)
     assert found.policy.policy_kwargs == PolicySettings.of(config()).to_json()
     assert not recwarn.list
 
@@ -172,6 +172,31 @@ def test_workers_figures_are_read_and_decided_on_once_an_interval() -> None:
     assert policy(busy)[0] == 0  # a moment ago it was
     passes(0.25)
     assert policy(busy)[0] == 1
+
+
+def test_a_workers_figures_are_kept_for_a_window_and_forgotten_with_it() -> None:
+    """4,000 tokens a second at 0.5 ms each, 0.7 of the time at most."""
+    policy, passes = scripted()
+    policy(context("router", {"r": [RouterFigures(prefill_token_s=5e-4)]}, target=1))
+    policy(context("decode", {"a": [WorkerFigures()], "b": []}, target=2))
+    for replicas, expected in (
+        ({"a": [WorkerFigures()]}, 0),
+        ({"a": [WorkerFigures(), WorkerFigures(prompt_tokens_computed=4000.0)]}, 3),
+        ({"b": [WorkerFigures()]}, 0),
+    ):
+        passes(0.25)
+        assert policy(context("prefill", replicas, target=1))[0] == expected
+
+
+def test_figures_of_unequal_times_are_none() -> None:
+    """One of them has stopped coming."""
+    policy, _ = scripted()
+    policy(context("decode", {"a": [], "b": []}, target=2))
+    torn = context("router", {"r": [RouterFigures(), RouterFigures()]}, target=1)
+    assert torn.raw_metrics is not None
+    torn.raw_metrics["waiting"]["r"].pop()  # type: ignore[index]
+    policy(torn)
+    assert policy(context("prefill", {"a": [WorkerFigures()]}, target=1))[0] == 1  # no router says anything
 
 
 def test_a_redeployed_application_begins_anew() -> None:
