@@ -109,7 +109,10 @@ class FoundHits(PrefixHits):
             return 0
         size = view.block_tokens
         blocks = self._blocks[size]
-        return self._saved(blocks[cache], size) if blocks else 0
+        if not blocks:
+            return 0
+        tokens = blocks[cache] * size
+        return tokens if tokens <= self._before_last else self._saved(tokens, size)
 
     def longest(self, count: int) -> Mapping[str, int]:
         index, first = self._index, self._random.getrandbits(16)
@@ -118,9 +121,8 @@ class FoundHits(PrefixHits):
             for cache, blocks in found.longest(count, first):
                 worker = index.workers[cache]
                 if index.block_tokens[worker] == size:
-                    longest[worker] = self._saved(blocks, size)
+                    longest[worker] = self._saved(blocks * size, size)
         return longest
 
-    def _saved(self, blocks: int, size: int) -> int:
-        tokens = blocks * size
-        return tokens if tokens <= self._before_last else self._before_last // size * size
+    def _saved(self, tokens: int, size: int) -> int:
+        return min(tokens, self._before_last // size * size)
