@@ -36,7 +36,7 @@ class CacheFeed:
         count, rest = divmod(len(events), CACHE_EVENT_BYTES)
         if rest or first == 0:
             raise ProtocolError(f"{len(events)} bytes of cache events from number {first}")
-        self.has_gap = self.next == 0 or first > self.next
+        self.has_gap = first > self.next
         known = self.next - first
         if self.has_gap or known >= count:
             return None

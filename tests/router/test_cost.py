@@ -101,6 +101,15 @@ def test_of_receivers_that_decode_alike_the_one_that_lacks_less_is_chosen() -> N
     assert names(choose(policy, views, **asked)) == ("p", "d2")
 
 
+def test_in_a_large_fleet_a_receiver_that_has_the_prompt_is_looked_at_though_many_decode_less() -> None:
+    views = [worker("p", PREFILL, sequences=200, context_tokens=400_000)]
+    views += [worker(f"d{n:02}", DECODE, sequences=10, context_tokens=10_000, max_queued_tokens=0) for n in range(40)]
+    views += [worker("d", DECODE, sequences=10, context_tokens=10_100, max_queued_tokens=0)]
+    policy = cost(views)
+    policy.observe([cached("d", 2048)])
+    assert names(choose(policy, views, block_hashes=hashes_of(2048))) == ("p", "d")
+
+
 def test_a_second_turn_runs_alone_where_the_first_one_was_decoded() -> None:
     views = [worker("p", PREFILL), worker("d0", DECODE, sequences=2, context_tokens=3000), worker("d1", DECODE)]
     policy = cost(views)

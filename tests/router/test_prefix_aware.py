@@ -85,6 +85,12 @@ def test_a_receiver_without_room_for_the_prompt_is_passed_over_whatever_it_holds
     assert Rig(views, d0=8).choose() == ("p", "d1")
 
 
+def test_in_a_large_fleet_those_are_looked_at_that_hold_something_though_many_are_less_loaded() -> None:
+    views = [worker(f"p{n:02}") for n in range(50)] + [worker(f"d{n:02}", DECODE) for n in range(50)]
+    views += [worker("p", queued_tokens=9), worker("d", DECODE, context_tokens=9)]
+    assert Rig(views, p=3, d=3).choose() == ("p", "d")
+
+
 def test_equals_are_chosen_by_lot() -> None:
     rig = Rig([worker(f"w{number:02}") for number in range(50)], **{f"w{number:02}": 3 for number in range(40)})
     chosen = Counter(rig.choose() for _ in range(2000))
@@ -117,7 +123,8 @@ def test_pools_of_unequal_blocks_meet_at_common_borders() -> None:
 def test_a_worker_that_is_gone_holds_nothing_until_it_says_so_again() -> None:
     rig = Rig([worker("a"), worker("b")], a=8, b=4)
     rig.tell(WorkerGone("a"))
-    rig.tell(CacheChanged("a", b"\1" + hashes(1)))  # on its way when it went
+    stored = b"".join(b"\1" + hashes(8)[start : start + 16] for start in range(0, 8 * 16, 16))
+    rig.tell(CacheChanged("a", stored))  # on its way when it went
     rig.tell(ViewChanged(rig.views["a"]))
     assert rig.choose() == ("b", None)
     rig.tell(CacheReset("a", hashes(6)))
