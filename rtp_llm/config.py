@@ -231,6 +231,12 @@ def _mapping(value: Any) -> Any:
 
 class PoolSettings(_Section):
     replicas: int = Field(1, ge=0, description="workers")
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="of the workers that a rolling update starts before others leave; 100 needs room for twice the pool",
+    )
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves a worker")
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs that Ray reserves a worker; default: 1 with engine.device cuda, else 0"
@@ -339,6 +345,12 @@ class AutoscalingSettings(_Section):
 
 class RouterSettings(_Section):
     replicas: int = Field(1, ge=1, description="router processes")
+    max_surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="of the routers that a rolling update starts before others leave; 0 with one router: none for some seconds",
+    )
     resources: dict[str, float] = Field(
         default_factory=dict,
         description="Ray resources of a router: `{node:__internal_head__: 0.001}` keeps it on the head",
@@ -376,6 +388,21 @@ class RouterSettings(_Section):
     retry_rate: float = Field(32.0, gt=0, description="and a second when more are lost; the others wait for their turn")
 
     _mappings = field_validator("resources", "label_selector", "tenant_weights", mode="before")(_mapping)
+
+
+LIVE_ROUTER_SETTINGS = (  # that Router.reconfigure takes over
+    "client_buffer_tokens",
+    "max_losses",
+    "max_waiting",
+    "ping_s",
+    "queue_timeout_s",
+    "request_timeout_s",
+    "retry_burst",
+    "retry_rate",
+    "tenant_weights",
+    "ttft_timeout_s",
+    "upload_timeout_s",
+)
 
 
 class HttpSettings(_Section):
@@ -489,6 +516,26 @@ class Config(_Section):
         if self.worker.token.get_secret_value() or self.worker.token_file:
             return self
         return self._with_worker_token(secrets.token_urlsafe(32))
+
+    def reconfigured(self, router: Mapping[str, Any]) -> Config:
+        """The same with these settings of the section router, which a running router takes over.
+
+        Raises:
+            ConfigError: one is unknown, wrong, or not for a running router.
+        """
+        for name in router:
+            if name not in LIVE_ROUTER_SETTINGS:
+                raise ConfigError(
+                    f"router.{name} can't be changed while it runs, only {', '.join(LIVE_ROUTER_SETTINGS)}"
+                )
+        found = load_config(overrides={f"router.{name}": value for name, value in router.items()}, environ={}).router
+        changed = self.router.model_copy(update={name: getattr(found, name) for name in router})
+        if changed.request_timeout_s > self.router.request_timeout_s:
+            raise ConfigError(
+                f"router.request_timeout_s {changed.request_timeout_s:g} exceeds that of the deployment, "
+                f"{self.router.request_timeout_s:g}, for which Serve waits when it stops a router"
+            )
+        return self.model_copy(update={"router": changed})
 
     def with_token_read(self) -> Config:
         """The same with worker.token out of worker.token_file, if that is set. On the host where the token is needed.

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rtp_llm.config import Config, Pool, load_config, settings
+from rtp_llm.config import LIVE_ROUTER_SETTINGS, Config, Pool, RouterSettings, load_config, settings
 from rtp_llm.errors import ConfigError
 
 
@@ -221,3 +222,28 @@ def test_a_tenants_weight_is_a_number_above_0(weight: object) -> None:
     assert load_config(overrides={"router.tenant_weights": '{"a": 2}'}, environ={}).router.tenant_weights == {"a": 2}
     with pytest.raises(ConfigError, match=r"router.tenant_weights.a: "):
         load_config(overrides={"router.tenant_weights": {"a": weight}}, environ={})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"policy": "cost"}, "router.policy can't be changed while it runs, only client_buffer_tokens, max_losses"),
+        ({"ping": 1}, "router.ping can't be changed while it runs"),
+        ({"ping_s": -1}, "router.ping_s: "),
+        (
+            {"max_losses": 2, "request_timeout_s": 601},
+            "router.request_timeout_s 601 exceeds that of the deployment, 600",
+        ),
+    ],
+)
+def test_a_running_router_takes_no_setting_that_is_wrong_or_not_for_it(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load_config(environ={}).reconfigured(changes)
+
+
+def test_a_running_router_takes_settings_over_and_those_of_the_deployment_are_the_others() -> None:
+    deployed = load_config(overrides={"router.max_losses": 5, "router.ping_s": 3.0}, environ={})
+    changed = deployed.reconfigured({"ping_s": 7, "tenant_weights": {"a": 2}})
+    assert (changed.router.max_losses, changed.router.ping_s, changed.router.tenant_weights) == (5, 7.0, {"a": 2.0})
+    assert deployed.reconfigured({}) == deployed
+    assert set(LIVE_ROUTER_SETTINGS) < set(RouterSettings.model_fields)

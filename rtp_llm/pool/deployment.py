@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from math import ceil
 from typing import Any, ClassVar
 
 import ray
@@ -71,6 +72,7 @@ def deployed(config: Config, worker: type[PoolWorker]) -> serve.Application:
         worker,
         name=worker.pool.value,
         **replicas_of(config, worker.pool),
+        max_surge_percent=settings.max_surge_percent,
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         graceful_shutdown_wait_loop_s=0.05,
         graceful_shutdown_timeout_s=config.worker.drain_timeout_s + 10,
@@ -96,7 +98,7 @@ def _fitting(config: Config, pool: Pool, node: Mapping[str, Any]) -> int:
         return 0
     needs = {"CPU": settings.num_cpus, "GPU": config.num_gpus_of(pool), **settings.resources}
     room = (int(node["Resources"].get(name, 0.0) / need) for name, need in needs.items() if need > 0)
-    return min([config.sizes_of(pool).most, *room])
+    return min([ceil(config.sizes_of(pool).most * (1 + settings.max_surge_percent / 100)), *room])
 
 
 def _selects(wanted: str, label: str | None) -> bool:

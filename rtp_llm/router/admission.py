@@ -20,7 +20,7 @@ class Admission:
         policy: Policy,
         snapshot: Callable[[], Snapshot],
         tokens_ahead: Callable[[Terms], int],
-        settings: RouterSettings,
+        settings: Callable[[], RouterSettings],
     ) -> None:
         self._predictor = policy if isinstance(policy, Predictor) else None
         self._snapshot = snapshot
@@ -35,9 +35,8 @@ class Admission:
         """
         if self._predictor is None:
             return
-        limit_s = min(
-            terms.timeout_s, terms.ttft_timeout_s, self._settings.request_timeout_s, self._settings.ttft_timeout_s
-        )
+        settings = self._settings()
+        limit_s = min(terms.timeout_s, terms.ttft_timeout_s, settings.request_timeout_s, settings.ttft_timeout_s)
         ahead = self._tokens_ahead(terms)
         for tokens in prompts:
             query = PlacementQuery(

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from rtp_llm.autoscaling.serve import replicas_of_router
 from rtp_llm.config import Config
 from rtp_llm.directory import DirectoryClient
+from rtp_llm.errors import ConfigError
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.replica import prepare_replica
 from rtp_llm.router.ingress import build_ingress
@@ -31,6 +32,7 @@ class Router:
 
     async def __init__(self, sections: Mapping[str, Any], *pools: object) -> None:  # type: ignore[misc]
         self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
+        self._is_up = False  # until Serve has asked for its health
         config = prepare_replica(sections)
         _warn_of_serves_thread()
         self._directory = DirectoryClient(config.worker.directory)
@@ -45,6 +47,17 @@ class Router:
         gc.collect()
         gc.freeze()
 
+    def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+        """Serve calls it once this router is made, and when the deployment's `user_config` changes: settings of the section
+        `router`. What is wrong fails the deployment; but no router that runs: that one says so and goes on as it was."""
+        try:
+            self._service.reconfigure(user_config or {})
+            log.info("settings of this router: %s", user_config)
+        except ConfigError as error:
+            if not self._is_up:
+                raise
+            log.error("user_config: %s; all settings stay as they were", error)
+
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_ingress(lambda: self._service)
 
@@ -55,6 +68,7 @@ class Router:
         """Raises TaskError when a background task has ended that this router can't do without: Serve replaces the replica."""
         self._service.check_health()
         self._registration.check()
+        self._is_up = True
 
     async def _leave(self) -> None:
         self._registration.cancel()
@@ -79,6 +93,7 @@ def router_ingress(config: Config, pools: Sequence[serve.Application]) -> serve.
         serve.ingress()(Router),
         name=NAME,
         **replicas_of_router(config),
+        max_surge_percent=config.router.max_surge_percent,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_wait_loop_s=0.05,
         graceful_shutdown_timeout_s=config.router.request_timeout_s + 10,

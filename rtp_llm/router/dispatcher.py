@@ -114,6 +114,13 @@ class Dispatcher:
         self.steps_seen: StepsSeen | None = None  # where pools are autoscaled
         fleet.listener = self
 
+    def reconfigure(self, settings: RouterSettings) -> None:
+        """For answers that come from now on, and for what is asked of the others again and again."""
+        if (settings.retry_rate, settings.retry_burst) != (self._settings.retry_rate, self._settings.retry_burst):
+            self._retries = RetryBudget(settings.retry_rate, settings.retry_burst)
+        self._waiting.reweigh(settings.tenant_weights)
+        self._settings = settings
+
     def next_request(self) -> int:
         """A request number: the n choices of one prompt share it."""
         self._requests += 1

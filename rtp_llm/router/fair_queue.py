@@ -91,6 +91,11 @@ class FairQueue(Generic[WaiterT]):
         self._num_waiting = self._num_tokens = 0
         self._weight_waiting = 0.0
 
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """What was charged before stays as it was."""
+        self._weights = weights
+        self._weight_waiting = sum(map(self._weight, self._queues))
+
     def __len__(self) -> int:
         return self._num_waiting
 

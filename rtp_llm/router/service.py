@@ -6,9 +6,10 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rtp_llm.autoscaling.figures import RouterFigures
 from rtp_llm.config import Config, Pool
@@ -130,7 +131,7 @@ class Service:
 
     def __init__(self, config: Config, membership: Membership) -> None:
         policy = policy_named(config.router.policy, config)
-        self.config = config
+        self.config = self._deployed = config
         self.access = Access.of(config.http)
         self._check_tenants(config)
         credentials = Credentials.of(config.worker)
@@ -163,7 +164,9 @@ class Service:
                 "EndedWorkers": ended_workers_method(self.dispatcher.ended_workers),
             },
         )
-        self._admission = Admission(policy, lambda: self.fleet.snapshot, self.dispatcher.tokens_ahead, config.router)
+        self._admission = Admission(
+            policy, lambda: self.fleet.snapshot, self.dispatcher.tokens_ahead, lambda: self.config.router
+        )
         if config.is_autoscaled:
             self.dispatcher.steps_seen = StepsSeen()
 
@@ -172,6 +175,17 @@ class Service:
             if name not in self.access.tenants:
                 where = config.http.api_keys_file or "http.api_keys_file, which is not set"
                 raise ConfigError(f"router.tenant_weights: {name!r} is the name of no key in {where}")
+
+    def reconfigure(self, router: Mapping[str, Any]) -> None:
+        """Take over these settings; what isn't among them is as it was deployed. Answers under way keep their deadlines.
+
+        Raises:
+            ConfigError: one is wrong, or not for a running router. All stay as they were.
+        """
+        config = self._deployed.reconfigured(router)
+        self._check_tenants(config)
+        self.config = config
+        self.dispatcher.reconfigure(config.router)
 
     def start(self) -> None:
         self.fleet.start()

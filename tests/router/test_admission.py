@@ -25,7 +25,8 @@ class KnowsNothing(LeastLoaded):
 
 
 def admission(policy: LeastLoaded, ahead: Callable[[Terms], int] = lambda terms: 0, **settings: float) -> Admission:
-    return Admission(policy, dict, ahead, RouterSettings(**settings))  # type: ignore[arg-type]
+    router = RouterSettings(**settings)  # type: ignore[arg-type]
+    return Admission(policy, dict, ahead, lambda: router)
 
 
 async def test_what_fits_is_admitted_and_what_does_not_is_told_when_it_would() -> None:

@@ -187,3 +187,12 @@ def test_a_turn_a_newcomer_and_a_charge_look_at_few_of_many_tenants() -> None:
             queue.charge(f"t{i * 7 % size}", 3)
             queue.put(Waits("t0", 2 * size + i))
             assert 0 < touched["comparisons"] <= 12 * log2(size)
+
+
+def test_weights_that_change_hold_for_what_is_served_from_then_on() -> None:
+    waiters = [Waits(tenant, 2 * number + place) for number in range(60) for place, tenant in enumerate("ab")]
+    queue = queue_of(*waiters)
+    assert Counter(serve(queue).tenant for _ in range(20)) == {"a": 10, "b": 10}
+    queue.reweigh({"a": 3.0})
+    assert Counter(serve(queue).tenant for _ in range(40)) == {"a": 30, "b": 10}
+    assert queue.tokens_ahead("a", 0) == pytest.approx(200 + 200 / 3)  # its own, and a third as much of b's

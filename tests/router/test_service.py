@@ -531,3 +531,18 @@ async def test_a_router_records_what_waits_and_what_steps_take_where_pools_are_a
     assert 0 < figures.prefill_token_s < 0.001 and figures.decode_token_s == 0
     waits.cancel()
     await scaled.close()
+
+
+async def test_settings_are_taken_over_whole_or_not_at_all() -> None:
+    service = Service(load_config(overrides={"router.max_waiting": 5}, environ={}), StaticMembership())
+    service.reconfigure({"max_waiting": 1, "ping_s": 2, "retry_burst": 3})
+    assert service.ping_s == 2
+    with service.admission(), pytest.raises(OverloadedError, match="the limit is 1"):
+        service.admission().__enter__()
+    for wrong in ({"ping_s": 4, "policy": "cost"}, {"ping_s": 4, "tenant_weights": {"nobody": 1}}):
+        with pytest.raises(ConfigError):
+            service.reconfigure(wrong)
+        assert service.ping_s == 2
+    service.reconfigure({"ping_s": 4})
+    assert service.ping_s == 4 and service.config.router.max_waiting == 5
+    await service.close()

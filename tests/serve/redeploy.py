@@ -23,15 +23,20 @@ _get_global_client().deploy_apps(ServeDeploySchema(applications=[json.loads(sys.
 """
 
 
-def redeploy(deployment: Deployment, args: dict[str, Any], **replicas: int) -> None:
-    """Returns when the application runs with these sections of the config tree and these sizes of pools; what is replaced may
-    still drain."""
+def redeploy(
+    deployment: Deployment, args: dict[str, Any], *, user_config: dict[str, Any] | None = None, **replicas: int
+) -> None:
+    """Returns when the application runs with these sections of the config tree, these settings of routers and these sizes of
+    pools; what is replaced may still drain."""
     declared = {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": "rtp_llm.app:build",
         "args": args,
-        "deployments": [{"name": name, "num_replicas": number} for name, number in replicas.items()],
+        "deployments": [
+            *({"name": name, "num_replicas": number} for name, number in replicas.items()),
+            *([] if user_config is None else [{"name": "router", "user_config": user_config}]),
+        ],
     }
     run = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(declared)],

@@ -12,7 +12,7 @@ from ray import serve
 from rtp_llm.config import load_config
 from rtp_llm.decode.deployment import DecodeWorker
 from rtp_llm.directory import Member, StaticMembership
-from rtp_llm.errors import ModelLoadError, TaskError
+from rtp_llm.errors import ConfigError, ModelLoadError, TaskError
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import readings
 from rtp_llm.pool import deployment as pool
@@ -200,3 +200,18 @@ async def test_a_replica_whose_registration_has_ended_is_unhealthy(_: Any, cls: 
     part.check_health.side_effect = TaskError("the watch has stopped: gone")
     with pytest.raises(TaskError, match="the watch"):
         replica.check_health()
+
+
+def test_wrong_settings_fail_a_router_that_begins_and_none_that_runs() -> None:
+    made = object.__new__(router.Router)
+    made._service = MagicMock()
+    made._service.reconfigure.side_effect = ConfigError("router.policy can't be changed")
+    made._registration = MagicMock()
+    made._is_up = False
+    with pytest.raises(ConfigError):
+        made.reconfigure({"policy": "cost"})
+    made.check_health()
+    made.reconfigure({"policy": "cost"})
+    made._service.reconfigure.side_effect = None
+    made.reconfigure(None)
+    assert made._service.reconfigure.call_args.args == ({},)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 
+import httpx
 import pytest
 
 from tests.serve.deployment import Deployment, alive, wait_for
@@ -74,6 +75,9 @@ async def test_streams_go_on_when_a_worker_is_killed_during_handovers(deployment
 
 
 UPDATE = {"engine": {"max_num_seqs": 63}}
+AT_FULL_CAPACITY = {"engine": {"max_num_seqs": 62}} | {
+    pool: {"max_surge_percent": 100} for pool in ("prefill", "decode")
+}
 
 
 async def test_a_rolling_update_breaks_no_stream(deployment: Deployment) -> None:
@@ -86,6 +90,45 @@ async def test_a_rolling_update_breaks_no_stream(deployment: Deployment) -> None
         assert await streams.finished() == undisturbed
     await asyncio.to_thread(wait_for, lambda: alive(before) == {})
     assert await answers(deployment.url, long_answers()) == undisturbed
+
+
+async def test_a_rolling_update_at_full_capacity_keeps_nobody_waiting(deployment: Deployment) -> None:
+    """New replicas are there before the old ones leave: requests go on meanwhile."""
+    await asyncio.to_thread(redeploy, deployment, UPDATE)  # by a file, as the next: with one token
+    undisturbed = await answers(deployment.url, long_answers())
+    before = {deployment.replica(name): "ray::ServeReplica" for name in ("router", "prefill", "decode")}
+    async with Streams(deployment.url, long_answers()) as streams:
+        await streams.reached(5)
+        update = asyncio.ensure_future(asyncio.to_thread(redeploy, deployment, AT_FULL_CAPACITY))
+        async with httpx.AsyncClient(base_url=deployment.url, timeout=60, trust_env=False) as client:
+            while not update.done():
+                answer = await client.post("/v1/completions", json={"prompt": [5, 6, 7], "max_tokens": 2})
+                assert answer.status_code == 200, answer.text
+                await asyncio.sleep(0.1)
+        await update
+        assert await streams.finished() == undisturbed
+    await asyncio.to_thread(wait_for, lambda: alive(before) == {})
+
+
+async def test_settings_of_a_running_router_change_and_what_is_wrong_changes_none(deployment: Deployment) -> None:
+    await asyncio.to_thread(redeploy, deployment, UPDATE)
+    [router] = deployment.replicas("router")
+
+    async def refused() -> bool:
+        """Two answers at once: one of them waits for a worker when the other one comes."""
+        async with httpx.AsyncClient(base_url=deployment.url, timeout=60, trust_env=False) as client:
+            answer = await client.post("/v1/completions", json={"prompt": [[5]] * 2, "max_tokens": 1})
+            assert answer.status_code in (200, 429), answer.text
+            return answer.status_code == 429
+
+    assert not await refused()
+    await asyncio.to_thread(redeploy, deployment, UPDATE, user_config={"max_waiting": 1})
+    assert await refused()
+    await asyncio.to_thread(redeploy, deployment, UPDATE, user_config={"policy": "round_robin"})
+    assert await refused()
+    await asyncio.to_thread(redeploy, deployment, UPDATE, user_config={})
+    assert not await refused()
+    assert deployment.replicas("router") == [router]
 
 
 async def test_growing_and_shrinking_a_pool_breaks_no_stream(deployment: Deployment) -> None:
