@@ -359,7 +359,9 @@ class RouterSettings(_Section):
         default_factory=dict, description="labels of the Ray nodes that take a router"
     )
     policy: str = Field("least_loaded", description="placement policy: docs/placement.md")
-    ttft_target_ms: float = Field(1000.0, gt=0, description="time to the first token that the policy `cost` aims at")
+    ttft_target_ms: float = Field(
+        1000.0, gt=0, description="time to the first token that the policy `cost` and autoscaling aim at"
+    )
     max_body_bytes: int = Field(8 << 20, ge=1024, description="larger request bodies are refused")
     upload_timeout_s: float = Field(20.0, gt=0, description="a request body of which nothing comes for so long: 408")
     body_timeout_s: float = Field(
