@@ -373,6 +373,9 @@ class RouterSettings(_Section):
         description="what tenants (names in http.api_keys_file) get of the workers where several wait, against 1 of those that "
         "are not named: `{alice: 2}`",
     )
+    min_priority: int = Field(
+        -(2**31), ge=-(2**31), le=2**31 - 1, description="least `priority` that a request may ask for; less: 400"
+    )
     max_waiting: int = Field(4096, ge=1, description="requests that may be read or wait for a worker; more: 429")
     request_timeout_s: float = Field(
         600.0,

@@ -430,6 +430,7 @@ class Engine:
             output=list(request.output),
             sampling=_engine.SamplingParams(**sampling.with_seed().for_engine()),
             cache_salt=request.cache_salt,
+            priority=request.priority,
         )
 
 

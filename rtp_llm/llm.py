@@ -12,13 +12,13 @@ from typing import Any
 from rtp_llm import vllm_arguments
 from rtp_llm.config import load_config
 from rtp_llm.engine import Engine, Inbox, build
-from rtp_llm.errors import InvalidRequestError
+from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.answer_text import AnswerText, TokenLogprob
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import read_generation_defaults
 from rtp_llm.model.messages import checked_tools
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.request import FinishReason, Request, TokenOutput
+from rtp_llm.request import PRIORITY, FinishReason, Request, TokenOutput
 from rtp_llm.sampling_params import SamplingParams
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
@@ -154,12 +154,13 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
         **vllm: Any,
     ) -> list[RequestOutput]:
         """Answer all prompts: texts, lists of token ids, {"prompt": text} or {"prompt_token_ids": ids}; a dictionary may have
         a `cache_salt`, which keeps its prompt's cache apart from others'. `tokenization_kwargs` {"add_special_tokens": False}
-        is for texts that have theirs already.
+        is for texts that have theirs already. `priority`: one a prompt, the least is served first.
 
         Raises:
             InvalidRequestError: a prompt or a value can never run; names field and value. Nothing is left running.
@@ -167,7 +168,17 @@ class LLM:
         vllm_arguments.check("generate()", vllm, vllm_arguments.GENERATE)
         special = _adds_special_tokens(tokenization_kwargs, True)
         singles = _as_list(prompts)
-        tokenized = [self._encode(prompt, special) for prompt in singles]
+        if priority and (not isinstance(priority, Sequence) or len(priority) != len(singles)):
+            raise InvalidRequestError(
+                f"priority must be a list of {len(singles)}, got {shortened(priority)}",
+                param="priority",
+                value=priority,
+            )
+        priorities = [PRIORITY.take("priority", each) for each in priority or [0] * len(singles)]
+        tokenized = [
+            replace(self._encode(prompt, special), priority=each)
+            for prompt, each in zip(singles, priorities, strict=True)
+        ]
         return self._run(tokenized, self._params_of(sampling_params, len(singles)))
 
     def chat(
@@ -260,7 +271,7 @@ class LLM:
         try:
             for prompt, sampling in zip(prompts, params, strict=True):
                 result = RequestOutput(str(next(self._request_ids)), prompt.text, prompt.ids, [])
-                answers = [_Answer(self, result, sampling, choice, prompt.cache_salt) for choice in range(sampling.n)]
+                answers = [_Answer(self, result, sampling, choice, prompt) for choice in range(sampling.n)]
                 result.outputs = [answer.output for answer in answers]
                 results.append(result)
                 # The others hit the prompt's blocks once the first has computed them.
@@ -299,12 +310,15 @@ class _Tokenized:
     text: str | None
     ids: list[int]
     cache_salt: str = ""
+    priority: int = 0
 
 
 class _Answer:
     """One answer as it grows."""
 
-    def __init__(self, llm: LLM, result: RequestOutput, sampling: SamplingParams, choice: int, cache_salt: str) -> None:
+    def __init__(
+        self, llm: LLM, result: RequestOutput, sampling: SamplingParams, choice: int, prompt: _Tokenized
+    ) -> None:
         self.result = result
         self.siblings: list[_Answer] = []
         self.output = CompletionOutput(choice)
@@ -315,7 +329,8 @@ class _Answer:
             prompt=result.prompt_token_ids,
             sampling=sampling,
             choice=choice,
-            cache_salt=cache_salt,
+            cache_salt=prompt.cache_salt,
+            priority=prompt.priority,
         )
         tokenizer = llm.get_tokenizer() if sampling.stop_strings else llm._tokenizer
         self._text = AnswerText(tokenizer, sampling, result.prompt_token_ids, llm.engine.native.eos_token_ids)

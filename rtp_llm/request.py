@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rtp_llm.errors import EngineError
-from rtp_llm.sampling_params import SamplingParams
+from rtp_llm.sampling_params import Integer, SamplingParams
+
+PRIORITY = Integer(-(2**31), 2**31 - 1)  # vLLM's: the least value goes first
 
 
 class FinishReason(enum.IntEnum):
@@ -30,7 +32,7 @@ class Request:
     choice: int = 0
     output: Sequence[int] = ()  # tokens so far: a retry or a resume
     cache_salt: str = ""  # adapter, media
-    priority: int = 0  # the least goes first
+    priority: int = 0  # the least is served first and preempted last
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ LLM: Table = MappingProxyType(
     }
 )
 
-GENERATE: Table = MappingProxyType({"use_tqdm": None, "lora_request": (), "priority": (0, [])})
+GENERATE: Table = MappingProxyType({"use_tqdm": None, "lora_request": ()})
 
 CHAT: Table = MappingProxyType(
     {

@@ -11,6 +11,7 @@ import pytest
 
 from rtp_llm import LLM, SamplingParams
 from rtp_llm.config import DEMO_MODEL
+from rtp_llm.engine import Inbox
 from rtp_llm.errors import (
     ChatTemplateError,
     ConfigError,
@@ -20,6 +21,7 @@ from rtp_llm.errors import (
     PromptTooLongError,
 )
 from rtp_llm.model.safetensors_file import SafetensorsFile
+from rtp_llm.request import Request
 from tests.model.files import write_safetensors
 from tests.model.tokenizer_files import with_bos
 
@@ -145,6 +147,24 @@ def test_a_cache_salt_keeps_a_prompts_blocks_apart(llm: LLM) -> None:
     assert [cached(salt) for salt in ("a", "b", None, "a", "b", None)] == [0, 0, 0, 64, 64, 64]
     with pytest.raises(InvalidRequestError, match="cache_salt must be a text, got 5"):
         cached(5)  # type: ignore[arg-type]
+
+
+def test_prompts_have_priorities_of_their_own(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    add = Inbox.add
+
+    def noted(inbox: Inbox, request: Request) -> object:
+        asked.append(request.priority)
+        return add(inbox, request)
+
+    monkeypatch.setattr(Inbox, "add", noted)
+    one = SamplingParams(max_tokens=1)
+    for priority in ([3, -4], None, []):
+        assert len(llm.generate(["Hello", "you"], one, priority=priority)) == 2
+    assert asked == [3, -4, 0, 0, 0, 0]
+    for wrong in ([1], 5, ["high", 0], [2**31, 0]):
+        with pytest.raises(InvalidRequestError, match="priority must be"):
+            llm.generate(["Hello", "you"], one, priority=wrong)  # type: ignore[arg-type]
 
 
 def test_a_rendered_prompt_need_not_begin_twice(tmp_path: Path) -> None:

@@ -73,12 +73,13 @@ void bind_sampling(py::module_& module) {
 }
 
 SequenceSpec make_spec(const RequestKey& key, std::vector<int32_t> prompt, std::vector<int32_t> output,
-                       SamplingParams sampling, std::string cache_salt, bool solo) {
+                       SamplingParams sampling, std::string cache_salt, int32_t priority, bool solo) {
   return {.key = key,
           .prompt = std::move(prompt),
           .output = std::move(output),
           .sampling = std::move(sampling),
           .cache_salt = std::move(cache_salt),
+          .priority = priority,
           .solo = solo};
 }
 
@@ -87,12 +88,13 @@ void bind_spec(py::module_& module) {
   py::class_<SequenceSpec>(module, "SequenceSpec", "What an engine is asked to run; csrc/handover/sequence_spec.h.")
       .def(py::init(&make_spec), py::kw_only(), py::arg("key"), py::arg("prompt"),
            py::arg("output") = std::vector<int32_t>(), py::arg("sampling") = SamplingParams(),
-           py::arg("cache_salt") = "", py::arg("solo") = false)
+           py::arg("cache_salt") = "", py::arg("priority") = 0, py::arg("solo") = false)
       .def_readonly("key", &SequenceSpec::key)
       .def_readonly("prompt", &SequenceSpec::prompt)
       .def_readonly("output", &SequenceSpec::output)
       .def_readonly("sampling", &SequenceSpec::sampling)
       .def_readonly("cache_salt", &SequenceSpec::cache_salt)
+      .def_readonly("priority", &SequenceSpec::priority)
       .def_readonly("solo", &SequenceSpec::solo);
 }
 

@@ -1,10 +1,22 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kv/kv_layout.h"
 
 namespace rtp_llm {
+
+namespace {
+
+int priority_of(const Sequence* sequence) { return sequence->spec.priority; }
+
+// Who is served first.
+bool before(const Sequence* a, const Sequence* b) {
+  return std::pair(a->spec.priority, a->arrival) < std::pair(b->spec.priority, b->arrival);
+}
+
+}  // namespace
 
 Scheduler::Scheduler(const EngineConfig& config, BlockPool& pool, SlotPool& slots, bool forms_equal)
     : config_(config), pool_(pool), slots_(slots), forms_equal_(forms_equal) {
@@ -17,7 +29,7 @@ Scheduler::Scheduler(const EngineConfig& config, BlockPool& pool, SlotPool& slot
 
 void Scheduler::add(Sequence& sequence) {
   sequence.arrival = ++num_arrivals_;
-  waiting_.push_back(&sequence);
+  waiting_.insert(std::ranges::upper_bound(waiting_, sequence.spec.priority, {}, priority_of), &sequence);
 }
 
 void Scheduler::join(Sequence& sequence) {
@@ -117,11 +129,14 @@ BlockDemand Scheduler::demand() const {
   };
   for (const Sequence* sequence : running_) add(*sequence);
   for (const Sequence* sequence : joined_) add(*sequence);
-  // Who was preempted ran already and takes its blocks back before anything is granted. They stand in front. Then
-  // comes the first of those that have never run, once it was refused: else each block that becomes free could be
-  // granted before there are enough for it.
-  for (const Sequence* sequence : waiting_) {
-    if (!sequence->admitted_before && sequence != claims_) break;
+  // Who was preempted ran already and takes its blocks back before anything is granted. They stand in front of their
+  // priority. So does the first of those that have never run, once it was refused: else each block that becomes free
+  // could be granted before there are enough for it.
+  int left = num_preempted_waiting_ + (claims_ != nullptr);
+  for (auto next = waiting_.begin(); left > 0 && next != waiting_.end(); ++next) {
+    const Sequence* sequence = *next;
+    if (!sequence->admitted_before && sequence != claims_) continue;
+    --left;
     demand.blocks += blocks_for(sequence->len(), config_.block_tokens);
     ++demand.sequences;
   }
@@ -149,8 +164,8 @@ void Scheduler::schedule_decodes() {
   decodes_.clear();
   for (Sequence* sequence : running_)
     if (sequence->decoding() && !sequence->launched_to_its_end() && !sequence->solo()) decodes_.push_back(sequence);
-  // All blocks first: who grew may still be preempted for an earlier arrival.
-  std::ranges::sort(decodes_, {}, &Sequence::arrival);
+  // All blocks first: who grew may still be preempted for one that is served before it.
+  std::ranges::sort(decodes_, before);
   for (Sequence* sequence : decodes_) grow(*sequence);
   for (Sequence* sequence : decodes_) {
     if (sequence->state == Sequence::State::kRunning) add_decode(*sequence);
@@ -184,14 +199,13 @@ bool Scheduler::grow(Sequence& sequence) {
       sequence.blocks.push_back(*block);
       continue;
     }
-    Sequence* latest = nullptr;
+    Sequence* last = nullptr;
     for (Sequence* candidate : running_)
-      if (candidate->role != Role::kSender && (latest == nullptr || candidate->arrival > latest->arrival))
-        latest = candidate;
+      if (candidate->role != Role::kSender && (last == nullptr || before(last, candidate))) last = candidate;
     // A sender that resumes may decode; it owns the blocks for all its tokens since its admission.
-    if (latest == nullptr)
+    if (last == nullptr)
       throw Error(concat("sequence ", sequence.spec.key.str(), " needs a block and nobody may be preempted"));
-    preempt(*latest);
+    preempt(*last);
   }
   return sequence.state == Sequence::State::kRunning;
 }
@@ -202,7 +216,8 @@ void Scheduler::preempt(Sequence& sequence) {
   sequence.state = Sequence::State::kWaiting;
   sequence.num_launched = sequence.num_computed = 0;
   ++sequence.num_preemptions;
-  waiting_.push_front(&sequence);
+  waiting_.insert(std::ranges::lower_bound(waiting_, sequence.spec.priority, {}, priority_of), &sequence);
+  ++num_preempted_waiting_;
   ++num_preemptions_;
   preempted_ = true;
 }
@@ -231,10 +246,12 @@ void Scheduler::admit(int64_t& budget) {
 bool Scheduler::begin(Sequence& sequence, int64_t& budget) {
   // Preempted while a step samples its next token: that one comes first.
   if (sequence.num_pending > 0) return false;
+  const bool was_preempted = sequence.admitted_before;
   if (!take_slot(sequence) || !take_blocks(sequence)) {
-    if (!sequence.admitted_before) claims_ = &sequence;
+    if (!was_preempted) claims_ = &sequence;
     return false;
   }
+  num_preempted_waiting_ -= was_preempted;
   if (claims_ == &sequence) claims_ = nullptr;
   waiting_.pop_front();
   start(sequence);
@@ -296,7 +313,7 @@ void Scheduler::add_prefill(Sequence& sequence, int64_t& budget) {
 
 // Out of every list, off the device. Its claim to a slot and its blocks stay.
 void Scheduler::leave(Sequence& sequence) {
-  std::erase(waiting_, &sequence);
+  if (std::erase(waiting_, &sequence) > 0 && sequence.admitted_before) --num_preempted_waiting_;
   std::erase(joined_, &sequence);
   std::erase(running_, &sequence);
   if (claims_ == &sequence) {

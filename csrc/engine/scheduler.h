@@ -2,10 +2,10 @@
 // Pure: no device, no clock, no threads; BlockPool is ids and counts.
 //
 // Order of a step: decodes first (one row each, always all), then chunks of running prefills, then
-// admissions, first come, first served. A sequence is admitted when it has a slot and can own the
-// blocks for all its tokens so far; while others run, one block for each of them is left over. When a
-// decode finds no block, the latest arrival that is no sender gives its blocks back (to the prefix
-// cache) and waits at the front, with its slot.
+// admissions, least priority value first, of equal ones first come, first served. A sequence is admitted when it has a
+// slot and can own the blocks for all its tokens so far; while others run, one block for each of them is left over.
+// When a decode finds no block, of those that are no senders the one of the greatest priority value, of equal ones the
+// latest arrival, gives its blocks back (to the prefix cache) and waits in front of all of its priority, with its slot.
 //
 // A solo sequence's steps are its own, and every other step is the others'. Before its first one it is named once
 // (Schedule::announced), and then waits, at the front of the queue, until it is told that the notice is out.
@@ -105,12 +105,13 @@ class Scheduler {
   SlotPool& slots_;
   const bool forms_equal_;
 
-  std::deque<Sequence*> waiting_;
+  std::deque<Sequence*> waiting_;   // by priority
   std::deque<Sequence*> joined_;    // run in the next step
   std::vector<Sequence*> running_;  // in order of admission
   std::vector<int> free_slots_;
   std::vector<Sequence*> decodes_;  // of this step
   Schedule plan_;
+  int num_preempted_waiting_ = 0;
   bool preempted_ = false;            // in this step
   bool was_solo_ = false;             // the last step
   const Sequence* claims_ = nullptr;  // stood first in the queue and was refused slot or blocks

@@ -19,6 +19,7 @@ struct SequenceSpec {
   std::vector<int32_t> output;  // tokens so far (a retry or a resume); p0 = output.size()
   SamplingParams sampling;
   std::string cache_salt;  // tenant, adapter, media; part of the block hash
+  int32_t priority = 0;    // the least is admitted first and preempted last; no token depends on it
   // It may have ended a worker: until its second token each of its steps has no row of anybody else, and the first is
   // announced (TokenColumns::started).
   bool solo = false;

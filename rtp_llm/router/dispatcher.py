@@ -136,7 +136,7 @@ class Dispatcher:
 
     def tokens_ahead(self, terms: Terms) -> int:
         """Prompt tokens that wait here and go before a request that comes now."""
-        return round(self._waiting.tokens_ahead(terms.tenant, priority=0))
+        return round(self._waiting.tokens_ahead(terms.tenant, terms.priority))
 
     @property
     def tokens_waiting(self) -> int:

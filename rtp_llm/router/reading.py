@@ -79,6 +79,7 @@ class BodyReader:
                 model.vocab_size,
             )
         self.context = config.model.max_model_len or model.max_position_embeddings
+        self._min_priority = config.router.min_priority
         self._max_choices = config.router.max_choices
         self._caches_prefixes = any(config.engine_of(pool).enable_prefix_caching for pool in Pool)
         self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
@@ -184,6 +185,13 @@ class BodyReader:
         sampling: SamplingParams,
         parser: Callable[[], ToolCallParser] | None = None,
     ) -> Asked:
+        terms = body.terms()
+        if terms.priority < self._min_priority:
+            raise InvalidRequestError(
+                f"priority must be at least {self._min_priority} here, got {terms.priority}",
+                param="priority",
+                value=terms.priority,
+            )
         return Asked(
             field=field,
             prompts=prompts,
@@ -193,7 +201,7 @@ class BodyReader:
             include_usage=body.include_usage,
             return_timings=bool(body.return_timings),
             cache_salt=body.cache_salt or "",
-            terms=body.terms(),
+            terms=terms,
             tool_calls=parser,
         )
 

@@ -133,7 +133,6 @@ BOTH: Table = MappingProxyType(
         "kv_transfer_params": EMPTY,
         "disaggregated_params": EMPTY,
         "session_params": EMPTY,
-        "priority": (0,),
     }
 )
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
+from rtp_llm.request import PRIORITY
 from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, STREAM_OPTIONS, Table, refuse
 from rtp_llm.router.terms import Terms, seconds_of
 from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
@@ -121,6 +122,7 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     timeout_ms: float | None = None
     ttft_timeout: float | None = None
     ttft_timeout_ms: float | None = None
+    priority: Whole | None = None
 
     @classmethod
     def known_fields(cls) -> frozenset[str]:
@@ -137,6 +139,7 @@ class Body(_sampling_fields()):  # type: ignore[misc]
             InvalidRequestError: names the field and its value.
         """
         return Terms(
+            priority=PRIORITY.take("priority", self.priority or 0),
             timeout_s=min(seconds_of("timeout", self.timeout), seconds_of("timeout_ms", self.timeout_ms, 1e-3)),
             ttft_timeout_s=min(
                 seconds_of("ttft_timeout", self.ttft_timeout), seconds_of("ttft_timeout_ms", self.ttft_timeout_ms, 1e-3)

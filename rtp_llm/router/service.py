@@ -85,6 +85,7 @@ class TokenizedPrompt:
             sampling=self.sampling,
             choice=choice,
             cache_salt=self.asked.cache_salt,
+            priority=self.terms.priority,
         )
         text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
         calls = self.asked.tool_calls() if self.asked.tool_calls is not None else None

@@ -19,6 +19,7 @@ class Terms:
     """Seconds count from the request's arrival; infinite: as the settings have it."""
 
     tenant: str = ""  # the name of the request's API key, where keys are asked for
+    priority: int = 0  # the least goes first
     timeout_s: float = math.inf  # until the answer is whole
     ttft_timeout_s: float = math.inf
 
@@ -35,9 +36,10 @@ class Terms:
         )
 
     def joined(self, other: Terms) -> Terms:
-        """Those of both, for the same tenant: of two timeouts the lesser."""
+        """Those of headers and of the body `other`: of two timeouts the lesser."""
         return replace(
             self,
+            priority=other.priority,
             timeout_s=min(self.timeout_s, other.timeout_s),
             ttft_timeout_s=min(self.ttft_timeout_s, other.ttft_timeout_s),
         )

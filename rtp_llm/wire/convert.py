@@ -71,6 +71,7 @@ def request_message(request: Request) -> types_pb2.Request:
         prompt=request.prompt,
         sampling=types_pb2.SamplingParams(**sampling.for_engine()),
         cache_salt=request.cache_salt,
+        priority=request.priority,
     )
 
 

@@ -28,6 +28,7 @@ def spec(key_message: types_pb2.Key, request: types_pb2.Request, output: Sequenc
         output=list(output),
         sampling=sampling(request.sampling),
         cache_salt=request.cache_salt,
+        priority=request.priority,
         solo=solo,
     )
 

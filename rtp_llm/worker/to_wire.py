@@ -29,6 +29,7 @@ def request(spec: Any) -> types_pb2.Request:
         prompt=spec.prompt,
         sampling=sampling(spec.sampling),
         cache_salt=spec.cache_salt,
+        priority=spec.priority,
     )
 
 

@@ -622,6 +622,23 @@ async def test_what_a_lost_worker_repeats_is_not_charged_again(fleet: ScriptedFl
     task.cancel()
 
 
+async def test_the_least_priority_goes_first_and_workers_are_told_it_at_each_attempt(fleet: ScriptedFleet) -> None:
+    there, fleet.there = fleet.there, []
+    router = dispatcher(fleet)
+    tasks = [asyncio.create_task(collect(router, replace(request(), priority=each))) for each in (0, 5, -5)]
+    await turn()
+    assert [router.tokens_ahead(Terms(priority=each)) for each in (-6, -5, 0, 5)] == [0, 3, 6, 9]
+    fleet.there = there
+    fleet.listener.room_changed()
+    assert [message.submit.request.priority for _, message in fleet.sent] == [-5, 0, 5]
+    fleet.listener.lost(D)
+    await turn()
+    retries = [message.submit for _, message in fleet.sent if message.submit.key.attempt == 1]
+    assert [retry.request.priority for retry in retries] == [-5, 0, 5]
+    for task in tasks:
+        task.cancel()
+
+
 async def test_who_waits_is_shown_by_tenant(fleet: ScriptedFleet) -> None:
     fleet.there = []
     router = dispatcher(fleet)

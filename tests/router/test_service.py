@@ -546,3 +546,24 @@ async def test_settings_are_taken_over_whole_or_not_at_all() -> None:
     service.reconfigure({"ping_s": 4})
     assert service.ping_s == 4 and service.config.router.max_waiting == 5
     await service.close()
+
+
+async def test_a_priority_goes_with_the_request_and_may_be_as_low_as_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service(load_config(overrides={"router.min_priority": -2}, environ={}), StaticMembership())
+    asked: list[Request] = []
+
+    async def generate(request: Request, *_: object) -> AsyncIterator[list[TokenOutput]]:
+        asked.append(request)
+        yield [TokenOutput(0, 5, None, [], FinishReason.LENGTH, 0)]
+
+    monkeypatch.setattr(service.dispatcher, "generate", generate)
+    question = await service.ask(CompletionBody, body_of([5], priority=-2), NO_TERMS)
+    [prompt] = question.prompts
+    assert [delta.finish_reason async for delta in prompt.answer("r", 0)] == ["length"]
+    assert [request.priority for request in asked] == [-2]
+    with pytest.raises(InvalidRequestError, match="priority must be at least -2 here, got -3") as refused:
+        await service.ask(CompletionBody, body_of([5], priority=-3), NO_TERMS)
+    assert refused.value.param == "priority"
+    await service.close()

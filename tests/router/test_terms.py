@@ -41,3 +41,12 @@ def test_of_several_timeouts_the_least_holds() -> None:
     one, other = Terms(timeout_s=3, ttft_timeout_s=2), Terms(timeout_s=4)
     assert one.joined(other) == other.joined(one) == Terms(timeout_s=3, ttft_timeout_s=2)
     assert NO_TERMS.joined(NO_TERMS).timeout_s == math.inf
+
+
+def test_a_priority_is_a_whole_number_that_an_engine_can_hold() -> None:
+    assert [body(priority=value).priority for value in (None, 0, -3.0, 2**31 - 1)] == [0, 0, -3, 2**31 - 1]
+    assert Terms(timeout_s=3).joined(body(priority=-3)) == Terms(timeout_s=3, priority=-3)
+    for value in (2**31, 0.5, "high", True):
+        with pytest.raises(InvalidRequestError, match="priority") as refused:
+            body(priority=value)
+        assert refused.value.param == "priority"

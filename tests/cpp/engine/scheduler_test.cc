@@ -29,6 +29,12 @@ struct Fixture {
     scheduler.add(sequence);
     return sequence;
   }
+  Sequence& add_of_priority(int32_t priority, int prompt, int max_tokens = 50) {
+    Sequence& sequence = make(prompt, max_tokens, Role::kAlone, 0);
+    sequence.spec.priority = priority;
+    scheduler.add(sequence);
+    return sequence;
+  }
   Sequence& make(int prompt, int max_tokens, Role role, int output) {
     return make(random_tokens(prompt, static_cast<int>(sequences.size())), max_tokens, role, output);
   }
@@ -159,6 +165,79 @@ TEST(the_latest_arrival_is_preempted_and_comes_back_first) {
   const Schedule& plan = f.step();
   REQUIRE(!plan.admitted.empty());
   CHECK(plan.admitted[0] == &second);
+}
+
+TEST(the_least_priority_value_is_admitted_first_of_equal_ones_the_earlier) {
+  EngineConfig config = small();
+  config.max_num_seqs = 1;
+  Fixture f(100, config);
+  std::vector<const Sequence*> expected(6);
+  for (const auto& [place, priority] : {std::pair{3, 0}, {1, -5}, {5, 7}, {4, 0}, {2, -5}, {0, -6}})
+    expected[place] = &f.add_of_priority(priority, 8, 1);
+  std::vector<const Sequence*> admitted;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const Schedule& plan = f.step();
+    REQUIRE(plan.admitted.size() == 1);
+    admitted.push_back(plan.admitted[0]);
+    f.scheduler.finish(*plan.admitted[0]);
+  }
+  CHECK(admitted == expected);
+}
+
+TEST(the_greatest_priority_value_is_preempted_first_and_waits_in_front_of_its_priority) {
+  Fixture f(6, small());
+  Sequence& yields = f.add_of_priority(3, 15);
+  Sequence& stays = f.add_of_priority(0, 15);
+  f.step();
+  Sequence& same = f.add_of_priority(3, 8);
+  f.step_until([&] { return f.scheduler.num_preemptions() > 0; });
+  CHECK(yields.state == Sequence::State::kWaiting);  // it came first
+  CHECK(stays.state == Sequence::State::kRunning);
+  Sequence& urgent = f.add_of_priority(-1, 8);
+  f.scheduler.finish(stays);
+  const Schedule& plan = f.step();
+  CHECK(plan.admitted == std::vector<Sequence*>({&urgent, &yields}));
+  CHECK(same.state == Sequence::State::kWaiting);
+}
+
+TEST(demand_holds_the_blocks_of_a_preempted_sequence_behind_newcomers_of_a_lesser_priority_value) {
+  Fixture f(5, small());
+  Sequence& first = f.add(8, 200);
+  Sequence& second = f.add(8, 200);
+  f.step_until([&] { return f.scheduler.num_preemptions() == 1; });
+  Sequence& urgent = f.add_of_priority(-1, 32);
+  const int again = blocks_for(second.len(), f.config.block_tokens);
+  CHECK_EQ(f.scheduler.demand().blocks, 4 + again);
+  f.step();
+  CHECK(urgent.state == Sequence::State::kWaiting);
+  CHECK_EQ(f.scheduler.demand().blocks, 4 + 4 + again);  // it was refused
+  f.scheduler.finish(second);
+  CHECK_EQ(f.scheduler.demand().blocks, 4 + 4);
+  f.scheduler.finish(first);
+  f.step();
+  CHECK(urgent.state == Sequence::State::kRunning);
+  CHECK_EQ(f.scheduler.demand().sequences, 1);
+}
+
+TEST(who_is_admitted_before_the_first_of_another_priority_takes_its_claim_over) {
+  EngineConfig config = small();
+  config.max_num_seqs = 1;
+  Fixture f(100, config);
+  Sequence& running = f.add(8, 200);
+  f.step();
+  Sequence& first = f.add(8);
+  f.step();
+  CHECK(!f.slots.grant(1));
+  Sequence& urgent = f.add_of_priority(-1, 8);
+  f.step();
+  f.scheduler.finish(urgent);
+  CHECK_EQ(f.scheduler.demand().sequences, 1);  // nobody that waits has a claim now
+  f.step();
+  CHECK_EQ(f.scheduler.demand().sequences, 2);
+  f.scheduler.finish(running);
+  CHECK(!f.slots.grant(1));
+  f.step();
+  CHECK(first.state == Sequence::State::kRunning);
 }
 
 TEST(a_preempted_sequence_finds_its_own_blocks_again) {
