@@ -29,7 +29,7 @@ from rtp_llm.metrics import RouterMetrics
 from rtp_llm.prefix import BLOCK_HASH_BYTES, CACHE_EVENT_BYTES, block_hashes
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.placement import FleetEvent, PlacementQuery, Policy, policy_named, watches_caches
+from rtp_llm.router.placement import FleetEvent, PlacementQuery, Policy, policy_of, watches_caches
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming
@@ -44,6 +44,7 @@ PROMPT_TOKENS = 1024
 SYSTEM_TOKENS = 256  # of these, with which all begin
 CONVERSATIONS = 2000
 HOLDERS = 4  # of each
+SESSIONS = 2000
 EMPTY_LOOP_S = 100e-6
 STEPS: list[dict[str, Any]] = [
     {"decode_rows": 30, "context_tokens": 30000, "seconds": 0.0054},
@@ -157,6 +158,7 @@ def query(draw: random.Random, caches: Caches | None) -> PlacementQuery:
         prompt_tokens=PROMPT_TOKENS,
         total_tokens=PROMPT_TOKENS + 256,
         block_hashes=hashes,
+        session=f"session {draw.randrange(SESSIONS)}",
         random=draw,
         now=time.monotonic(),
     )
@@ -222,7 +224,7 @@ def empty_loop_turns() -> int:
 
 async def run(args: argparse.Namespace) -> None:
     draw = random.Random(0)
-    policy = policy_named(args.policy, load_config(environ={}))
+    policy = policy_of(load_config(overrides={"router.policy": args.policy}, environ={}))
     fleet = await fleet_of(args.workers, policy, draw)
     workers = fleet.live()
     loads = [load(draw) for _ in range(4096)]
@@ -266,7 +268,7 @@ async def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", default="least_loaded")
+    parser.add_argument("--policy", default="least_loaded", help="a name, or a mixture as JSON")
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--rate", type=int, default=1000, help="placements a second")
     parser.add_argument(

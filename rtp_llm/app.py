@@ -32,7 +32,7 @@ from rtp_llm.config import Config, HttpSettings, Pool, load_config, read_secret
 from rtp_llm.errors import ConfigError, UnavailableError
 from rtp_llm.http_client import bearer
 from rtp_llm.metrics import readings
-from rtp_llm.router.placement import policy_named
+from rtp_llm.router.placement import policy_of
 
 if TYPE_CHECKING:
     from ray import serve
@@ -141,7 +141,7 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
 
 def _check(config: Config) -> None:
     """What the tree alone can't tell, said before anything starts."""
-    policy_named(config.router.policy, config)
+    policy_of(config)
     if config.max_workers == 0:
         raise ConfigError("prefill.replicas and decode.replicas are both 0: no worker would serve")
 

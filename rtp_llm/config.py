@@ -358,7 +358,15 @@ class RouterSettings(_Section):
     label_selector: dict[str, str] = Field(
         default_factory=dict, description="labels of the Ray nodes that take a router"
     )
-    policy: str = Field("least_loaded", description="placement policy: docs/placement.md")
+    policy: str | dict[str, float] = Field(
+        "least_loaded",
+        description="placement policy, or several by weights (`{cost: 1, affinity: 0.5}`): docs/placement.md",
+    )
+    session_header: str = Field(
+        "x-session-id",
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="header that names the session of a request, for the policy `affinity`; without it the field `user` does",
+    )
     ttft_target_ms: float = Field(
         1000.0, gt=0, description="time to the first token that the policy `cost` and autoscaling aim at"
     )
@@ -393,6 +401,20 @@ class RouterSettings(_Section):
     retry_rate: float = Field(32.0, gt=0, description="and a second when more are lost; the others wait for their turn")
 
     _mappings = field_validator("resources", "label_selector", "tenant_weights", mode="before")(_mapping)
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _mixed(cls, value: Any) -> Any:
+        """A mixture of policies may come as JSON."""
+        mixed = _mapping(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+        if isinstance(mixed, dict):
+            if not mixed:
+                raise PydanticCustomError("policy", "must name at least one policy")
+            for name, weight in mixed.items():
+                if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                    text = "the weight of {name} must be a number above 0"
+                    raise PydanticCustomError("policy", text, {"name": name})
+        return mixed
 
 
 LIVE_ROUTER_SETTINGS = (  # that Router.reconfigure takes over

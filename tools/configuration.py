@@ -59,7 +59,7 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
-        return _type(next(each for each in get_args(annotation) if each is not type(None)))
+        return " or ".join(_type(each) for each in get_args(annotation) if each is not type(None))
     if get_origin(annotation) is dict:
         return "mapping"
     return {bool: "`true`, `false`", int: "integer", float: "number", str: "text", SecretStr: "text"}[annotation]

@@ -62,6 +62,11 @@ class Answer:
         return self.terms.tenant
 
     @property
+    def session(self) -> str:
+        """Two tenants' are two."""
+        return f"{self.tenant} {self.terms.session}" if self.terms.session else ""
+
+    @property
     def priority(self) -> int:
         return self.request.priority
 
@@ -412,6 +417,7 @@ class Dispatcher:
             total_tokens=answer.total_tokens,
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
             block_hashes=None if digest is None else answer.block_hashes(digest),
+            session=answer.session,
             prefer=[worker.id for worker in answer.machine.prefer],
             random=self._random,
             now=(now := self._loop.time()),

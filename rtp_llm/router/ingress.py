@@ -76,6 +76,9 @@ class Backend(Protocol):
     @property
     def cors_origins(self) -> list[str]: ...
 
+    @property
+    def session_header(self) -> str: ...
+
     def admission(self) -> AbstractContextManager[None]:
         """Around the reading of a request; raises OverloadedError when there are too many."""
 
@@ -204,7 +207,7 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
     try:
         account.tenant = backend.access.check_user(_authorization(http))
         _check_content_type(http)
-        terms = Terms.of_headers(http.headers, account.tenant)
+        terms = Terms.of_headers(http.headers, backend.session_header, account.tenant)
         with ExitStack() as reading:
             reading.enter_context(backend.admission())
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)

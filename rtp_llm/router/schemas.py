@@ -139,6 +139,7 @@ class Body(_sampling_fields()):  # type: ignore[misc]
             InvalidRequestError: names the field and its value.
         """
         return Terms(
+            session=self.user or "",
             priority=PRIORITY.take("priority", self.priority or 0),
             timeout_s=min(seconds_of("timeout", self.timeout), seconds_of("timeout_ms", self.timeout_ms, 1e-3)),
             ttft_timeout_s=min(

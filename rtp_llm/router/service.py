@@ -33,7 +33,7 @@ from rtp_llm.router.answers import Question
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
-from rtp_llm.router.placement import policy_named, watches_caches
+from rtp_llm.router.placement import policy_of, watches_caches
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.steps_seen import StepsSeen
@@ -131,7 +131,7 @@ class Service:
     """REQUIRES: made on the event loop that serves."""
 
     def __init__(self, config: Config, membership: Membership) -> None:
-        policy = policy_named(config.router.policy, config)
+        policy = policy_of(config)
         self.config = self._deployed = config
         self.access = Access.of(config.http)
         self._check_tenants(config)
@@ -248,6 +248,10 @@ class Service:
     @property
     def ping_s(self) -> float:
         return self.config.router.ping_s
+
+    @property
+    def session_header(self) -> str:
+        return self.config.router.session_header
 
     @property
     def cors_origins(self) -> list[str]:

@@ -19,18 +19,20 @@ class Terms:
     """Seconds count from the request's arrival; infinite: as the settings have it."""
 
     tenant: str = ""  # the name of the request's API key, where keys are asked for
+    session: str = ""  # whose requests had better go to the same workers
     priority: int = 0  # the least goes first
     timeout_s: float = math.inf  # until the answer is whole
     ttft_timeout_s: float = math.inf
 
     @classmethod
-    def of_headers(cls, headers: Mapping[str, str], tenant: str = "") -> Terms:
+    def of_headers(cls, headers: Mapping[str, str], session_header: str, tenant: str = "") -> Terms:
         """
         Raises:
             InvalidRequestError: a header doesn't hold what it should.
         """
         return cls(
             tenant=tenant,
+            session=headers.get(session_header, ""),
             timeout_s=seconds_of(TIMEOUT_HEADER, headers.get(TIMEOUT_HEADER)),
             ttft_timeout_s=seconds_of(TTFT_TIMEOUT_HEADER, headers.get(TTFT_TIMEOUT_HEADER)),
         )
@@ -39,6 +41,7 @@ class Terms:
         """Those of headers and of the body `other`: of two timeouts the lesser."""
         return replace(
             self,
+            session=self.session or other.session,
             priority=other.priority,
             timeout_s=min(self.timeout_s, other.timeout_s),
             ttft_timeout_s=min(self.ttft_timeout_s, other.ttft_timeout_s),

@@ -8,7 +8,7 @@ from itertools import product
 
 from rtp_llm.config import Config, DecodeAutoscalingSettings, Pool, PrefillAutoscalingSettings
 from rtp_llm.load.workload import Traced
-from rtp_llm.router.placement import policy_named
+from rtp_llm.router.placement import policy_of
 from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.simulation.autoscaler import TICK_S, Autoscaler
 from rtp_llm.simulation.clock import Clock
@@ -53,7 +53,7 @@ def replay(arrivals: Sequence[Traced], config: Config, machine: Machine, *, star
     """REQUIRES: there are some arrivals, in order."""
     clock, steps = Clock(), StepsSeen()
     engines = {pool: _engine(config, pool, machine) for pool in Pool}
-    policy = policy_named(config.router.policy, config)
+    policy = policy_of(config)
     cluster = SimulatedCluster(policy, {}, engines[Pool.DECODE], clock, steps_seen=steps)
     autoscaler = Autoscaler(cluster, config, engines, steps, start_s=start_s)
     cluster.ask(

@@ -73,6 +73,15 @@ def test_a_prompt_goes_to_the_worker_that_is_soonest_done_with_what_it_has() -> 
     assert names(choose(cost(views), views)) == ("p1", None)
 
 
+def test_a_query_that_is_asked_again_is_answered_by_what_has_happened_since() -> None:
+    policy = cost([worker("holds", PREFILL)])
+    query = PlacementQuery(prompt_tokens=2048, block_hashes=hashes_of(2048))
+    before = predicted(policy, replace(query, tokens_ahead=1)), policy.lateness(query)
+    policy.observe([cached("holds", 1024)])
+    assert policy.lateness(query) < before[1]
+    assert predicted(policy, replace(query, tokens_ahead=1)) < before[0]
+
+
 def test_what_is_cached_of_a_prompt_is_not_computed() -> None:
     views = [worker("idle", PREFILL), worker("holds", PREFILL, queued_tokens=1000)]
     policy = cost(views)

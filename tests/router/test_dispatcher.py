@@ -276,6 +276,30 @@ async def test_a_policy_gets_the_hashes_that_engines_of_this_model_have_for_the_
         task.cancel()
 
 
+async def test_a_policy_is_told_the_session_and_two_tenants_are_two(fleet: ScriptedFleet) -> None:
+    asked: list[str] = []
+
+    class Asked(LeastLoaded):
+        def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
+            asked.append(query.session)
+            return super().choose(snapshot, query)
+
+    router = dispatcher(fleet, Asked())
+    each = (
+        Terms(tenant="a", session="s"),
+        Terms(tenant="b", session="s"),
+        Terms(tenant="a"),
+        Terms(tenant="a", session="s"),
+    )
+    tasks = []
+    for terms in each:
+        tasks.append(asyncio.create_task(collect(router, request(), terms)))
+        await turn()
+    assert asked[0] == asked[3] != asked[1] and asked[0] and asked[1] and asked[2] == ""
+    for task in tasks:
+        task.cancel()
+
+
 async def test_an_answer_of_one_token_runs_alone(fleet: ScriptedFleet) -> None:
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request(max_tokens=1)))

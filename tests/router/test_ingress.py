@@ -79,6 +79,7 @@ class ScriptedBackend:
     max_body_bytes = 1 << 20
     upload_timeout_s = 10.0
     cors_origins: list[str] = []  # noqa: RUF012
+    session_header = "X-Session-Id"
     ping_s = 0.05
 
     def __init__(self) -> None:
@@ -569,12 +570,12 @@ async def test_a_router_that_has_lost_a_background_task_says_that_it_does_not_li
     assert answer.status_code == 500 and "the watch" in answer.json()["error"]["message"]
 
 
-async def test_timeouts_come_in_headers_and_a_wrong_one_is_refused_before_the_body_is_read(
+async def test_timeouts_and_a_session_come_in_headers_and_a_wrong_one_is_refused_before_the_body_is_read(
     http: httpx.AsyncClient, backend: ScriptedBackend
 ) -> None:
-    headers = {"X-Request-Timeout": "30", "x-ttft-timeout": "1.5"}
+    headers = {"X-Request-Timeout": "30", "x-ttft-timeout": "1.5", "x-session-id": "s"}
     answer = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
-    assert answer.status_code == 200 and backend.terms == [Terms(timeout_s=30, ttft_timeout_s=1.5)]
+    assert answer.status_code == 200 and backend.terms == [Terms(timeout_s=30, ttft_timeout_s=1.5, session="s")]
     refused = await http.post("/v1/chat/completions", json=CHAT, headers={"X-TTFT-Timeout": "soon"})
     assert refused.status_code == 400 and len(backend.terms) == 1
     assert refused.json()["error"]["param"] == "X-TTFT-Timeout"

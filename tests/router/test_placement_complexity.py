@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rtp_llm.config import load_config
-from rtp_llm.router.placement import DECODE, PREFILL, PlacementQuery, Policy, ViewChanged, WorkerView, policy_named
+from rtp_llm.router.placement import DECODE, PREFILL, PlacementQuery, Policy, ViewChanged, WorkerView, policy_of
 
+NAMES = ["affinity", "cost", "least_loaded", "prefix_aware", "round_robin", '{"cost": 1, "affinity": 0.5}']
 SIZES = (16, 128, 1024)
 VIEWS_A_DECISION = 68
 COMPARISONS_A_STEP = 40  # times log2 of the fleet's size
@@ -69,26 +70,26 @@ def views(count: int, draw: random.Random) -> list[WorkerView]:
     ]
 
 
-@pytest.mark.parametrize("name", ["cost", "least_loaded", "prefix_aware", "round_robin"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_decision_looks_at_as_few_workers_in_a_large_fleet_as_in_a_small_one(name: str) -> None:
     draw = random.Random(0)
     for size in SIZES:
-        policy: Policy = policy_named(name, load_config(environ={}))
+        policy: Policy = policy_of(load_config(overrides={"router.policy": name}, environ={}))
         there = views(size, draw)
         policy.observe([ViewChanged(view) for view in there])
         snapshot = CountingSnapshot(there)
         for _ in range(20):
             touched.clear()
-            assert policy.choose(snapshot, PlacementQuery(prompt_tokens=60, random=draw)) is not None
+            assert policy.choose(snapshot, PlacementQuery(prompt_tokens=60, session="s", random=draw)) is not None
             assert touched["views"] <= VIEWS_A_DECISION, size
             assert touched["comparisons"] <= COMPARISONS_A_STEP * log2(size), size
 
 
-@pytest.mark.parametrize("name", ["cost", "least_loaded", "prefix_aware", "round_robin"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_change_of_one_worker_is_found_its_place_without_a_look_at_the_others(name: str) -> None:
     draw = random.Random(0)
     for size in SIZES:
-        policy = policy_named(name, load_config(environ={}))
+        policy = policy_of(load_config(overrides={"router.policy": name}, environ={}))
         policy.observe([ViewChanged(view) for view in views(size, draw)])
         for view in views(size, draw)[:20]:
             touched.clear()

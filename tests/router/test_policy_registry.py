@@ -34,7 +34,7 @@ def test_a_policy_of_another_distribution_is_found_by_its_entry_point() -> None:
 def test_an_unknown_name_is_told_all_that_there_are() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"'luck' is unknown, there are cost, first_by_name, least_loaded, missing, prefix_aware, round_robin",
+        match=r"'luck' is unknown, there are affinity, cost, first_by_name, least_loaded, missing, prefix_aware, round_robin",
     ):
         policy_named("luck", CONFIG)
 

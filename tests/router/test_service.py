@@ -396,7 +396,7 @@ class Predicts:
 
 def predicting(monkeypatch: pytest.MonkeyPatch, **settings: object) -> tuple[Service, Predicts]:
     policy = Predicts()
-    monkeypatch.setattr("rtp_llm.router.service.policy_named", lambda name, config: policy)
+    monkeypatch.setattr("rtp_llm.router.service.policy_of", lambda config: policy)
     return Service(load_config(overrides=settings, environ={}), StaticMembership()), policy
 
 

@@ -14,6 +14,10 @@ def body(**fields: Any) -> Terms:
     return parse_body(ChatBody, {"messages": [], **fields}).terms()
 
 
+def headers(given: dict[str, str]) -> Terms:
+    return Terms.of_headers(given, "X-Session-Id")
+
+
 def test_a_body_says_timeouts_in_seconds_or_in_milliseconds() -> None:
     assert body(timeout=2, ttft_timeout_ms=250) == Terms(timeout_s=2, ttft_timeout_s=0.25)
     assert body(timeout_ms=1500.0, ttft_timeout=0.5) == Terms(timeout_s=1.5, ttft_timeout_s=0.5)
@@ -32,9 +36,9 @@ def test_a_timeout_that_is_none_is_refused_by_name(name: str, value: object) -> 
 @pytest.mark.parametrize("value", ["", "nan", "inf", "0", "-3", "1e999", "5s"])
 def test_a_header_that_holds_no_timeout_is_refused_by_name(value: str) -> None:
     with pytest.raises(InvalidRequestError, match="X-Request-Timeout must be a number above 0, or -1") as refused:
-        Terms.of_headers({"X-Request-Timeout": value})
+        headers({"X-Request-Timeout": value})
     assert refused.value.param == "X-Request-Timeout"
-    assert Terms.of_headers({"X-Request-Timeout": "-1"}) == NO_TERMS
+    assert headers({"X-Request-Timeout": "-1"}) == NO_TERMS
 
 
 def test_of_several_timeouts_the_least_holds() -> None:
@@ -50,3 +54,10 @@ def test_a_priority_is_a_whole_number_that_an_engine_can_hold() -> None:
         with pytest.raises(InvalidRequestError, match="priority") as refused:
             body(priority=value)
         assert refused.value.param == "priority"
+
+
+def test_a_session_is_named_by_its_header_else_by_the_user() -> None:
+    assert headers({}).joined(body(user="u")).session == "u"
+    assert headers({"X-Session-Id": "s"}).joined(body(user="u")).session == "s"
+    assert headers({"X-Session-Id": "s"}).joined(body()).session == "s"
+    assert headers({}).joined(body()).session == ""

@@ -11,6 +11,7 @@ from rtp_llm.router.placement.policy import (
     Policy,
     Prediction,
     Predictor,
+    ScoringPolicy,
     Snapshot,
     StepMeasured,
     ViewChanged,
@@ -18,7 +19,7 @@ from rtp_llm.router.placement.policy import (
     WorkerView,
     watches_caches,
 )
-from rtp_llm.router.placement.registry import policy_named
+from rtp_llm.router.placement.registry import policy_named, policy_of
 
 __all__ = [
     "DECODE",
@@ -31,11 +32,13 @@ __all__ = [
     "Policy",
     "Prediction",
     "Predictor",
+    "ScoringPolicy",
     "Snapshot",
     "StepMeasured",
     "ViewChanged",
     "WorkerGone",
     "WorkerView",
     "policy_named",
+    "policy_of",
     "watches_caches",
 ]

@@ -129,6 +129,10 @@ class Candidate(NamedTuple):
     sender: WorkerState
     receiver: WorkerState | None
 
+    @property
+    def placement(self) -> Placement:
+        return Placement(sender=self.sender.view, receiver=None if self.receiver is None else self.receiver.view)
+
 
 class Cost:
     watches_caches = True
@@ -149,6 +153,7 @@ class Cost:
         self._fleet_cost = known.copy()
         self._states: dict[str, WorkerState] = {}
         self._index = PrefixIndex()
+        self._asked: tuple[PlacementQuery, Question] | None = None  # the last, until something has happened
         self._prefill_share: dict[str, float] = {}  # by pool: of the steps with decodes, with prefill beside them
         self._roster = Roster(
             sender_key=lambda view: self._states[view.id].empty_at,
@@ -158,6 +163,7 @@ class Cost:
     # --- Policy
 
     def observe(self, events: Sequence[FleetEvent]) -> None:
+        self._asked = None
         for event in events:
             if isinstance(event, StepMeasured):
                 self._measured(event)
@@ -175,8 +181,25 @@ class Cost:
         if best is None or self._had_better_wait(best, question):
             return None
         best.sender.add(question.work_s(best.sender), query.now)
-        receiver = None if best.receiver is None else best.receiver.view
-        return Placement(sender=best.sender.view, receiver=receiver)
+        return best.placement
+
+    # --- ScoringPolicy
+
+    def proposals(self, snapshot: Snapshot, query: PlacementQuery) -> Sequence[Placement] | None:
+        question = self._question(query)
+        best = self._best(query, question)
+        return None if best is None or self._had_better_wait(best, question) else [best.placement]
+
+    def scores(self, placements: Sequence[Placement], query: PlacementQuery) -> list[float]:
+        """What the prediction takes of the targets, as `choose` weighs it."""
+        question = self._question(query)
+        return [self._cost_of(placement, question) for placement in placements]
+
+    def placed(self, placement: Placement, query: PlacementQuery) -> None:
+        sender = self._states[placement.sender.id]
+        sender.add(self._question(query).work_s(sender), query.now)
+
+    # --- Predictor, and what else can be asked
 
     @property
     def fleet_cost(self) -> StepCost:
@@ -201,9 +224,15 @@ class Cost:
         if query.tokens_ahead == 0 and soonest.may_have_changed(query.now):
             return None
         ahead_s = soonest.cost.row_s * query.tokens_ahead / self._roster.num_workers
-        return Prediction(ahead_s + question.ttft_s(soonest), question.work_s(soonest))
+        return Prediction(ahead_s + question.ttft_s(soonest), min(map(question.work_s, states)))
 
     def _question(self, query: PlacementQuery) -> Question:
+        """A mixture asks several times in one decision."""
+        if self._asked is None or self._asked[0] is not query:
+            self._asked = query, self._new_question(query)
+        return self._asked[1]
+
+    def _new_question(self, query: PlacementQuery) -> Question:
         hits = self._index.hits(query)
         return Question(
             query.prompt_tokens,
@@ -291,6 +320,13 @@ class Cost:
             return ()
         held = question.hits.tokens(self._states[ranking[0]].view)
         return [id for id, tokens in question.longest.items() if tokens > held and id in ranking][: self._breadth]
+
+    def _cost_of(self, placement: Placement, question: Question) -> float:
+        late = self._late(self._states[placement.sender.id], question)
+        if placement.receiver is None:
+            return late + self._slow(self._states[placement.sender.id], question)
+        receiver = self._states[placement.receiver.id]
+        return late + PAIR + self._slow(receiver, question) - self._not_sent(receiver, question)
 
     def _late(self, state: WorkerState, question: Question) -> float:
         cached = question.hits.tokens(state.view)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from rtp_llm.router.placement.policy import FleetEvent, Placement, PlacementQuery, Snapshot
+from rtp_llm.router.placement.policy import FleetEvent, Placement, PlacementQuery, Snapshot, WorkerView
 from rtp_llm.router.placement.ranking import near_best
 from rtp_llm.router.placement.roster import Group, Roster
 
@@ -27,11 +27,32 @@ class LeastLoaded:
             snapshot,
             query,
             lambda groups: near_best([group.senders for group in groups], query.random),
-            lambda groups: _receiver(groups, snapshot, query),
+            lambda groups: roomy_receiver(groups, snapshot, query),
         )
 
+    # --- ScoringPolicy
 
-def _receiver(groups: list[Group], snapshot: Snapshot, query: PlacementQuery) -> str:
+    def proposals(self, snapshot: Snapshot, query: PlacementQuery) -> Sequence[Placement] | None:
+        chosen = self.choose(snapshot, query)
+        return None if chosen is None else [chosen]
+
+    def scores(self, placements: Sequence[Placement], query: PlacementQuery) -> list[float]:
+        """S's queue of what it takes, and the sequences of who decodes of its slots; half each."""
+        return [(_queue(each.sender) + _slots(each.receiver or each.sender)) / 2 for each in placements]
+
+    def placed(self, placement: Placement, query: PlacementQuery) -> None: ...
+
+
+def _queue(view: WorkerView) -> float:
+    return view.queued_tokens / max(view.max_queued_tokens, 1)
+
+
+def _slots(view: WorkerView) -> float:
+    return view.running / max(view.running + view.free_slots, 1)
+
+
+def roomy_receiver(groups: list[Group], snapshot: Snapshot, query: PlacementQuery) -> str:
+    """The fewest sequences, of those that have room for the prompt, if any has."""
     best = near_best([group.receivers for group in groups], query.random)
     if snapshot[best].free_tokens > query.prompt_tokens:
         return best

@@ -74,6 +74,7 @@ class PlacementQuery:
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
     now: float = 0.0  # the router's clock
     waited_s: float = 0.0  # since the request came
+    session: str = ""  # of requests that had better go to the same workers; empty: of none
     tokens_ahead: int = 0  # of prompts that wait in the router and go first, for a prediction
     ttft_target_s: float | None = None  # None: the policy's own
     itl_target_s: float | None = None
@@ -149,6 +150,23 @@ class Predictor(Protocol):
 
     def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
         """At the earliest. None: nobody knows."""
+        ...
+
+
+@runtime_checkable
+class ScoringPolicy(Policy, Protocol):
+    """A policy that can say how good a placement is, so that others can be weighed against it (mixture.py)."""
+
+    def proposals(self, snapshot: Snapshot, query: PlacementQuery) -> Sequence[Placement] | None:
+        """The few that it would choose among. None: nothing is to be placed now."""
+        ...
+
+    def scores(self, placements: Sequence[Placement], query: PlacementQuery) -> list[float]:
+        """What each costs, whoever proposed it: 0 nothing, 1 as much as may be."""
+        ...
+
+    def placed(self, placement: Placement, query: PlacementQuery) -> None:
+        """It was chosen, and is carried out."""
         ...
 
 

@@ -34,6 +34,23 @@ class PrefixAware:
         decision = Decision(snapshot, query, hits, longest)
         return self._roster.place(snapshot, query, decision.sender, decision.receiver)
 
+    # --- ScoringPolicy
+
+    def proposals(self, snapshot: Snapshot, query: PlacementQuery) -> Sequence[Placement] | None:
+        chosen = self.choose(snapshot, query)
+        return None if chosen is None else [chosen]
+
+    def scores(self, placements: Sequence[Placement], query: PlacementQuery) -> list[float]:
+        """The part of the prompt that lies in no cache there; of S and R half each."""
+        hits = self._index.hits(query)
+        found = []
+        for placement in placements:
+            views = [each for each in (placement.sender, placement.receiver) if each is not None]
+            found.append(1 - sum(map(hits.tokens, views)) / (len(views) * max(query.prompt_tokens, 1)))
+        return found
+
+    def placed(self, placement: Placement, query: PlacementQuery) -> None: ...
+
 
 class Decision:
     def __init__(self, snapshot: Snapshot, query: PlacementQuery, hits: PrefixHits, longest: Iterable[str]) -> None:

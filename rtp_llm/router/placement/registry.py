@@ -7,9 +7,11 @@ from importlib.metadata import EntryPoint, entry_points
 
 from rtp_llm.config import Config
 from rtp_llm.errors import ConfigError
+from rtp_llm.router.placement.affinity import Affinity
 from rtp_llm.router.placement.cost import Cost
 from rtp_llm.router.placement.least_loaded import LeastLoaded
-from rtp_llm.router.placement.policy import Policy
+from rtp_llm.router.placement.mixture import Mixture
+from rtp_llm.router.placement.policy import Policy, ScoringPolicy
 from rtp_llm.router.placement.prefix_aware import PrefixAware
 from rtp_llm.router.placement.round_robin import RoundRobin
 
@@ -21,6 +23,7 @@ def _cost(config: Config) -> Policy:
 
 
 POLICIES: dict[str, Callable[[Config], Policy]] = {
+    "affinity": lambda config: Affinity(),
     "cost": _cost,
     "least_loaded": lambda config: LeastLoaded(),
     "prefix_aware": lambda config: PrefixAware(),
@@ -28,11 +31,26 @@ POLICIES: dict[str, Callable[[Config], Policy]] = {
 }
 
 
-def policy_named(name: str, config: Config) -> Policy:
-    """A new policy; one router has one.
+def policy_of(config: Config) -> Policy:
+    """What `router.policy` asks for, made anew; one router has one.
 
     Raises:
-        ConfigError: router.policy names none, or one whose entry point can't be loaded.
+        ConfigError: it names a policy that there isn't, one whose entry point can't be loaded, or mixes one that doesn't score.
+    """
+    asked = config.router.policy
+    if isinstance(asked, str):
+        return policy_named(asked, config)
+    parts = [(policy_named(name, config), weight) for name, weight in asked.items()]
+    for name, (policy, _) in zip(asked, parts, strict=True):
+        if not isinstance(policy, ScoringPolicy):
+            raise ConfigError(f"router.policy: {name!r} scores nothing, so it can't be mixed with others")
+    return Mixture([(policy, weight) for policy, weight in parts if isinstance(policy, ScoringPolicy)])
+
+
+def policy_named(name: str, config: Config) -> Policy:
+    """
+    Raises:
+        ConfigError: there is no such policy, or its entry point can't be loaded.
     """
     if (own := POLICIES.get(name)) is not None:
         return own(config)

@@ -38,6 +38,7 @@ class Kind(NamedTuple):
 class Group:
     """The workers of one kind that don't drain."""
 
+    kind: Kind
     members: set[str] = field(default_factory=set)
     senders: Ranking = field(default_factory=Ranking)  # those that accept, by the policy's key of a sender
     full: Ranking = field(default_factory=Ranking)  # those that don't, by the same key
@@ -124,7 +125,7 @@ class Roster:
         self._kinds[view.id] = kind
         group = self._groups.get(kind)
         if group is None:
-            group = self._groups[kind] = Group()
+            group = self._groups[kind] = Group(kind)
         group.members.add(view.id)
         if view.accepts:
             group.senders.put(view.id, self._sender_key(view))
