@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rtp_llm.config import RouterSettings
 from rtp_llm.errors import DeadlineUnreachableError
 from rtp_llm.router.placement import PlacementQuery, Policy, Predictor, Snapshot
 from rtp_llm.router.terms import Terms
+
+
+class Prompt(NamedTuple):
+    tokens: int  # at least so many
+    block_hashes: Callable[[int], bytes] | None = None  # as a PlacementQuery's
 
 
 class Admission:
@@ -27,8 +33,8 @@ class Admission:
         self._tokens_ahead = tokens_ahead
         self._settings = settings
 
-    def check(self, terms: Terms, prompts: Sequence[int], waited_s: float) -> None:
-        """`prompts`: tokens of each, at least so many. `waited_s`: since the request's arrival.
+    def check(self, terms: Terms, prompts: Sequence[Prompt], waited_s: float) -> None:
+        """`waited_s`: since the request's arrival.
 
         Raises:
             DeadlineUnreachableError: the first token of one of them would come too late.
@@ -38,10 +44,11 @@ class Admission:
         settings = self._settings()
         limit_s = min(terms.timeout_s, terms.ttft_timeout_s, settings.request_timeout_s, settings.ttft_timeout_s)
         ahead = self._tokens_ahead(terms)
-        for tokens in prompts:
+        for prompt in prompts:
             query = PlacementQuery(
-                prompt_tokens=tokens,
-                total_tokens=tokens + 1,
+                prompt_tokens=prompt.tokens,
+                total_tokens=prompt.tokens + 1,
+                block_hashes=prompt.block_hashes,
                 tokens_ahead=ahead,
                 now=asyncio.get_running_loop().time(),
                 waited_s=waited_s,
@@ -49,7 +56,7 @@ class Admission:
             found = self._predictor.predicted(self._snapshot(), query)
             if found is not None and waited_s + found.ttft_s > limit_s:
                 raise _refusal(found.ttft_s, found.idle_ttft_s, limit_s, waited_s)
-            ahead += tokens
+            ahead += prompt.tokens
 
 
 def _refusal(ttft_s: float, idle_ttft_s: float, limit_s: float, waited_s: float) -> DeadlineUnreachableError:

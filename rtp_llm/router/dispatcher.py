@@ -37,7 +37,13 @@ class Answer:
     """One live answer: its request, its machine, and what its reader hasn't taken yet."""
 
     def __init__(
-        self, request: Request, terms: Terms, state: RequestMachine, arrival: int, account: AnswerAccount
+        self,
+        request: Request,
+        terms: Terms,
+        hashes: PromptHashes | None,
+        state: RequestMachine,
+        arrival: int,
+        account: AnswerAccount,
     ) -> None:
         self.request = request
         self.terms = terms
@@ -45,7 +51,7 @@ class Answer:
         self.machine = state
         self.account = account
         self.is_charged = False  # its tenant, for its prompt
-        self._hashes: PromptHashes | None = None
+        self._hashes = hashes
         self.pending: list[TokenOutput] = []
         self.finished = False
         self.error: RtpLlmError | None = None
@@ -149,10 +155,16 @@ class Dispatcher:
         return self._waiting.num_tokens
 
     async def generate(
-        self, request: Request, number: int, account: AnswerAccount | None = None, terms: Terms = NO_TERMS
+        self,
+        request: Request,
+        number: int,
+        account: AnswerAccount | None = None,
+        terms: Terms = NO_TERMS,
+        hashes: PromptHashes | None = None,
     ) -> AsyncGenerator[list[TokenOutput], None]:
         """Tokens as they come, in order, without gap or repeat; ends after the one with a finish reason. Closing the iterator
-        early cancels the answer. `account` is told what becomes of it. REQUIRES: request.sampling has a seed and max_tokens.
+        early cancels the answer. `account` is told what becomes of it; `hashes` are the prompt's, where they are known.
+        REQUIRES: request.sampling has a seed and max_tokens.
 
         Raises:
             OverloadedError: too many answers wait for a worker.
@@ -161,7 +173,7 @@ class Dispatcher:
             DeadlineError: the time is over that `terms` or the settings leave the answer, or its first token.
             RtpLlmError: a worker refused the request, or workers were lost under it too often.
         """
-        answer = self._admit(request, number, account or current_account().answer(), terms)
+        answer = self._admit(request, number, account or current_account().answer(), terms, hashes)
         try:
             while True:
                 await answer.changed.wait()
@@ -228,7 +240,9 @@ class Dispatcher:
 
     # --- Inside
 
-    def _admit(self, request: Request, number: int, account: AnswerAccount, terms: Terms) -> Answer:
+    def _admit(
+        self, request: Request, number: int, account: AnswerAccount, terms: Terms, hashes: PromptHashes | None
+    ) -> Answer:
         if len(self._waiting) >= self._settings.max_waiting:
             raise OverloadedError(
                 f"{len(self._waiting)} answers wait for a worker, the limit is {self._settings.max_waiting}"
@@ -238,7 +252,7 @@ class Dispatcher:
         state = RequestMachine(key, max_losses=self._settings.max_losses, tokens=list(request.output))
         self._arrivals += 1
         account.prompt_tokens, account.asked, account.key = len(request.prompt), time.monotonic(), str(key)
-        answer = Answer(request, terms, state, self._arrivals, account)
+        answer = Answer(request, terms, hashes, state, self._arrivals, account)
         self._answers[number, request.choice] = answer
         self._metrics.requests_running.set(len(self._answers))
         if request.choice == 0:

@@ -28,12 +28,13 @@ from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.request import Request
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
-from rtp_llm.router.admission import Admission
+from rtp_llm.router.admission import Admission, Prompt
 from rtp_llm.router.answers import Question
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.placement import policy_of, watches_caches
+from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.steps_seen import StepsSeen
@@ -60,6 +61,7 @@ class TokenizedPrompt:
     service: Service
     asked: Asked
     terms: Terms
+    hashes: PromptHashes | None  # None: no worker has come that says how
 
     @property
     def num_tokens(self) -> int:
@@ -90,7 +92,9 @@ class TokenizedPrompt:
         text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
         calls = self.asked.tool_calls() if self.asked.tool_calls is not None else None
         try:
-            async with aclosing(self.service.dispatcher.generate(request, self.number, account, self.terms)) as batches:
+            async with aclosing(
+                self.service.dispatcher.generate(request, self.number, account, self.terms, self.hashes)
+            ) as batches:
                 async for batch in batches:
                     delta = text.take(batch)
                     num_tokens += delta.num_tokens
@@ -320,10 +324,10 @@ class Service:
     async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
         try:
             if len(body) > LARGE_BODY_BYTES:
-                self._check_deadline(terms, [1])
+                self._check_deadline(terms, [Prompt(1)])
                 return self._question(await self.bodies.read(kind, body), terms)
             typed = self.reader.parsed(kind, body)
-            self._check_deadline(terms.joined(typed.terms()), self.reader.least_tokens(typed))
+            self._check_deadline(terms.joined(typed.terms()), list(map(Prompt, self.reader.least_tokens(typed))))
             if len(body) <= SMALL_BODY_BYTES:
                 return self.ask_typed(typed, terms)
             return self._question(await asyncio.to_thread(self.reader.asked, typed), terms)
@@ -334,13 +338,13 @@ class Service:
     def ask_typed(self, body: Body, terms: Terms = NO_TERMS) -> Question:
         return self._question(self.reader.asked(body), terms)
 
-    def _check_deadline(self, terms: Terms, prompts: Sequence[int]) -> None:
+    def _check_deadline(self, terms: Terms, prompts: Sequence[Prompt]) -> None:
         self._admission.check(terms, prompts, time.monotonic() - current_account().arrived)
 
     def _question(self, asked: Asked, terms: Terms) -> Question:
         terms = terms.joined(asked.terms)
         prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
-        self._check_deadline(terms, [len(tokens) for tokens in asked.prompts])
+        self._check_deadline(terms, [Prompt(prompt.num_tokens, prompt.hashes) for prompt in prompts])
         return Question(
             prompts=prompts, stream=asked.stream, include_usage=asked.include_usage, return_timings=asked.return_timings
         )
@@ -370,4 +374,6 @@ class Service:
             )
         complete = sampling.complete(max_tokens=wanted)
         number = self.dispatcher.next_request()
-        return TokenizedPrompt(tokens, complete, number, self, asked, terms)
+        digest = self.fleet.model_digest
+        hashes = None if digest is None else PromptHashes(tokens, digest, asked.cache_salt)
+        return TokenizedPrompt(tokens, complete, number, self, asked, terms, hashes)

@@ -415,7 +415,7 @@ async def test_what_is_late_by_the_queue_alone_is_refused_before_it_is_tokenized
     monkeypatch.setattr(service.reader, "asked", asked)
     for terms, fields in ((Terms(ttft_timeout_s=0.9), {}), (NO_TERMS, {"ttft_timeout_ms": 900})):
         with pytest.raises(DeadlineUnreachableError) as refused:
-            await service.ask(CompletionBody, body_of("some words", **fields), terms)
+            await service.ask(CompletionBody, body_of("some words " * 30, **fields), terms)
         assert 0 < refused.value.retry_after_s < 1  # type: ignore[operator]
     assert policy.asked == [1, 1]  # all but the last token may be in a cache
     counted = readings(service.own_metrics().decode(), "rtp_llm_tenant_refusals_total", "cause")
@@ -474,14 +474,14 @@ async def test_an_answer_is_made_on_the_terms_of_headers_and_body(
     given: list[object] = []
 
     async def generate(
-        request: Request, number: int, account: object, terms: Terms
+        request: Request, number: int, account: object, terms: Terms, hashes: object
     ) -> AsyncIterator[list[TokenOutput]]:
-        given.append(terms)
+        given.append((terms, hashes))
         yield [TokenOutput(0, 5, None, [], FinishReason.LENGTH, 0)]
 
     monkeypatch.setattr(service.dispatcher, "generate", generate)
     assert [delta.finish_reason async for delta in prompt.answer("r", 0)] == ["length"]
-    assert given == [prompt.terms]
+    assert given == [(prompt.terms, prompt.hashes)]
 
 
 async def test_requests_that_are_too_many_are_counted_as_refused_by_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
