@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         (
             ["serve", "--router.policy", "luck"],
             1,
-            "router.policy: 'luck' is unknown, there are cost, least_loaded, round_",
+            "router.policy: 'luck' is unknown, there are affinity, cost, least_loaded, prefix_",
         ),
         (["serve", "--pot"], 2, "unrecognized arguments: --pot; see rtp-llm --help"),
         (["serve", "--config", "/nowhere.yaml"], 1, "config file /nowhere.yaml: [Errno 2] No such file"),
