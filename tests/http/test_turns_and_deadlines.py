@@ -19,7 +19,8 @@ COMPLETION = "/v1/completions"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    settings: dict[str, Any] = {"model.served_name": "demo", "router.policy": '{"cost": 0.01, "affinity": 1}'}
+    # `cost` predicts, and weighs nothing: on a machine that is busy its targets are missed everywhere.
+    settings: dict[str, Any] = {"model.served_name": "demo", "router.policy": '{"cost": 1e-9, "affinity": 1}'}
     log_dir = tmp_path_factory.mktemp("workers")
     async with Cluster.running(prefill=2, decode=2, log_dir=log_dir, settings=settings) as running:
         yield running
@@ -48,9 +49,9 @@ async def test_what_can_not_have_its_first_token_in_time_is_refused_at_once(clus
 
 
 async def test_a_request_ends_at_its_own_deadline(cluster: Cluster) -> None:
-    ended = await ask(cluster, timeout_ms=300, max_tokens=900, ignore_eos=True)
+    ended = await ask(cluster, timeout_ms=200, max_tokens=1900, ignore_eos=True)
     assert ended.status_code == 504, ended.text
-    assert "not whole after 0.3 s" in ended.json()["error"]["message"]
+    assert "not whole after 0.2 s" in ended.json()["error"]["message"]
 
 
 async def test_a_priority_changes_no_answer(cluster: Cluster) -> None:

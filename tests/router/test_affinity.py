@@ -167,6 +167,8 @@ def test_scores_are_how_far_from_the_sessions_own_workers() -> None:
     mixed = Placement(sender=pairs[0].sender, receiver=pairs[2].receiver)
     alone = [Placement(sender=pair.sender) for pair in pairs[:2]]
     assert bench.policy.scores([mixed, *alone], query) == [7 / 16, 0, 3 / 4]
+    at_receivers = [Placement(sender=pair.receiver) for pair in pairs[:2] if pair.receiver is not None]
+    assert bench.policy.scores(at_receivers, query) == [1 / 2, 7 / 8]  # S gets nothing of it
     assert bench.policy.scores(pairs, replace(query, session="")) == [0] * 5
 
 

@@ -59,7 +59,7 @@ class Affinity:
 
     def scores(self, placements: Sequence[Placement], query: PlacementQuery) -> list[float]:
         """How far from the first in the session's order: 0 that one, 3/4 the second, 7/8 the third, 1 none of the first few; of
-        S and R half each."""
+        S and R half each; S counts 1 where a decode worker runs it alone."""
         if not query.session:
             return [0.0] * len(placements)
         session = number_of(query.session)
@@ -101,8 +101,12 @@ class Affinity:
         return (worker for _, worker in islice(ordered, FIRST))
 
     def _score(self, placement: Placement, session: int) -> float:
-        workers = [each.id for each in (placement.sender, placement.receiver) if each is not None]
-        return sum(self._distance(worker, session) for worker in workers) / len(workers)
+        sender = self._distance(placement.sender.id, session)
+        if placement.receiver is not None:
+            return (sender + self._distance(placement.receiver.id, session)) / 2
+        # Alone at a decode worker the prompt leaves nothing at the session's S, which the next one goes to.
+        away = self._kinds[placement.sender.id].decodes and self._roster.num_senders > 0
+        return (1 + sender) / 2 if away else sender
 
     def _distance(self, worker: str, session: int) -> float:
         order = [member for _, member in self._orders[self._kinds[worker]].first(session)]
