@@ -23,19 +23,13 @@ class AnswerAccount:
     """One answer. Times are time.monotonic() (uvloop's own clock counts milliseconds); what never came has none."""
 
     arrived: float  # the HTTP request
-    number: tuple[int, int] = (
-        0,
-        0,
-    )  # of the request and the choice: their order is that of the choices in the response
+    number: tuple[int, int] = (0, 0)  # of request and choice: in this order choices stand in the response
     prompt_tokens: int = 0
     asked: float | None = None  # of the dispatcher: a prompt's later choices wait for its first one's first token
     key: str = ""  # of the last attempt, as workers name it in their logs
     workers: list[list[str]] = field(default_factory=list)  # an attempt each: S and R, or who runs it alone
     placed: float | None = None  # the last time before the first token
-    at_worker: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # seconds until its first token: queued, computed; as the worker measured them
+    at_worker: tuple[float, float] = (0.0, 0.0)  # seconds queued and computing, as the worker measured them
     first_token: float | None = None
     handed_over: float | None = None  # its KV is at R, whole, for the first time
     last_token: float | None = None

@@ -193,9 +193,7 @@ class RequestMachine:
     prefer: tuple[WorkerKey, ...] = ()  # whose cache holds the prompt
     is_suspect: bool = False
     _started: bool = False  # as the live attempt, which is solo
-    _survived: set[WorkerKey] = field(
-        default_factory=set
-    )  # have shown a token after those of the steps that are suspected
+    _survived: set[WorkerKey] = field(default_factory=set)  # have shown a token after the steps that are suspected
     _first: int = 0  # position of the live attempt's first token: p0
     _held: dict[int, TokenOutput] = field(default_factory=dict)
     _judges_a_loss: bool = False

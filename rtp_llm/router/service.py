@@ -43,9 +43,7 @@ from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, ended_workers_method, metrics_method
 
-SMALL_BODY_BYTES = (
-    4 << 10
-)  # what is no larger is rendered and tokenized on the loop: at most 3 ms, and a thread's turn costs 0.2
+SMALL_BODY_BYTES = 4 << 10  # what is no larger is read on the loop, in at most 3 ms: a thread's turn takes 0.2
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
 MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
 MEMORY_BODIES = 16

@@ -139,13 +139,13 @@ def outputs_by_router(columns: TokenColumns) -> dict[int, router_pb2.Outputs]:
             logprob=[] if all(math.isnan(logprob[row]) for row in rows) else [logprob[row] for row in rows],
             top=[top_message(top[row]) for row in rows] if any(top[row] for row in rows) else [],
             cached_tokens=[cached[row] for row in rows] if any(cached[row] for row in rows) else [],
-            times=[_times_message(times[row]) for row in rows] if any(times[row][1] for row in rows) else [],
+            times=[times_message(*times[row]) for row in rows] if any(times[row][1] for row in rows) else [],
         )
     return messages
 
 
-def _times_message(times: tuple[float, float]) -> types_pb2.FirstTimes:
-    return types_pb2.FirstTimes(queued=times[0], prefill=times[1])
+def times_message(queued: float, prefill: float) -> types_pb2.FirstTimes:
+    return types_pb2.FirstTimes(queued=queued, prefill=prefill)
 
 
 def _times_of(message: types_pb2.FirstTimes) -> tuple[float, float] | None:

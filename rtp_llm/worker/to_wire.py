@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rtp_llm._native import _engine
-from rtp_llm.wire.convert import top_message
+from rtp_llm.wire.convert import times_message, top_message
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
 
@@ -44,12 +44,8 @@ def sampled_token(native: Any) -> types_pb2.SampledToken:
         top=[types_pb2.TopLogprob(token=token, logprob=value) for token, value in native.top_logprobs],
         position=native.position,
         cached_tokens=native.num_cached_tokens,
-        times=first_times(native.times),
+        times=times_message(native.times.queued, native.times.prefill),
     )
-
-
-def first_times(native: Any) -> types_pb2.FirstTimes:
-    return types_pb2.FirstTimes(queued=native.queued, prefill=native.prefill)
 
 
 def to_router(body: Any) -> router_pb2.WorkerMessage:
@@ -81,7 +77,9 @@ def _outputs(body: Any) -> router_pb2.WorkerMessage:
             logprob=[] if all(math.isnan(value) for value in logprobs) else logprobs,
             top=[top_message(entries) for entries in top] if any(top) else [],
             cached_tokens=cached if any(cached) else [],
-            times=[first_times(each) for each in times] if any(each.prefill for each in times) else [],
+            times=[times_message(each.queued, each.prefill) for each in times]
+            if any(each.prefill for each in times)
+            else [],
         )
     )
 
