@@ -13,7 +13,7 @@ namespace rtp_llm {
 void Engine::State::run() {
   engine_thread = std::this_thread::get_id();
   try {
-    bool idle = false;
+    bool idle = true;
     while (wait(idle)) {
       running_since = std::chrono::steady_clock::now();
       idle = !step();
