@@ -57,7 +57,8 @@ class RouterMetrics:
         )
         self.phase_duration = histogram(
             "phase_seconds",
-            "prepare, queue, worker_queue, prefill and first_token add up to the time to the first token; handover, decode",
+            "prepare, queue, worker_queue, prefill and first_token add up to the time to the first token; handover, wire, "
+            "verify, decode",
             ("phase",),
         )
         self.retries = counter("retries", "attempts after the first, by cause", ("cause",))

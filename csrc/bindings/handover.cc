@@ -194,7 +194,9 @@ void bind_router_messages(py::module_& m) {
   bind_struct<Released>(m, "Released", Field{"key", &Released::key}, Field{"reason", &Released::reason});
   bind_struct<Failed>(m, "Failed", Field{"key", &Failed::key}, Field{"type", &Failed::type},
                       Field{"message", &Failed::message}, Field{"param", &Failed::param});
-  bind_struct<Committed>(m, "Committed", Field{"key", &Committed::key});
+  bind_struct<ArrivalTimes>(m, "ArrivalTimes", Field{"wire", &ArrivalTimes::wire},
+                            Field{"verify", &ArrivalTimes::verify});
+  bind_struct<Committed>(m, "Committed", Field{"key", &Committed::key}, Field{"times", &Committed::times});
   bind_struct<Fenced>(m, "Fenced", Field{"key", &Fenced::key});
 }
 
@@ -234,7 +236,8 @@ void bind_worker_events(py::module_& m) {
                         Field{"ok", &PushDone::ok}, Field{"bytes", &PushDone::bytes},
                         Field{"checksum", &PushDone::checksum});
   bind_struct<ReceiveDone>(m, "ReceiveDone", Field{"grant", &ReceiveDone::grant}, Field{"ok", &ReceiveDone::ok},
-                           Field{"bytes", &ReceiveDone::bytes}, Field{"checksum", &ReceiveDone::checksum});
+                           Field{"bytes", &ReceiveDone::bytes}, Field{"checksum", &ReceiveDone::checksum},
+                           Field{"verify", &ReceiveDone::verify});
   bind_struct<EndpointFailed>(m, "EndpointFailed", Field{"peer", &EndpointFailed::peer},
                               Field{"direction", &EndpointFailed::direction});
   bind_struct<EndpointClosed>(m, "EndpointClosed", Field{"peer", &EndpointClosed::peer},

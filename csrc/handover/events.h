@@ -107,6 +107,7 @@ struct ReceiveDone {
   bool ok = true;
   uint64_t bytes = 0;
   uint64_t checksum = 0;  // of what lies in the blocks now
+  Seconds verify = 0;     // that putting them there and summing them took
 };
 // The endpoint broke though its peer may live. Every push posted on it still gets its PushDone.
 struct EndpointFailed {

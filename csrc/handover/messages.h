@@ -88,6 +88,13 @@ struct Attach {
 };
 struct DrainingAcknowledged {};
 
+// How long the KV of an attempt took to come to its receiver, in seconds, from the first message of its grant on. Zero:
+// nothing had to be sent.
+struct ArrivalTimes {
+  float wire = 0;    // until the last byte was in its place, without:
+  float verify = 0;  // putting bytes into their places and summing them
+};
+
 // --- worker to router
 struct Outputs {  // of one k: a replay, or the tokens that a receiver begins with
   RequestKey key;
@@ -109,6 +116,7 @@ struct Failed {
 };
 struct Committed {
   RequestKey key;
+  ArrivalTimes times;
 };
 struct Fenced {
   RequestKey key;

@@ -36,6 +36,7 @@ std::variant<Destination, Refusal> Receiver::accept(const WorkerKey& sender, con
   if (const auto refusal = grant.check(header, payload_bytes, table_->config)) return *refusal;
   ++grant.receives_in_flight;
   grant.bytes_accepted += payload_bytes;
+  if (!grant.first_accepted) grant.first_accepted = now;
   ReceiverAttempt& attempt = table_->live.at(grant.key);
   if (attempt.state == ReceiverState::kVerify) {
     table_->set_deadline(attempt, now + table_->config.times.verify_stall);
@@ -79,7 +80,7 @@ void Receiver::attach(const message::AttachEntry& entry, Actions& out) const {
   if (!attempt) attempt = &table_->remembered.at(entry.key);
   if (attempt->state == ReceiverState::kRunning || attempt->finished) {
     message::Outputs outputs{entry.key, attempt->outputs.from(entry.next_position)};
-    table_->to_router(entry.key, message::Committed{entry.key}, out);
+    table_->to_router(entry.key, attempt->committed(), out);
     if (!outputs.tokens.empty()) table_->to_router(entry.key, std::move(outputs), out);
   } else if (attempt->state == ReceiverState::kOver) {
     table_->to_router(entry.key, message::Fenced{entry.key}, out);
@@ -121,6 +122,8 @@ void Receiver::on(const event::ReceiveDone& event, Seconds now, Actions& out) {
   if (event.ok) {
     grant.bytes_received += event.bytes;
     grant.checksum += event.checksum;
+    grant.verify += event.verify;
+    grant.last_received = now;
   }
   if (grant.live) {
     ReceiverAttempt& attempt = table_->live.at(grant.key);
@@ -144,12 +147,12 @@ void Receiver::cancel(const RequestKey& key, Seconds now, Actions& out) {
 void Receiver::fence(const RequestKey& key, Seconds now, Actions& out) {
   const ReceiverAttempt* attempt = table_->find(key);
   if (attempt && attempt->state == ReceiverState::kRunning) {
-    table_->to_router(key, message::Committed{key}, out);
+    table_->to_router(key, attempt->committed(), out);
     return;
   }
   table_->end(key, now, out);
-  if (table_->remembered.at(key).finished) {
-    table_->to_router(key, message::Committed{key}, out);
+  if (const ReceiverAttempt& over = table_->remembered.at(key); over.finished) {
+    table_->to_router(key, over.committed(), out);
   } else {
     table_->to_router(key, message::Fenced{key}, out);
   }

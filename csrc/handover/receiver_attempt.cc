@@ -1,5 +1,7 @@
 #include "handover/receiver_attempt.h"
 
+#include <algorithm>
+
 namespace rtp_llm {
 
 std::optional<Refusal> ReceiverGrant::check(const KvMessageHeader& header, uint64_t payload_bytes,
@@ -13,6 +15,13 @@ std::optional<Refusal> ReceiverGrant::check(const KvMessageHeader& header, uint6
   const uint64_t bytes = uint64_t{header.tokens} * header.num_layers * static_cast<uint64_t>(config.token_layer_bytes);
   if (payload_bytes != bytes) return Refusal::kSize;
   return std::nullopt;
+}
+
+message::ArrivalTimes ReceiverGrant::arrival() const {
+  if (!first_accepted) return {};
+  const Seconds whole = std::max(last_received - *first_accepted, 0.0);
+  const Seconds verified = std::min(verify, whole);
+  return {.wire = static_cast<float>(whole - verified), .verify = static_cast<float>(verified)};
 }
 
 }  // namespace rtp_llm

@@ -23,11 +23,15 @@ struct ReceiverGrant {
   bool live = true;           // else quarantined
   int32_t receives_in_flight = 0;
   uint64_t bytes_accepted = 0, bytes_received = 0, checksum = 0;
-  std::optional<Seconds> close_at;  // quarantined
+  std::optional<Seconds> first_accepted;  // when
+  Seconds last_received = 0;              // when
+  Seconds verify = 0;                     // of all its messages
+  std::optional<Seconds> close_at;        // quarantined
 
   int32_t fresh_blocks() const { return static_cast<int32_t>(reservation.blocks.size()) - reservation.prefix_blocks; }
   std::optional<Refusal> check(const KvMessageHeader& header, uint64_t payload_bytes,
                                const HandoverConfig& config) const;
+  message::ArrivalTimes arrival() const;
   // All of these bytes are here and nothing is on its way.
   bool holds_exactly(uint64_t bytes) const { return receives_in_flight == 0 && bytes_received == bytes; }
 };
@@ -42,6 +46,9 @@ struct ReceiverAttempt {
   std::optional<message::Commit> commit;  // VERIFY
   bool finished = false;                  // OVER: ran to its end
   TokenLog outputs;                       // RUNNING, and OVER if finished
+  message::ArrivalTimes arrival;          // likewise
+
+  message::Committed committed() const { return {key, arrival}; }
 };
 
 }  // namespace rtp_llm

@@ -145,6 +145,7 @@ void ReceiverTable::run(ReceiverAttempt& attempt, Seconds, Actions& out) {
   const ReceiverGrant grant = std::move(grants.extract(attempt.grant).mapped());
   pool.join(grant.reservation);
   attempt.state = ReceiverState::kRunning;
+  attempt.arrival = grant.arrival();
   attempt.commit.reset();
   set_deadline(attempt, std::nullopt);
   attempt.outputs.note(commit.first);
@@ -165,7 +166,7 @@ void ReceiverTable::bad_checksum(ReceiverAttempt& attempt, Seconds now, Actions&
 
 // Committed, and the tokens from p0 on.
 void ReceiverTable::answer_again(const ReceiverAttempt& attempt, Actions& out) const {
-  to_router(attempt.key, message::Committed{attempt.key}, out);
+  to_router(attempt.key, attempt.committed(), out);
   const std::vector<SampledToken>& tokens = attempt.outputs.tokens;
   if (!tokens.empty()) to_router(attempt.key, message::Outputs{attempt.key, tokens}, out);
 }

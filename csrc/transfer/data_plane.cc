@@ -140,8 +140,10 @@ void DataPlane::on_received(uint64_t tag, bool landed) {
   const Receive receive = std::move(found->second);
   receives_.erase(found);
   const KvSpan span = span_of(receive.destination);
+  const Seconds landed_at = monotonic_seconds();
   if (landed && staging_) receive.staged.store(pieces_of(span));
   const uint64_t sum = landed ? checksum(span) : 0;
+  const Seconds verify = monotonic_seconds() - landed_at;
   engine_.block_pool().unpin(receive.destination.blocks);
   if (landed) {
     ++counts_.messages_received;
@@ -150,8 +152,11 @@ void DataPlane::on_received(uint64_t tag, bool landed) {
   } else {
     ++counts_.messages_failed;
   }
-  hooks_.tell(event::ReceiveDone{
-      .grant = receive.destination.grant, .ok = landed, .bytes = landed ? receive.bytes : 0, .checksum = sum});
+  hooks_.tell(event::ReceiveDone{.grant = receive.destination.grant,
+                                 .ok = landed,
+                                 .bytes = landed ? receive.bytes : 0,
+                                 .checksum = sum,
+                                 .verify = verify});
 }
 
 // ---- Endpoints

@@ -32,6 +32,7 @@ class AnswerAccount:
     at_worker: tuple[float, float] = (0.0, 0.0)  # seconds queued and computing, as the worker measured them
     first_token: float | None = None
     handed_over: float | None = None  # its KV is at R, whole, for the first time
+    arrival: tuple[float, float] | None = None  # seconds of that KV on the wire and verified, as R measured them
     last_token: float | None = None
     tokens: int = 0
     cached_tokens: int = 0
@@ -51,12 +52,20 @@ class AnswerAccount:
                     found["first_token"] = away - found["worker_queue"] - found["prefill"]
         return found
 
+    def of_handover(self) -> dict[str, float]:
+        """Seconds until R had the KV, whole, and R's own, where it says them."""
+        found: dict[str, float] = {}
+        if self.handed_over is not None:
+            found["handover"] = 0.0 if self.first_token is None else max(self.handed_over - self.first_token, 0.0)
+            if self.arrival is not None:
+                found["wire"], found["verify"] = self.arrival
+        return found
+
     def phases(self) -> dict[str, float]:
         """Milliseconds, rounded to microseconds."""
         found = self.to_first_token()
         if self.first_token is not None and self.last_token is not None:
-            if self.handed_over is not None:
-                found["handover"] = max(self.handed_over - self.first_token, 0.0)
+            found |= self.of_handover()
             found["decode"] = self.last_token - self.first_token
         return {name: round(seconds * 1e3, 3) for name, seconds in found.items()}
 

@@ -200,16 +200,16 @@ class Dispatcher:
                 self._cancel(said.worker, said.key)
             return
         if isinstance(said, machine.Committed) and said.key == answer.machine.key:
-            self._handed_over(answer)
+            self._handed_over(answer, said.times)
         self._run(answer, answer.machine.handle(said))
 
-    def _handed_over(self, answer: Answer) -> None:
+    def _handed_over(self, answer: Answer, times: tuple[float, float] | None) -> None:
         """Perhaps not for the first time: R repeats it after an Attach."""
         account = answer.account
         if account.handed_over is None:
-            account.handed_over = now = time.monotonic()
-            seconds = now - account.first_token if account.first_token is not None else 0.0
-            self._metrics.phase_duration.labels("handover").observe(seconds)
+            account.handed_over, account.arrival = time.monotonic(), times
+            for phase, seconds in account.of_handover().items():
+                self._metrics.phase_duration.labels(phase).observe(seconds)
 
     def resumed(self, worker: WorkerKey) -> None:
         entries = [(a, entry) for a in self._answers.values() if (entry := a.machine.attach_entry(worker)) is not None]

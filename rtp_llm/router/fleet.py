@@ -23,7 +23,7 @@ from rtp_llm.router.placement import FleetEvent, Snapshot, StepMeasured, ViewCha
 from rtp_llm.router.placement.load import WorkerLedger, WorkerLoad
 from rtp_llm.router.placement.step_cost import Step
 from rtp_llm.router.request_machine import WorkerSaid
-from rtp_llm.wire.convert import error_of, key_of, outputs_of
+from rtp_llm.wire.convert import arrival_times_of, error_of, key_of, outputs_of
 from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics, tell_router
@@ -92,7 +92,7 @@ def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Ite
     """What `worker` says about keys; nothing for a message that a later version added.
 
     Raises:
-        ProtocolError: as outputs_of.
+        ProtocolError: as outputs_of and arrival_times_of.
     """
     kind = message.WhichOneof("message")
     if kind == "outputs":
@@ -105,7 +105,7 @@ def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Ite
     elif kind == "released":
         yield machine.Released(key_of(message.released.key), worker)
     elif kind == "committed":
-        yield machine.Committed(key_of(message.committed.key), worker)
+        yield machine.Committed(key_of(message.committed.key), worker, arrival_times_of(message.committed))
     elif kind == "fenced":
         yield machine.Fenced(key_of(message.fenced.key), worker)
     elif kind == "started":

@@ -81,6 +81,7 @@ class Fenced:
 class Committed:
     key: RequestKey
     worker: WorkerKey
+    times: tuple[float, float] | None = None  # seconds of its KV on the wire and verified, where R says them
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,10 +153,25 @@ def _times_of(message: types_pb2.FirstTimes) -> tuple[float, float] | None:
     Raises:
         ProtocolError: one is no time.
     """
-    times = message.queued, message.prefill
-    if not all(0 <= each < math.inf for each in times):
-        raise ProtocolError(f"outputs: times {times} of a first token")
+    times = _checked((message.queued, message.prefill), "outputs: times {} of a first token")
     return times if message.prefill else None
+
+
+def arrival_times_of(message: router_pb2.Committed) -> tuple[float, float] | None:
+    """Seconds on the wire and of verifying; None: its receiver doesn't say.
+
+    Raises:
+        ProtocolError: one is no time.
+    """
+    if not message.HasField("times"):
+        return None
+    return _checked((message.times.wire, message.times.verify), "committed: times {} of its KV")
+
+
+def _checked(times: tuple[float, float], text: str) -> tuple[float, float]:
+    if not all(0 <= each < math.inf for each in times):
+        raise ProtocolError(text.format(times))
+    return times
 
 
 def top_message(top: Sequence[tuple[int, float]]) -> router_pb2.TopLogprobs:

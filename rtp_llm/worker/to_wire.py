@@ -94,6 +94,11 @@ def _failed(m: Any) -> router_pb2.WorkerMessage:
     )
 
 
+def _committed(m: Any) -> router_pb2.WorkerMessage:
+    times = types_pb2.ArrivalTimes(wire=m.times.wire, verify=m.times.verify)
+    return router_pb2.WorkerMessage(committed=router_pb2.Committed(key=key(m.key), times=times))
+
+
 def _granted(m: Any) -> peer_pb2.ReceiverMessage:
     return peer_pb2.ReceiverMessage(
         granted=peer_pb2.Granted(key=key(m.key), grant=m.grant, prefix_tokens=m.prefix_tokens, lease_seconds=m.lease)
@@ -130,7 +135,7 @@ _TO_ROUTER: dict[type, Callable[[Any], router_pb2.WorkerMessage]] = {
     said.Busy: _busy,
     said.Failed: _failed,
     said.Released: lambda m: router_pb2.WorkerMessage(released=router_pb2.Released(key=key(m.key), reason=m.reason)),
-    said.Committed: lambda m: router_pb2.WorkerMessage(committed=router_pb2.Committed(key=key(m.key))),
+    said.Committed: _committed,
     said.Fenced: lambda m: router_pb2.WorkerMessage(fenced=router_pb2.Fenced(key=key(m.key))),
 }
 _TO_SENDER: dict[type, Callable[[Any], peer_pb2.ReceiverMessage]] = {

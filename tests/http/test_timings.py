@@ -36,11 +36,12 @@ async def test_phases_add_up_to_the_time_to_the_first_token(
         timings += events[-1]["usage"]["timings"]
         figures = await cluster.figures()
 
-    phases = [*TO_FIRST, *(["handover"] if decode else []), "decode"]
+    phases = [*TO_FIRST, *(["handover", "wire", "verify"] if decode else []), "decode"]
     assert len(timings) == 8
     for each in timings:
         assert list(each) == [f"{name}_ms" for name in phases]
         assert min(each.values()) >= 0 and each["prefill_ms"] > 0
+        assert not decode or each["verify_ms"] > 0
     for name in phases:
         seconds = figures.value("phase_seconds_sum", phase=name)
         assert seconds * 1e3 == pytest.approx(sum(each[f"{name}_ms"] for each in timings), abs=0.1)

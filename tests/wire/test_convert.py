@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -100,3 +101,20 @@ def test_an_unknown_error_type_becomes_an_engine_error() -> None:
     back = convert.error_of(router_pb2.Failed(type="KeyError", message="x"))
     assert type(back) is EngineError
     assert back.message == "KeyError: x"
+
+
+def test_a_receiver_that_says_no_times_of_its_kv_has_none() -> None:
+    """One of protocol 1. Zero is a time: nothing had to be sent."""
+    assert convert.arrival_times_of(router_pb2.Committed()) is None
+    assert convert.arrival_times_of(router_pb2.Committed(times=types_pb2.ArrivalTimes())) == (0.0, 0.0)
+    assert convert.arrival_times_of(router_pb2.Committed(times=types_pb2.ArrivalTimes(wire=0.5, verify=0.25))) == (
+        0.5,
+        0.25,
+    )
+
+
+@pytest.mark.parametrize("times", [(-1.0, 0.0), (0.0, math.nan), (math.inf, 0.0)])
+def test_what_is_no_time_of_kv_breaks_the_protocol(times: tuple[float, float]) -> None:
+    message = router_pb2.Committed(times=types_pb2.ArrivalTimes(wire=times[0], verify=times[1]))
+    with pytest.raises(ProtocolError, match="committed: times"):
+        convert.arrival_times_of(message)

@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from rtp_llm.wire.v1 import types_pb2 as rtp__llm_dot_wire_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1artp_llm/wire/v1/peer.proto\x12\x0frtp_llm.wire.v1\x1a\x1brtp_llm/wire/v1/types.proto\"\xad\x02\n\rSenderMessage\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.PeerHelloH\x00\x12\x35\n\theartbeat\x18\x02 \x01(\x0b\x32 .rtp_llm.wire.v1.SenderHeartbeatH\x00\x12+\n\x07reserve\x18\x03 \x01(\x0b\x32\x18.rtp_llm.wire.v1.ReserveH\x00\x12)\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x17.rtp_llm.wire.v1.CommitH\x00\x12\'\n\x05\x61\x62ort\x18\x05 \x01(\x0b\x32\x16.rtp_llm.wire.v1.AbortH\x00\x12\x14\n\x0csender_epoch\x18\x0e \x01(\x06\x12\x16\n\x0ereceiver_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"\xfd\x03\n\x0fReceiverMessage\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.PeerHelloH\x00\x12+\n\x07refused\x18\x02 \x01(\x0b\x32\x18.rtp_llm.wire.v1.RefusedH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".rtp_llm.wire.v1.ReceiverHeartbeatH\x00\x12+\n\x07granted\x18\x04 \x01(\x0b\x32\x18.rtp_llm.wire.v1.GrantedH\x00\x12*\n\x07no_room\x18\x05 \x01(\x0b\x32\x17.rtp_llm.wire.v1.NoRoomH\x00\x12\x33\n\tcommitted\x18\x06 \x01(\x0b\x32\x1e.rtp_llm.wire.v1.PeerCommittedH\x00\x12+\n\x07\x65xpired\x18\x07 \x01(\x0b\x32\x18.rtp_llm.wire.v1.ExpiredH\x00\x12\x34\n\x0c\x62\x61\x64_checksum\x18\x08 \x01(\x0b\x32\x1c.rtp_llm.wire.v1.BadChecksumH\x00\x12-\n\x06\x66\x65nced\x18\t \x01(\x0b\x32\x1b.rtp_llm.wire.v1.PeerFencedH\x00\x12\x14\n\x0csender_epoch\x18\x0e \x01(\x06\x12\x16\n\x0ereceiver_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"\x90\x02\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12*\n\x06worker\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\t\x12\x13\n\x0blayout_json\x18\x04 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x05 \x01(\t\x12\x19\n\x11transport_address\x18\x06 \x01(\x0c\x12\x17\n\x0ftransport_nonce\x18\x07 \x01(\x06\x12,\n\x08\x65xpected\x18\x08 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x15\n\rmax_model_len\x18\t \x01(\x05\"3\n\x0fSenderHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06grants\x18\x02 \x03(\x04\"%\n\x11ReceiverHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"y\n\x07Reserve\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.rtp_llm.wire.v1.Request\x12\x0e\n\x06output\x18\x03 \x03(\x05\x12\x10\n\x08given_up\x18\x04 \x01(\x04\"o\n\x07Granted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x12\x15\n\rprefix_tokens\x18\x04 \x01(\x05\x12\x15\n\rlease_seconds\x18\x05 \x01(\x01J\x04\x08\x03\x10\x04\";\n\x06NoRoom\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8f\x01\n\x06\x43ommit\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x12,\n\x05\x66irst\x18\x03 \x01(\x0b\x32\x1d.rtp_llm.wire.v1.SampledToken\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06J\x04\x08\x05\x10\x06\"A\n\rPeerCommitted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\";\n\x07\x45xpired\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\"`\n\x0b\x42\x61\x64\x43hecksum\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x12\x10\n\x08\x65xpected\x18\x03 \x01(\x06\x12\r\n\x05\x66ound\x18\x04 \x01(\x06\"/\n\nPeerFenced\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"9\n\x05\x41\x62ort\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x32W\n\x04Peer\x12O\n\x07Session\x12\x1e.rtp_llm.wire.v1.SenderMessage\x1a .rtp_llm.wire.v1.ReceiverMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1artp_llm/wire/v1/peer.proto\x12\x0frtp_llm.wire.v1\x1a\x1brtp_llm/wire/v1/types.proto\"\xad\x02\n\rSenderMessage\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.PeerHelloH\x00\x12\x35\n\theartbeat\x18\x02 \x01(\x0b\x32 .rtp_llm.wire.v1.SenderHeartbeatH\x00\x12+\n\x07reserve\x18\x03 \x01(\x0b\x32\x18.rtp_llm.wire.v1.ReserveH\x00\x12)\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x17.rtp_llm.wire.v1.CommitH\x00\x12\'\n\x05\x61\x62ort\x18\x05 \x01(\x0b\x32\x16.rtp_llm.wire.v1.AbortH\x00\x12\x14\n\x0csender_epoch\x18\x0e \x01(\x06\x12\x16\n\x0ereceiver_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"\xfd\x03\n\x0fReceiverMessage\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.PeerHelloH\x00\x12+\n\x07refused\x18\x02 \x01(\x0b\x32\x18.rtp_llm.wire.v1.RefusedH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".rtp_llm.wire.v1.ReceiverHeartbeatH\x00\x12+\n\x07granted\x18\x04 \x01(\x0b\x32\x18.rtp_llm.wire.v1.GrantedH\x00\x12*\n\x07no_room\x18\x05 \x01(\x0b\x32\x17.rtp_llm.wire.v1.NoRoomH\x00\x12\x33\n\tcommitted\x18\x06 \x01(\x0b\x32\x1e.rtp_llm.wire.v1.PeerCommittedH\x00\x12+\n\x07\x65xpired\x18\x07 \x01(\x0b\x32\x18.rtp_llm.wire.v1.ExpiredH\x00\x12\x34\n\x0c\x62\x61\x64_checksum\x18\x08 \x01(\x0b\x32\x1c.rtp_llm.wire.v1.BadChecksumH\x00\x12-\n\x06\x66\x65nced\x18\t \x01(\x0b\x32\x1b.rtp_llm.wire.v1.PeerFencedH\x00\x12\x14\n\x0csender_epoch\x18\x0e \x01(\x06\x12\x16\n\x0ereceiver_epoch\x18\x0f \x01(\x06\x42\t\n\x07message\"\xa9\x02\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12*\n\x06worker\x18\x02 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\t\x12\x13\n\x0blayout_json\x18\x04 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x05 \x01(\t\x12\x19\n\x11transport_address\x18\x06 \x01(\x0c\x12\x17\n\x0ftransport_nonce\x18\x07 \x01(\x06\x12,\n\x08\x65xpected\x18\x08 \x01(\x0b\x32\x1a.rtp_llm.wire.v1.WorkerKey\x12\x15\n\rmax_model_len\x18\t \x01(\x05\x12\x17\n\x0fnewest_protocol\x18\n \x01(\r\"3\n\x0fSenderHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06grants\x18\x02 \x03(\x04\"%\n\x11ReceiverHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"y\n\x07Reserve\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.rtp_llm.wire.v1.Request\x12\x0e\n\x06output\x18\x03 \x03(\x05\x12\x10\n\x08given_up\x18\x04 \x01(\x04\"o\n\x07Granted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x12\x15\n\rprefix_tokens\x18\x04 \x01(\x05\x12\x15\n\rlease_seconds\x18\x05 \x01(\x01J\x04\x08\x03\x10\x04\";\n\x06NoRoom\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8f\x01\n\x06\x43ommit\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x12,\n\x05\x66irst\x18\x03 \x01(\x0b\x32\x1d.rtp_llm.wire.v1.SampledToken\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06J\x04\x08\x05\x10\x06\"A\n\rPeerCommitted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\";\n\x07\x45xpired\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\"`\n\x0b\x42\x61\x64\x43hecksum\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x12\x10\n\x08\x65xpected\x18\x03 \x01(\x06\x12\r\n\x05\x66ound\x18\x04 \x01(\x06\"/\n\nPeerFenced\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\"9\n\x05\x41\x62ort\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.rtp_llm.wire.v1.Key\x12\r\n\x05grant\x18\x02 \x01(\x04\x32W\n\x04Peer\x12O\n\x07Session\x12\x1e.rtp_llm.wire.v1.SenderMessage\x1a .rtp_llm.wire.v1.ReceiverMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -27,29 +27,29 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_RECEIVERMESSAGE']._serialized_start=381
   _globals['_RECEIVERMESSAGE']._serialized_end=890
   _globals['_PEERHELLO']._serialized_start=893
-  _globals['_PEERHELLO']._serialized_end=1165
-  _globals['_SENDERHEARTBEAT']._serialized_start=1167
-  _globals['_SENDERHEARTBEAT']._serialized_end=1218
-  _globals['_RECEIVERHEARTBEAT']._serialized_start=1220
-  _globals['_RECEIVERHEARTBEAT']._serialized_end=1257
-  _globals['_RESERVE']._serialized_start=1259
-  _globals['_RESERVE']._serialized_end=1380
-  _globals['_GRANTED']._serialized_start=1382
-  _globals['_GRANTED']._serialized_end=1493
-  _globals['_NOROOM']._serialized_start=1495
-  _globals['_NOROOM']._serialized_end=1554
-  _globals['_COMMIT']._serialized_start=1557
-  _globals['_COMMIT']._serialized_end=1700
-  _globals['_PEERCOMMITTED']._serialized_start=1702
-  _globals['_PEERCOMMITTED']._serialized_end=1767
-  _globals['_EXPIRED']._serialized_start=1769
-  _globals['_EXPIRED']._serialized_end=1828
-  _globals['_BADCHECKSUM']._serialized_start=1830
-  _globals['_BADCHECKSUM']._serialized_end=1926
-  _globals['_PEERFENCED']._serialized_start=1928
-  _globals['_PEERFENCED']._serialized_end=1975
-  _globals['_ABORT']._serialized_start=1977
-  _globals['_ABORT']._serialized_end=2034
-  _globals['_PEER']._serialized_start=2036
-  _globals['_PEER']._serialized_end=2123
+  _globals['_PEERHELLO']._serialized_end=1190
+  _globals['_SENDERHEARTBEAT']._serialized_start=1192
+  _globals['_SENDERHEARTBEAT']._serialized_end=1243
+  _globals['_RECEIVERHEARTBEAT']._serialized_start=1245
+  _globals['_RECEIVERHEARTBEAT']._serialized_end=1282
+  _globals['_RESERVE']._serialized_start=1284
+  _globals['_RESERVE']._serialized_end=1405
+  _globals['_GRANTED']._serialized_start=1407
+  _globals['_GRANTED']._serialized_end=1518
+  _globals['_NOROOM']._serialized_start=1520
+  _globals['_NOROOM']._serialized_end=1579
+  _globals['_COMMIT']._serialized_start=1582
+  _globals['_COMMIT']._serialized_end=1725
+  _globals['_PEERCOMMITTED']._serialized_start=1727
+  _globals['_PEERCOMMITTED']._serialized_end=1792
+  _globals['_EXPIRED']._serialized_start=1794
+  _globals['_EXPIRED']._serialized_end=1853
+  _globals['_BADCHECKSUM']._serialized_start=1855
+  _globals['_BADCHECKSUM']._serialized_end=1951
+  _globals['_PEERFENCED']._serialized_start=1953
+  _globals['_PEERFENCED']._serialized_end=2000
+  _globals['_ABORT']._serialized_start=2002
+  _globals['_ABORT']._serialized_end=2059
+  _globals['_PEER']._serialized_start=2061
+  _globals['_PEER']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

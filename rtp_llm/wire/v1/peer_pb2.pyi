@@ -51,7 +51,7 @@ class ReceiverMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., heartbeat: _Optional[_Union[ReceiverHeartbeat, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., committed: _Optional[_Union[PeerCommitted, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., bad_checksum: _Optional[_Union[BadChecksum, _Mapping]] = ..., fenced: _Optional[_Union[PeerFenced, _Mapping]] = ..., sender_epoch: _Optional[int] = ..., receiver_epoch: _Optional[int] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker", "layout_fingerprint", "layout_json", "numerics_id", "transport_address", "transport_nonce", "expected", "max_model_len")
+    __slots__ = ("protocol_version", "worker", "layout_fingerprint", "layout_json", "numerics_id", "transport_address", "transport_nonce", "expected", "max_model_len", "newest_protocol")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class PeerHello(_message.Message):
     TRANSPORT_NONCE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker: _types_pb2.WorkerKey
     layout_fingerprint: str
@@ -70,7 +71,8 @@ class PeerHello(_message.Message):
     transport_nonce: int
     expected: _types_pb2.WorkerKey
     max_model_len: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., layout_fingerprint: _Optional[str] = ..., layout_json: _Optional[str] = ..., numerics_id: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., transport_nonce: _Optional[int] = ..., expected: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., max_model_len: _Optional[int] = ...) -> None: ...
+    newest_protocol: int
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., layout_fingerprint: _Optional[str] = ..., layout_json: _Optional[str] = ..., numerics_id: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., transport_nonce: _Optional[int] = ..., expected: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., max_model_len: _Optional[int] = ..., newest_protocol: _Optional[int] = ...) -> None: ...
 
 class SenderHeartbeat(_message.Message):
     __slots__ = ("sequence", "grants")

@@ -89,17 +89,19 @@ class WorkerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., refused: _Optional[_Union[_types_pb2.Refused, _Mapping]] = ..., cache_snapshot: _Optional[_Union[CacheSnapshot, _Mapping]] = ..., cache_events: _Optional[_Union[CacheEvents, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., router_epoch: _Optional[int] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class RouterHello(_message.Message):
-    __slots__ = ("protocol_version", "router_id", "expected")
+    __slots__ = ("protocol_version", "router_id", "expected", "newest_protocol")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     router_id: str
     expected: _types_pb2.WorkerKey
-    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ..., expected: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ...) -> None: ...
+    newest_protocol: int
+    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ..., expected: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., newest_protocol: _Optional[int] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker", "pool", "model", "model_digest", "layout_fingerprint", "numerics_id", "max_model_len", "block_tokens", "peer_address")
+    __slots__ = ("protocol_version", "worker", "pool", "model", "model_digest", "layout_fingerprint", "numerics_id", "max_model_len", "block_tokens", "peer_address", "newest_protocol")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +112,7 @@ class WorkerHello(_message.Message):
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker: _types_pb2.WorkerKey
     pool: str
@@ -120,7 +123,8 @@ class WorkerHello(_message.Message):
     max_model_len: int
     block_tokens: int
     peer_address: str
-    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., layout_fingerprint: _Optional[str] = ..., numerics_id: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., peer_address: _Optional[str] = ...) -> None: ...
+    newest_protocol: int
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[_types_pb2.WorkerKey, _Mapping]] = ..., pool: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., layout_fingerprint: _Optional[str] = ..., numerics_id: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., peer_address: _Optional[str] = ..., newest_protocol: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("sequence",)
@@ -241,10 +245,12 @@ class Failed(_message.Message):
     def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., type: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ...) -> None: ...
 
 class Committed(_message.Message):
-    __slots__ = ("key",)
+    __slots__ = ("key", "times")
     KEY_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     key: _types_pb2.Key
-    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ...) -> None: ...
+    times: _types_pb2.ArrivalTimes
+    def __init__(self, key: _Optional[_Union[_types_pb2.Key, _Mapping]] = ..., times: _Optional[_Union[_types_pb2.ArrivalTimes, _Mapping]] = ...) -> None: ...
 
 class Fenced(_message.Message):
     __slots__ = ("key",)

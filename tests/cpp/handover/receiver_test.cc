@@ -31,8 +31,8 @@ struct Receiving : BenchWorker {
     REQUIRE(std::holds_alternative<Refusal>(answer));
     return std::get<Refusal>(answer);
   }
-  void received(GrantId grant, bool ok = true, uint64_t checksum = 1) {
-    post(event::ReceiveDone{grant, ok, 160, checksum});
+  void received(GrantId grant, bool ok = true, uint64_t checksum = 1, Seconds verify = 0) {
+    post(event::ReceiveDone{grant, ok, 160, checksum, verify});
   }
   void commit(GrantId grant, uint64_t bytes = 320, uint64_t checksum = 2) {
     SampledToken first;
@@ -535,6 +535,44 @@ TEST(verify_waits_for_exactly_the_bytes_and_then_commits_and_joins) {
   CHECK_EQ(r.only<message::Outputs>().tokens.at(0).token, 9);
   CHECK_EQ(r.pool.referenced.size(), 2u);
   r.check_state(ReceiverState::kRunning);
+}
+
+TEST(committed_says_how_long_the_bytes_took_to_come_and_to_be_verified_also_when_asked_again) {
+  const auto check = [](const message::Committed& committed) {  // 0.75 s from the first message to the last byte
+    CHECK_EQ(committed.times.wire, 0.5f);
+    CHECK_EQ(committed.times.verify, 0.25f);
+  };
+  Receiving r;
+  r.reserve();
+  r.now += 1;  // until the first one came
+  CHECK(r.accepts(r.header(1, 0)));
+  r.now += 0.25;
+  r.received(1, true, 1, 0.125);
+  r.now += 0.25;
+  CHECK(r.accepts(r.header(1, 2)));
+  r.now += 0.25;
+  r.received(1, true, 1, 0.125);
+  r.now += 2;  // until the sender had a token
+  r.commit(1);
+  check(r.only<message::Committed>());
+  r.from_router(message::Fence{k});
+  check(r.only<message::Committed>());
+  r.post(event::Finished{k, FinishReason::kStop});
+  r.from_router(message::Attach{{{k, 1, message::AttachRole::kReceiver}}});
+  check(r.only<message::Committed>());
+  r.from_router(message::Fence{k});
+  check(r.only<message::Committed>());
+}
+
+TEST(what_had_not_to_be_sent_took_no_time) {
+  Receiving r;
+  r.pool.prefix_blocks = 2;
+  r.reserve();
+  r.now += 1;
+  r.commit(1, 0, 0);
+  const auto committed = r.only<message::Committed>();
+  CHECK_EQ(committed.times.wire, 0.f);
+  CHECK_EQ(committed.times.verify, 0.f);
 }
 
 TEST(verify_does_not_commit_while_a_receive_is_under_way) {

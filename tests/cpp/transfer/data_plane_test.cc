@@ -146,6 +146,7 @@ void pushed_tokens_land(const std::string& mode, int tokens, Device& device = cp
   CHECK_EQ(landed->bytes, bytes);
   CHECK_EQ(sent->checksum, landed->checksum);
   CHECK(sent->checksum != 0);
+  CHECK(landed->verify > 0);
   CHECK(two.r.accepted_from == two.s.self);
   CHECK_EQ(two.r.accepted_bytes, bytes);
   for (size_t i = 0; i < blocks.size(); ++i) {
