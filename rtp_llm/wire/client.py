@@ -25,6 +25,7 @@ from rtp_llm.wire.endpoint import (
     log,
 )
 from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.versions import SPOKEN, Versions
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 1.0
@@ -144,6 +145,11 @@ class ClientEndpoint(Endpoint[OutT, InT]):
             return None
         if answer.WhichOneof("message") == "refused":
             self._give_up(cast(Any, answer).refused.reason)
+            return None
+        try:
+            SPOKEN.shared(Versions.of(cast(Any, answer).hello))
+        except ProtocolError as error:
+            self._give_up(error.message)
             return None
         if (found := self._dialect.identity(answer)).id != self.other.id:
             self._give_up(f"worker {found.id} answers at {self.address}, expected {self.other.id}")

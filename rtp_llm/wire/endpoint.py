@@ -17,17 +17,17 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
 
 from rtp_llm.config import HandoverSettings
 from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.versions import SPOKEN, Versions
 
 log = logging.getLogger("rtp_llm.wire")
 
-PROTOCOL_VERSION = 1
 # Unsent bytes above which a connection is given up; Attach repairs what is lost with it.
 MAX_QUEUED_BYTES = 64 << 20
 # No HTTP proxy between workers, prompts of any length, and no connection state shared between channels.
@@ -148,6 +148,7 @@ class Endpoint(Generic[OutT, InT]):
         self._connection: Connection | None = None
         self._life = Life.NEW
         self._other_epoch = 0
+        self._protocol = 0
         self._last_message = self._loop.time()
         self._watchdog: asyncio.TimerHandle | None = None
 
@@ -159,6 +160,11 @@ class Endpoint(Generic[OutT, InT]):
     def other_epoch(self) -> int:
         """The other end's epoch, 0 before the first hello."""
         return self._other_epoch
+
+    @property
+    def protocol(self) -> int:
+        """The version that both ends speak, 0 before the first hello."""
+        return self._protocol
 
     def send(self, message: OutT) -> bool:
         """Stamp `message` with both epochs and queue it. False: there is no connection, or its queue is full and it was given
@@ -220,6 +226,7 @@ class Endpoint(Generic[OutT, InT]):
         if self._life is Life.LIVE and epoch != self._other_epoch:
             self._lose(f"a new epoch {epoch:016x} answers instead of {self._other_epoch:016x}")
         resumed = self._life is Life.LIVE
+        self._protocol = SPOKEN.shared(Versions.of(cast(Any, hello).hello))
         self._life = Life.LIVE
         self._other_epoch = epoch
         self._connection = connection

@@ -30,7 +30,6 @@ from rtp_llm.wire.client import ClientEndpoint
 from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.endpoint import (
     CHANNEL_OPTIONS,
-    PROTOCOL_VERSION,
     Dialect,
     SessionEvents,
     SessionTiming,
@@ -53,9 +52,9 @@ from rtp_llm.wire.v1.router_pb2 import (
 )
 from rtp_llm.wire.v1.types_pb2 import Refused
 from rtp_llm.wire.v1.types_pb2 import WorkerKey as WorkerKeyMessage
+from rtp_llm.wire.versions import SPOKEN, Hello, Versions
 
 __all__ = [
-    "PROTOCOL_VERSION",
     "ReceiverSession",
     "RouterEndpoint",
     "SenderEndpoint",
@@ -141,16 +140,14 @@ class WorkerSession(ClientEndpoint[RouterMessage, WorkerMessage]):
         timing: SessionTiming,
         credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
+        hello = RouterHello(router_id=router_id, expected=WorkerKeyMessage(id=worker.id))
+        SPOKEN.write(hello)
         super().__init__(
             _ROUTER_END,
             address,
             worker,
             router_epoch,
-            hello=lambda: RouterMessage(
-                hello=RouterHello(
-                    protocol_version=PROTOCOL_VERSION, router_id=router_id, expected=WorkerKeyMessage(id=worker.id)
-                )
-            ),
+            hello=lambda: RouterMessage(hello=hello),
             events=events,
             timing=timing,
             heartbeat=lambda number: RouterMessage(heartbeat=Heartbeat(sequence=number)),
@@ -209,12 +206,13 @@ def router_acceptor(
     accept: Callable[[RouterHello, RouterEndpoint], SessionEvents[RouterMessage]],
     timing: SessionTiming,
 ) -> Acceptor[WorkerMessage, RouterMessage]:
-    """A worker's ends of its sessions with routers. Routers of another protocol version, or that mean another worker, are
-    refused."""
+    """A worker's ends of its sessions with routers. Routers that speak no version of the protocol which this worker does, or
+    that mean another worker, are refused."""
 
     def answer(message: RouterMessage) -> WorkerMessage:
         own = hello()
-        _check_meeting(message.hello.protocol_version, message.hello.expected, own.worker.id)
+        _check_meeting(message.hello, message.hello.expected, own.worker.id)
+        SPOKEN.write(own)
         return WorkerMessage(hello=own)
 
     return Acceptor(
@@ -291,7 +289,7 @@ class ReceiverSession(ClientEndpoint[SenderMessage, ReceiverMessage]):
     def _greeting(self) -> SenderMessage:
         hello = PeerHello()
         hello.CopyFrom(self._own())
-        hello.protocol_version = PROTOCOL_VERSION
+        SPOKEN.write(hello)
         hello.expected.id = self.other.id
         return SenderMessage(hello=hello)
 
@@ -302,14 +300,14 @@ def sender_acceptor(
     accept: Callable[[PeerHello, SenderEndpoint], SessionEvents[SenderMessage]],
     timing: SessionTiming,
 ) -> Acceptor[ReceiverMessage, SenderMessage]:
-    """R's ends of its sessions with senders. `hello(other)` answers each hello of the right version to the right worker with
-    this worker's own and a fresh nonce, or raises ProtocolError where the two can't meet. A hello within a session reaches
-    `message`."""
+    """R's ends of its sessions with senders. `hello(other)` answers each hello of a version spoken here, to the right worker,
+    with this worker's own and a fresh nonce, or raises ProtocolError where the two can't meet. A hello within a session
+    reaches `message`."""
 
     def answer(message: SenderMessage) -> ReceiverMessage:
-        _check_meeting(message.hello.protocol_version, message.hello.expected, receiver.id)
+        _check_meeting(message.hello, message.hello.expected, receiver.id)
         own = hello(message.hello)
-        own.protocol_version = PROTOCOL_VERSION
+        SPOKEN.write(own)
         return ReceiverMessage(hello=own)
 
     return Acceptor(
@@ -323,8 +321,7 @@ def sender_acceptor(
     )
 
 
-def _check_meeting(version: int, expected: WorkerKeyMessage, own_id: str) -> None:
-    if version != PROTOCOL_VERSION:
-        raise ProtocolError(f"protocol_version: {PROTOCOL_VERSION} here, {version} there")
+def _check_meeting(hello: Hello, expected: WorkerKeyMessage, own_id: str) -> None:
+    SPOKEN.shared(Versions.of(hello))
     if expected.id and expected.id != own_id:
         raise ProtocolError(f"worker {own_id} answers here, {expected.id} was expected")

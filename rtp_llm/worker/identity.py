@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from rtp_llm.errors import InvalidRequestError
 from rtp_llm.wire.convert import worker_message
-from rtp_llm.wire.endpoint import PROTOCOL_VERSION
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.v1.peer_pb2 import PeerHello
 from rtp_llm.wire.v1.router_pb2 import WorkerHello
@@ -43,7 +42,6 @@ class Identity:
 
     def worker_hello(self) -> WorkerHello:
         return WorkerHello(
-            protocol_version=PROTOCOL_VERSION,
             worker=worker_message(self.key),
             pool=self.pool,
             model=self.model,
@@ -58,7 +56,6 @@ class Identity:
     def hello(self) -> PeerHello:
         """To a peer, without a nonce."""
         return PeerHello(
-            protocol_version=PROTOCOL_VERSION,
             worker=worker_message(self.key),
             layout_fingerprint=self.layout_fingerprint,
             layout_json=self.layout_json,

@@ -11,8 +11,8 @@
         await cluster.at_rest()
 
 `proxied=True` puts two proxies before each worker's session server, one for the router and one for peers, so that tests can
-break connections. Leaving the block ends every process, whatever happened; an error in the log of the router or of a worker
-fails the test.
+break connections; `proxy=OldProtocolProxy` makes them ones through which both ends look like the version before. Leaving the
+block ends every process, whatever happened; an error in the log of the router or of a worker fails the test.
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ LOOK_AGAIN_S = 0.25
 class Cluster:
     """Made by `running`. Workers are `cluster["prefill-0"]`, …; `cluster.service` is the router."""
 
-    def __init__(self, config: Config, overrides: Mapping[str, Any], log_dir: Path, *, proxied: bool) -> None:
+    def __init__(
+        self, config: Config, overrides: Mapping[str, Any], log_dir: Path, proxy: Callable[[str], Proxy] | None
+    ) -> None:
         self.config = config
         self.workers: list[WorkerProcess] = []
         self._overrides = overrides
         self._log_dir = log_dir
-        self._proxied = proxied
+        self._proxy = proxy
         self._worker_module = WORKER
         self._proxies: dict[str, Proxies] = {}  # by worker
         self._membership = StaticMembership()
@@ -83,11 +85,15 @@ class Cluster:
         log_dir: Path,
         settings: Mapping[str, Any] | None = None,
         proxied: bool = False,
+        proxy: Callable[[str], Proxy] = Proxy,
         worker_module: str = WORKER,
     ) -> AsyncIterator[Cluster]:
         overrides = {**SETTINGS, **(settings or {})}
         cluster = cls(
-            load_config(overrides=overrides, environ={}).with_token_read(), overrides, log_dir, proxied=proxied
+            load_config(overrides=overrides, environ={}).with_token_read(),
+            overrides,
+            log_dir,
+            proxy if proxied else None,
         )
         cluster._worker_module = worker_module
         names = [f"prefill-{i}" for i in range(prefill)] + [f"decode-{i}" for i in range(decode)]
@@ -120,8 +126,8 @@ class Cluster:
         )
         self._stack.push_async_callback(worker.close)
         self.workers = [*(w for w in self.workers if w.id != worker_id), worker]
-        if self._proxied:
-            self._proxies[worker_id] = await Proxies.before(worker, self._stack)
+        if self._proxy is not None:
+            self._proxies[worker_id] = await Proxies.before(worker, self._stack, self._proxy)
 
     def _announce(self) -> None:
         proxies = self._proxies
@@ -239,8 +245,10 @@ class Proxies:
     for_peers: Proxy
 
     @classmethod
-    async def before(cls, worker: WorkerProcess, stack: contextlib.AsyncExitStack) -> Proxies:
-        proxies = cls(Proxy(worker.address), Proxy(worker.address))
+    async def before(
+        cls, worker: WorkerProcess, stack: contextlib.AsyncExitStack, proxy: Callable[[str], Proxy]
+    ) -> Proxies:
+        proxies = cls(proxy(worker.address), proxy(worker.address))
         await proxies.for_router.start()
         await proxies.for_peers.start()
         stack.push_async_callback(proxies.close)
