@@ -36,6 +36,12 @@ def shortened(value: object) -> str:
     return text
 
 
+def excerpt(text: str) -> str:
+    """The beginning of `text` as a message quotes it, valid Unicode: what others write may hold all that a client sent."""
+    begin = text[:MAX_SHOWN].encode(errors="backslashreplace").decode()
+    return begin if len(text) <= MAX_SHOWN else begin + "…"
+
+
 def _written(value: object) -> Iterator[str]:
     """repr(value) of what JSON can hold, piece by piece; each level of nesting yields before it goes deeper."""
     if isinstance(value, str):

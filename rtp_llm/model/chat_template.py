@@ -19,7 +19,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from rtp_llm.errors import ChatTemplateError, ModelLoadError
+from rtp_llm.errors import ChatTemplateError, ModelLoadError, excerpt
 from rtp_llm.model.files import read_json_if_present
 from rtp_llm.model.messages import ContentForm, checked_message, content_form
 from rtp_llm.model.special_tokens import special_tokens
@@ -117,11 +117,12 @@ class ChatTemplate:
             return self._templates[name].render(context)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(
-                f"the chat template refused the messages: {error.message}", param="messages"
+                f"the chat template refused the messages: {excerpt(str(error.message))}", param="messages"
             ) from error
         except Exception as error:  # a template is a program: whatever its expressions raise
             raise ChatTemplateError(
-                f"the chat template failed on the messages: {type(error).__name__}: {error}", param="messages"
+                f"the chat template failed on the messages: {type(error).__name__}: {excerpt(str(error))}",
+                param="messages",
             ) from error
 
     def _content_form(self, name: str, role: str) -> ContentForm:

@@ -134,8 +134,24 @@ def _call(text: str) -> ToolCall | None:
         return None
     arguments: Any = content.get("arguments", content.get("parameters"))
     if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        arguments = _written({} if arguments is None else arguments)
+    if not _is_unicode(name + arguments):
+        return None
     return ToolCall(0, f"call_{uuid.uuid4().hex[:24]}", name, arguments)
+
+
+def _written(arguments: Any) -> str:
+    """As JSON; half of a character that the model wrote as \\ud83d stays written so."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(arguments)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _string_goes_on(text: str) -> bool:
@@ -143,6 +159,6 @@ def _string_goes_on(text: str) -> bool:
         json.loads(text, strict=False)
     except json.JSONDecodeError as error:
         return error.msg.startswith("Unterminated string")
-    except RecursionError:
+    except (ValueError, RecursionError):  # more digits, or deeper, than Python reads
         pass
     return False

@@ -63,6 +63,16 @@ def test_a_template_that_fails_is_the_requests_error() -> None:
         template("{{ nothing.at.all }}").render(HELLO)
 
 
+@pytest.mark.parametrize(
+    "source", ["{{ raise_exception('no ' + x) }}", "{{ {}[x].y }}", "{{ ('{' + x + '}').format() }}"]
+)
+def test_what_a_template_says_of_a_message_is_cut_and_valid_unicode(source: str) -> None:
+    for content in ("x" * 300_000, "\ud800"):
+        with pytest.raises(ChatTemplateError) as caught:
+            template("{% set x = messages[0].content %}" + source).render([{"role": "user", "content": content}])
+        assert len(caught.value.message.encode()) < 500
+
+
 def test_a_template_cannot_reach_python() -> None:
     with pytest.raises(ChatTemplateError):
         template("{{ messages.__class__.__mro__[1].__subclasses__() }}").render(HELLO)

@@ -26,6 +26,7 @@ def read(text: str, size: int, end: str = "stop", **options: Any) -> tuple[str, 
         parser.take(Delta(piece, finish_reason=end if i == len(pieces) - 1 else None)) for i, piece in enumerate(pieces)
     ]
     calls = [call for delta in deltas for call in delta.tool_calls]
+    assert all((call.name + call.arguments).encode() for call in calls)
     assert len({call.id for call in calls}) == len(calls) and all(call.id.startswith("call_") for call in calls)
     named: Calls = [(call.index, call.name, json.loads(call.arguments)) for call in calls]
     return "".join(delta.text for delta in deltas), named, deltas[-1].finish_reason
@@ -50,6 +51,11 @@ WEATHER = (0, "get_weather", {"city": "Paris"})
             [(0, "f", {"x": "a </tool_call> b"})],
         ),
         ('<tool_call>{"name": "f", "arguments": {"x": "a\nb"}}</tool_call>', "", [(0, "f", {"x": "a\nb"})]),
+        (  # half of a character stays written as it was
+            r'<tool_call>{"name": "f", "arguments": {"x": "\ud83d"}}</tool_call>',
+            "",
+            [(0, "f", {"x": "\ud83d"})],
+        ),
         # no calls
         ("Plain text.\n", "Plain text.\n", []),
         ("a < b <tool> c <tool_cal", "a < b <tool> c <tool_cal", []),
@@ -58,6 +64,14 @@ WEATHER = (0, "get_weather", {"city": "Paris"})
         ("<tool_call>not JSON</tool_call> more", "<tool_call>not JSON</tool_call> more", []),
         ('<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"arguments": {}}</tool_call>', []),
         ("<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", []),
+        *(
+            (f"<tool_call>{call}</tool_call>", f"<tool_call>{call}</tool_call>", [])
+            for call in (
+                r'{"name": "f\ud83d"}',
+                r'{"name": "f", "arguments": "\ud83d"}',
+                f'{{"name": "f", "arguments": {"9" * 5000}}}',  # more digits than Python reads
+            )
+        ),
         ('<tool_call>{"name": "f", "argu', '<tool_call>{"name": "f", "argu', []),
         (f"<tool_call>broken</tool_call>{OTHER}", "<tool_call>broken</tool_call>", [(0, "now", {})]),
     ],
