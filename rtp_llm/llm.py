@@ -12,17 +12,18 @@ from typing import Any
 from rtp_llm import vllm_arguments
 from rtp_llm.config import load_config
 from rtp_llm.engine import Engine, Inbox, build
-from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.errors import ChatTemplateError, InvalidRequestError, shortened
 from rtp_llm.model.answer_text import AnswerText, TokenLogprob
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import read_generation_defaults
 from rtp_llm.model.messages import checked_tools
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.request import PRIORITY, FinishReason, Request, TokenOutput
-from rtp_llm.sampling_params import SamplingParams
+from rtp_llm.sampling_params import Flag, SamplingParams, is_unicode
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
 Message = Mapping[str, Any]
+BYTES = bytes | bytearray | memoryview  # iterables of integers that are no token ids
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class LLM:
         with LLM(model="path/to/a/checkpoint") as llm:
             [answer] = llm.generate("Hello", SamplingParams(max_tokens=16))
 
-    `seed` is the start of the seeds of requests that bring none, and of random weights (`load_format="dummy"`). Other arguments
-    of vLLM's are taken where they change no answer (vllm_arguments.py). `generate` and `chat` may be called from any threads.
+    `seed` is the start of the seeds of requests that bring none, and of random weights (`load_format="dummy"`); None is 0.
+    Other arguments of vLLM's are taken where they change no answer (vllm_arguments.py). `generate` and `chat` may be called
+    from any threads.
 
     Raises:
         ModelError: the model's files can't be served.
@@ -82,7 +84,7 @@ class LLM:
         device: str = "auto",
         skip_tokenizer_init: bool = False,
         max_model_len: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         load_format: str = "auto",
         max_num_batched_tokens: int | None = None,
         max_num_seqs: int | None = None,
@@ -96,6 +98,7 @@ class LLM:
         **vllm: Any,
     ) -> None:
         vllm_arguments.check("LLM()", vllm, vllm_arguments.LLM)
+        seed = 0 if seed is None else seed
         if tokenizer is not None and Path(tokenizer).resolve() != Path(model).resolve():
             raise InvalidRequestError(
                 f"LLM(): tokenizer is not supported, got {tokenizer!r}: the model's own is used",
@@ -168,7 +171,7 @@ class LLM:
         vllm_arguments.check("generate()", vllm, vllm_arguments.GENERATE)
         special = _adds_special_tokens(tokenization_kwargs, True)
         singles = _as_list(prompts)
-        if priority and (not isinstance(priority, Sequence) or len(priority) != len(singles)):
+        if not isinstance(priority, list | tuple | None) or len(priority or singles) != len(singles):
             raise InvalidRequestError(
                 f"priority must be a list of {len(singles)}, got {shortened(priority)}",
                 param="priority",
@@ -201,26 +204,30 @@ class LLM:
         """
         vllm_arguments.check("chat()", vllm, vllm_arguments.CHAT)
         special = _adds_special_tokens(tokenization_kwargs, False)
+        Flag().take("add_generation_prompt", add_generation_prompt)
         tokenizer = self.get_tokenizer()
         assert self._template is not None
         template = self._template if chat_template is None else self._template.replaced(chat_template)
-        variables = {**(chat_template_kwargs or {}), "tools": checked_tools(tools) if tools else None}
-        conversations: Any = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        if tools is not None:
+            tools = checked_tools(tools) or None
         tokenized = []
-        for conversation in conversations:
-            text = template.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
+        for conversation in _conversations(messages):
+            text = template.render(
+                conversation,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                variables=chat_template_kwargs,
+            )
             tokenized.append(_Tokenized(text, tokenizer.encode(text, add_special_tokens=special)))
         return self._run(tokenized, self._params_of(sampling_params, len(tokenized)))
 
     def _encode(self, prompt: Prompt, add_special_tokens: bool) -> _Tokenized:
         text: str | None = None
-        salt: Any = ""
+        salt = ""
         if isinstance(prompt, Mapping):
             known = {name: value for name, value in prompt.items() if name in vllm_arguments.PROMPT}
             vllm_arguments.check("a prompt", known, vllm_arguments.PROMPT)
-            salt = prompt.get("cache_salt") or ""
-            if not isinstance(salt, str):
-                raise InvalidRequestError(f"cache_salt must be a text, got {salt!r}", param="cache_salt", value=salt)
+            salt = _checked_salt(prompt.get("cache_salt"))
             ids, text = prompt.get("prompt_token_ids"), prompt.get("prompt")
             if ids is None and text is None:
                 raise InvalidRequestError(
@@ -230,9 +237,11 @@ class LLM:
             ids, text = None, prompt
         else:
             ids = prompt
-        if ids is not None and not isinstance(ids, Iterable):
+        if ids is not None and (not isinstance(ids, Iterable) or isinstance(ids, BYTES)):
             raise InvalidRequestError(
-                f"prompt_token_ids must be a list of token ids, got {ids!r}", param="prompt_token_ids", value=ids
+                f"prompt_token_ids must be a list of token ids, got {shortened(ids)}",
+                param="prompt_token_ids",
+                value=ids,
             )
         if ids is None:
             if not isinstance(text, str):
@@ -251,6 +260,12 @@ class LLM:
     def _params_of(self, given: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
+        if not isinstance(given, SamplingParams | Iterable):
+            raise InvalidRequestError(
+                f"sampling_params must be SamplingParams, or one a prompt, got {shortened(given)}",
+                param="sampling_params",
+                value=given,
+            )
         params = [given] * number if isinstance(given, SamplingParams) else list(given)
         if len(params) != number:
             raise InvalidRequestError(
@@ -358,8 +373,45 @@ class _Answer:
         return both
 
 
+def _checked_salt(salt: Any) -> str:
+    """A prompt's cache_salt; None is none."""
+    if salt is None:
+        return ""
+    if not isinstance(salt, str) or not is_unicode(salt):
+        raise InvalidRequestError(
+            f"cache_salt must be a text of valid Unicode, got {shortened(salt)}", param="cache_salt", value=salt
+        )
+    return salt
+
+
+def _conversations(messages: Any) -> Sequence[Sequence[Message]]:
+    """A single conversation is a list of one."""
+    if not isinstance(messages, list | tuple):
+        raise ChatTemplateError(
+            f"messages must be a list of messages, or of such lists, got {shortened(messages)}",
+            param="messages",
+            value=messages,
+        )
+    if not messages or not isinstance(messages[0], list | tuple):
+        return [messages]
+    for index, each in enumerate(messages):
+        if not isinstance(each, list | tuple):
+            raise ChatTemplateError(
+                f"messages[{index}] must be a list of messages as messages[0] is, got {shortened(each)}",
+                param=f"messages[{index}]",
+                value=each,
+            )
+    return messages
+
+
 def _adds_special_tokens(given: Mapping[str, Any] | None, default: bool) -> bool:
     """tokenization_kwargs' add_special_tokens."""
+    if not isinstance(given, Mapping | None):
+        raise InvalidRequestError(
+            f"tokenization_kwargs must be arguments by name, got {shortened(given)}",
+            param="tokenization_kwargs",
+            value=given,
+        )
     rest = dict(given or {})
     value = rest.pop("add_special_tokens", default)
     vllm_arguments.check("tokenization_kwargs", rest, vllm_arguments.TOKENIZATION)
@@ -374,9 +426,9 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt is a list of one."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
-    if not isinstance(prompts, Iterable):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, BYTES):
         raise InvalidRequestError(
-            f"prompts must be a prompt or a list, got {prompts!r}", param="prompts", value=prompts
+            f"prompts must be a prompt or a list, got {shortened(prompts)}", param="prompts", value=prompts
         )
     items: list[Any] = list(prompts)
     if items and all(isinstance(item, int) for item in items):

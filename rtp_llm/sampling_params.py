@@ -66,6 +66,15 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it: no half of a character is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Flag:
     def take(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
@@ -101,7 +110,7 @@ class Texts:
                 raise InvalidRequestError(
                     f"{name} must hold non-empty strings, got {shortened(text)}", param=name, value=text
                 )
-            if any("\ud800" <= char <= "\udfff" for char in text[: self.longest]):
+            if not is_unicode(text[: self.longest]):
                 raise InvalidRequestError(
                     f"{name} must hold valid Unicode, got {shortened(text)}", param=name, value=text
                 )
@@ -134,7 +143,7 @@ class Only:
     values: tuple[Any, ...]
 
     def take(self, name: str, value: Any) -> Any:
-        if value is not None and value not in self.values:
+        if value is not None and not is_among(value, self.values):
             raise InvalidRequestError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)
         return self.values[0]
 
@@ -153,6 +162,12 @@ class SamplingField:
     domain: Domain
     engine: Callable[[Any], Any] | None = None
     from_model: bool = False
+
+
+def is_among(value: Any, values: Iterable[Any]) -> bool:
+    """Whether `value` equals one of `values`, which JSON can hold; whatever else it is, an array as well, does not."""
+    kinds = ((each, int | float if isinstance(each, int | float) else type(each)) for each in values)
+    return any(isinstance(value, kind) and value == each for each, kind in kinds)
 
 
 def same(value: Any) -> Any:
@@ -255,7 +270,7 @@ FIELDS: Mapping[str, SamplingField] = MappingProxyType(
 def _listed(name: str, value: Any) -> list[Any]:
     if not isinstance(value, Iterable | None) or isinstance(value, str | bytes | Mapping):
         raise _refused(name, value, "a list")
-    return list(value or [])
+    return [] if value is None else list(value)
 
 
 def _refused(name: str, value: Any, wanted: str) -> InvalidRequestError:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.sampling_params import is_among
 
 # Argument → the values, besides None, that ask for nothing. None in place of them: how vLLM runs, not what it answers.
 Table = Mapping[str, "tuple[Any, ...] | None"]
@@ -60,6 +61,43 @@ LLM: Table = MappingProxyType(
         "distributed_executor_backend": None,
         "disable_custom_all_reduce": None,
         "disable_log_stats": None,
+        "served_model_name": None,
+        "enable_sleep_mode": (False,),
+        "model_impl": ("auto",),
+        "config_format": ("auto",),
+        "ignore_patterns": ([],),
+        "model_loader_extra_config": ({},),
+        "override_pooler_config": ({},),
+        "kv_transfer_config": ({},),
+        "kv_events_config": ({},),
+        "additional_config": ({},),
+        "calculate_kv_scales": (False,),
+        "cpu_offload_params": ([],),
+        "lora_modules": ({}, []),
+        "max_loras": None,  # of no use without enable_lora
+        "max_lora_rank": None,
+        "fully_sharded_loras": None,
+        "worker_cls": ("auto",),
+        "worker_extension_cls": ("",),
+        "scheduler_cls": (),
+        "structured_outputs_config": None,  # how a grammar is followed; which is asked for, a request says
+        "guided_decoding_backend": None,
+        "reasoning_parser": ("",),  # answers' texts come as they are
+        "preemption_mode": None,
+        "num_lookahead_slots": (0,),
+        "max_num_partial_prefills": None,
+        "max_long_partial_prefills": None,
+        "long_prefill_token_threshold": None,
+        "max_parallel_loading_workers": None,
+        "ray_workers_use_nsight": (False,),
+        "cuda_graph_sizes": None,
+        "disable_cascade_attn": None,
+        "disable_log_requests": None,
+        "disable_hybrid_kv_cache_manager": None,
+        "prefix_caching_hash_algo": None,
+        "otlp_traces_endpoint": (),
+        "collect_detailed_traces": (),
+        "show_hidden_metrics_for_version": None,
         "hf_token": None,
         "download_dir": None,
         "use_tqdm_on_load": None,
@@ -103,7 +141,7 @@ def check(call: str, given: Mapping[str, Any], table: Table) -> None:
         if name not in table:
             raise TypeError(f"{call} got an unexpected keyword argument {name!r}")
         neutral = table[name]
-        if neutral is not None and value is not None and value not in neutral:
+        if neutral is not None and value is not None and not is_among(value, neutral):
             raise InvalidRequestError(
                 f"{call}: {name} is not supported, got {shortened(value)}", param=name, value=value
             )

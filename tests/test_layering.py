@@ -58,7 +58,7 @@ IMPORTS = {
     "wire": NOUNS,
     "model": NOUNS,
     "engine": BELOW_ENGINE | NATIVE,
-    "vllm_arguments": {"errors"},
+    "vllm_arguments": {"errors", "sampling_params"},
     "llm": BELOW_WORKER | {"vllm_arguments"},
     "bench": BELOW_WORKER | NATIVE,
     "worker": BELOW_WORKER | NATIVE,

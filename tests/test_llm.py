@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rtp_llm import LLM, SamplingParams
@@ -94,6 +95,7 @@ NEUTRAL = {
     **dict.fromkeys(("lora_request", "revision", "quantization")),
     "tensor_parallel_size": 1, "trust_remote_code": False, "gpu_memory_utilization": 0.9, "enforce_eager": True,
     "tokenizer": DEMO_MODEL, "tokenizer_mode": "auto", "swap_space": 4, "hf_overrides": {}, "disable_log_stats": True,
+    "seed": None, "served_model_name": "demo", "enable_sleep_mode": False, "model_impl": "auto", "max_loras": 1,
 }  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def test_a_cache_salt_keeps_a_prompts_blocks_apart(llm: LLM) -> None:
         return llm.generate({"prompt_token_ids": prompt, "cache_salt": salt}, one)[0].num_cached_tokens
 
     assert [cached(salt) for salt in ("a", "b", None, "a", "b", None)] == [0, 0, 0, 64, 64, 64]
-    with pytest.raises(InvalidRequestError, match="cache_salt must be a text, got 5"):
+    with pytest.raises(InvalidRequestError, match="cache_salt must be a text of valid Unicode, got 5"):
         cached(5)  # type: ignore[arg-type]
 
 
@@ -355,6 +357,55 @@ def test_bad_prompts_are_refused_by_name_and_nothing_is_left_running(llm: LLM) -
         llm.generate([{"prompt_token_ids": 5}], GREEDY)
     with pytest.raises(InvalidRequestError, match="sampling_params must be SamplingParams, got 'temperature'"):
         llm.generate("Hello", {"temperature": 0})  # type: ignore[arg-type]
+    assert_idle(llm)
+
+
+HI = [{"role": "user", "content": "hi"}]
+ONE = np.array([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "param"),
+    [
+        (lambda llm: llm.generate(b"hi"), "prompts"),
+        (lambda llm: llm.generate(["hi", b"hi"]), "prompt_token_ids"),
+        (lambda llm: llm.generate({"prompt_token_ids": bytearray(b"hi")}), "prompt_token_ids"),
+        (lambda llm: llm.generate({"prompt": "hi", "cache_salt": "\ud83d"}), "cache_salt"),
+        (lambda llm: llm.generate({"prompt": "hi", "cache_salt": 0}), "cache_salt"),
+        (lambda llm: llm.generate({"prompt": "hi", "multi_modal_data": ONE}), "multi_modal_data"),
+        (lambda llm: llm.generate("hi", 5), "sampling_params"),
+        (lambda llm: llm.generate("hi", priority=b"h"), "priority"),
+        (lambda llm: llm.generate("hi", priority=ONE), "priority"),
+        (lambda llm: llm.generate("hi", priority=0), "priority"),
+        (lambda llm: llm.generate("hi", tokenization_kwargs="special"), "tokenization_kwargs"),
+        (lambda llm: llm.generate("hi", lora_request=ONE), "lora_request"),
+        (lambda llm: llm.chat("hi"), "messages"),
+        (lambda llm: llm.chat(5), "messages"),
+        (lambda llm: llm.chat(HI[0]), "messages"),
+        (lambda llm: llm.chat([5]), "messages[0]"),
+        (lambda llm: llm.chat([HI, HI[0]]), "messages[1]"),
+        (lambda llm: llm.chat([*HI, HI]), "messages[1]"),
+        (lambda llm: llm.chat(HI, tools=ONE), "tools"),
+        (lambda llm: llm.chat(HI, tools={}), "tools"),
+        (lambda llm: llm.chat(HI, add_generation_prompt="no"), "add_generation_prompt"),
+        (lambda llm: llm.chat(HI, chat_template=b"x"), "chat_template"),
+        (lambda llm: llm.chat(HI, chat_template_kwargs=5), "chat_template_kwargs"),
+        (lambda llm: llm.chat(HI, chat_template_kwargs={1: 2}), "chat_template_kwargs"),
+        (lambda llm: llm.chat(HI, chat_template_kwargs={"tools": []}), "chat_template_kwargs.tools"),
+        (lambda llm: llm.chat(HI, chat_template_kwargs={"messages": []}), "chat_template_kwargs.messages"),
+        (lambda llm: SamplingParams(logit_bias=ONE), "logit_bias"),
+        (lambda llm: SamplingParams(bad_words=np.float32(0)), "bad_words"),
+        (lambda llm: SamplingParams(stop=ONE), "stop"),
+        (lambda llm: SamplingParams(stop_token_ids=ONE), "stop_token_ids"),
+    ],
+)
+def test_a_value_of_a_type_that_nobody_thought_of_is_refused_by_name(
+    llm: LLM, call: Callable[[LLM], object], param: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        call(llm)
+    assert refused.value.param == param
+    assert param in refused.value.message
     assert_idle(llm)
 
 

@@ -19,7 +19,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from rtp_llm.errors import ChatTemplateError, ModelLoadError, excerpt
+from rtp_llm.errors import ChatTemplateError, ModelLoadError, excerpt, shortened
 from rtp_llm.model.files import read_json_if_present
 from rtp_llm.model.messages import ContentForm, checked_message, content_form
 from rtp_llm.model.special_tokens import special_tokens
@@ -27,6 +27,9 @@ from rtp_llm.model.special_tokens import special_tokens
 JINJA_FILE = "chat_template.jinja"
 JSON_FILE = "chat_template.json"
 ROLES = ("system", "user", "assistant", "tool")
+RESERVED = frozenset(  # what a request says elsewhere
+    {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
+)
 
 
 class ChatTemplate:
@@ -67,12 +70,15 @@ class ChatTemplate:
                 return cls(_named(template, directory / name), special_tokens(directory), str(directory / name))
         return cls({}, special_tokens(directory), str(directory))
 
-    def replaced(self, source: str) -> ChatTemplate:
+    def replaced(self, source: Any) -> ChatTemplate:
         """The template `source` with this model's special tokens.
 
         Raises:
-            ChatTemplateError: it is not valid Jinja.
+            ChatTemplateError: it is no text, or not valid Jinja.
         """
+        if not isinstance(source, str):
+            text = f"chat_template must be a text, got {shortened(source)}"
+            raise ChatTemplateError(text, param="chat_template", value=source)
         try:
             return ChatTemplate({"default": source}, self._special_tokens)
         except ModelLoadError as error:
@@ -88,13 +94,15 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt. `variables` reach the template by name, as `enable_thinking` of Qwen3.
 
         Raises:
-            ChatTemplateError: the model has no template, a message is malformed, or the template refuses the messages.
+            ChatTemplateError: the model has no template, a message or a variable is malformed, or the template refuses the
+                messages.
         """
+        checked = _checked_variables({} if variables is None else variables)
         if not messages:
             raise ChatTemplateError("messages must hold at least one message, got []", param="messages", value=[])
         names = ("tool_use", "default") if tools else ("default",)
@@ -105,7 +113,7 @@ class ChatTemplate:
             )
         context = {
             **self._special_tokens,
-            **variables,
+            **checked,
             "messages": [
                 checked_message(f"messages[{index}]", message, partial(self._content_form, name))
                 for index, message in enumerate(messages)
@@ -133,6 +141,18 @@ class ChatTemplate:
             template = self._templates[name]
             self._content_forms[key] = content_form(lambda messages: template.render(context, messages=messages), role)
         return self._content_forms[key]
+
+
+def _checked_variables(variables: Any) -> Mapping[str, Any]:
+    where = "chat_template_kwargs"
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        text = f"{where} must be an object of variables by name, got {shortened(variables)}"
+        raise ChatTemplateError(text, param=where, value=variables)
+    for name, value in variables.items():
+        if name in RESERVED:
+            text = f"{where}.{name} is not allowed: the name is reserved, got {shortened(value)}"
+            raise ChatTemplateError(text, param=f"{where}.{name}", value=value)
+    return variables
 
 
 def _named(template: Any, path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rtp_llm.model.answer_text import Delta, ToolCall
+from rtp_llm.sampling_params import is_unicode
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # Other families put other things between the same tags.
@@ -135,7 +136,7 @@ def _call(text: str) -> ToolCall | None:
     arguments: Any = content.get("arguments", content.get("parameters"))
     if not isinstance(arguments, str):
         arguments = _written({} if arguments is None else arguments)
-    if not _is_unicode(name + arguments):
+    if not is_unicode(name + arguments):
         return None
     return ToolCall(0, f"call_{uuid.uuid4().hex[:24]}", name, arguments)
 
@@ -143,15 +144,7 @@ def _call(text: str) -> ToolCall | None:
 def _written(arguments: Any) -> str:
     """As JSON; half of a character that the model wrote as \\ud83d stays written so."""
     text = json.dumps(arguments, ensure_ascii=False)
-    return text if _is_unicode(text) else json.dumps(arguments)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text if is_unicode(text) else json.dumps(arguments)
 
 
 def _string_goes_on(text: str) -> bool:

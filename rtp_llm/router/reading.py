@@ -172,7 +172,7 @@ class BodyReader:
             body.messages,
             tools=body.offered_tools,
             add_generation_prompt=body.add_generation_prompt is not False,
-            **body.template_variables(),
+            variables=body.chat_template_kwargs,
         )
         tokens = self._encode(text, "messages", bool(body.add_special_tokens))
         return self._ask(body, "messages", [tokens], sampling, parser)

@@ -24,10 +24,6 @@ from rtp_llm.router.terms import Terms, seconds_of
 from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
-RESERVED_VARIABLES = frozenset(
-    {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
-)
-
 
 _STRICT = ConfigDict(extra="ignore", strict=True)
 
@@ -243,19 +239,6 @@ class ChatBody(Body):
     def offered_tools(self) -> list[dict[str, Any]] | None:
         """What the template sees. Whether to call one is the model's choice, so "none" offers none."""
         return None if self.tool_choice == "none" else self.tools or None
-
-    def template_variables(self) -> dict[str, Any]:
-        """chat_template_kwargs, none of which stands for what the body says elsewhere."""
-        variables = self.chat_template_kwargs or {}
-        for name in variables:
-            if name in RESERVED_VARIABLES:
-                param = f"chat_template_kwargs.{name}"
-                raise InvalidRequestError(
-                    f"{param} is not allowed: the name is reserved, got {shortened(variables[name])}",
-                    param=param,
-                    value=variables[name],
-                )
-        return variables
 
 
 BodyT = TypeVar("BodyT", bound=Body)

@@ -29,7 +29,7 @@ def template(tool: Tool) -> ChatTemplate:
 
 def render(template: ChatTemplate, messages: list[Any], tools: Any, enable_thinking: bool | None) -> str:
     given = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    return template.render(messages, tools=tools, **given)
+    return template.render(messages, tools=tools, variables=given)
 
 
 @pytest.mark.parametrize("enable_thinking", [None, False, True])

@@ -26,7 +26,9 @@ def test_messages_become_a_prompt() -> None:
 
 def test_special_tokens_tools_and_variables_reach_the_template() -> None:
     source = "{{ bos_token }}{{ tools | tojson }}{{ enable_thinking }}"
-    rendered = template(source, bos_token="<s>").render(HELLO, tools=[{"name": "f"}], enable_thinking=False)
+    rendered = template(source, bos_token="<s>").render(
+        HELLO, tools=[{"name": "f"}], variables={"enable_thinking": False}
+    )
     assert rendered == '<s>[{"name": "f"}]False'
     assert template("{{ tools is none }}").render(HELLO) == "True"
 
