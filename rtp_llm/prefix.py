@@ -7,6 +7,7 @@ routers go without.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 BLOCK_HASH_BYTES = 16
@@ -25,6 +26,7 @@ def native_index() -> Any:
     return _native().PrefixIndex()
 
 
+@cache
 def _native() -> Any:
     from rtp_llm._native import _engine
 
