@@ -19,7 +19,7 @@ from rtp_llm.router import request_machine as machine
 from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.fair_queue import OUTPUT_COST, FairQueue
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.placement import FleetEvent, Placement, PlacementQuery, Policy, StepMeasured
+from rtp_llm.router.placement import FleetEvent, HandoverMeasured, Placement, PlacementQuery, Policy, StepMeasured
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.request_machine import RequestMachine
 from rtp_llm.router.steps_seen import StepsSeen
@@ -62,6 +62,7 @@ class Answer:
         self.wait_timer: asyncio.TimerHandle | None = None
         self.retry_timer: asyncio.TimerHandle | None = None  # until it may be tried again
         self.placed: tuple[RequestKey, list[WorkerKey]] | None = None  # the attempt under way, and where it counts
+        self.tokens_sent: int | None = None  # of its placement
 
     @property
     def tenant(self) -> str:
@@ -208,8 +209,17 @@ class Dispatcher:
         account = answer.account
         if account.handed_over is None:
             account.handed_over, account.arrival = time.monotonic(), times
-            for phase, seconds in account.of_handover().items():
+            phases = account.of_handover()
+            for phase, seconds in phases.items():
                 self._metrics.phase_duration.labels(phase).observe(seconds)
+            self._tell_policy(answer, phases["handover"])
+
+    def _tell_policy(self, answer: Answer, handover_s: float) -> None:
+        if answer.tokens_sent is None or len(answer.account.workers) > 1:  # the first token may be of another attempt
+            return
+        sender, receiver = answer.account.workers[0]
+        measured = HandoverMeasured(sender, receiver, answer.tokens_sent, handover_s, self._loop.time())
+        self._policy.observe([measured])
 
     def resumed(self, worker: WorkerKey) -> None:
         entries = [(a, entry) for a in self._answers.values() if (entry := a.machine.attach_entry(worker)) is not None]
@@ -448,6 +458,7 @@ class Dispatcher:
             receiver = WorkerKey(placement.receiver.id, placement.receiver.epoch)
             if placement.receiver.numerics_id != placement.sender.numerics_id:
                 self._metrics.numerics_mismatches.inc()
+        answer.tokens_sent = placement.tokens_sent
         answer.account.workers.append([each.id for each in (sender, receiver) if each is not None])
         self._run(answer, answer.machine.handle(machine.Planned(sender, receiver)))
 

@@ -10,6 +10,7 @@ from rtp_llm.router.placement import (
     CacheChanged,
     CacheReset,
     FleetEvent,
+    HandoverMeasured,
     Placement,
     PlacementQuery,
     Policy,
@@ -66,7 +67,9 @@ class SimulatedCluster:
         self.snapshot: dict[str, WorkerView] = {}
         self._waiting: deque[SimulatedRequest] = deque()
         self._placements: dict[int, tuple[str, str | None]] = {}
+        self._tokens_sent: dict[int, int] = {}  # of those that are handed over, as the policy knows
         self._sent: dict[str, float] = {}  # when each worker's wire is free
+        self.links: dict[tuple[str, str], float] = {}  # bytes a second from S to R, where not the engine's
         self._named = Counter[str]()  # by worker: requests that need it
         self._draining: set[str] = set()
         self.left: Callable[[str], None] = lambda id: None  # is told who has drained
@@ -151,6 +154,8 @@ class SimulatedCluster:
         receiver = None if placement.receiver is None else placement.receiver.id
         self._placements[request.number] = sender, receiver
         self._named.update(self._workers_of(request))
+        if placement.tokens_sent is not None:
+            self._tokens_sent[request.number] = placement.tokens_sent
         if receiver is not None:
             self._ledgers[receiver].receives(request.number, request.prompt_tokens)
             self._renew(receiver)
@@ -243,13 +248,18 @@ class SimulatedCluster:
         sender, receiver = self._placements[request.number]
         assert receiver is not None
         tokens = request.prompt_tokens - request.received_cached
-        seconds = tokens * self._engine.kv_bytes_per_token / self._engine.wire_bytes_per_s
+        rate = self.links.get((sender, receiver), self._engine.wire_bytes_per_s)
+        seconds = tokens * self._engine.kv_bytes_per_token / rate
         prefill_s = self.clock.now - (request.placed or 0.0)
         begun = max(self._sent[sender], self.clock.now - prefill_s)
         self._sent[sender] = done = max(begun + seconds, self.clock.now + seconds * LAST_MESSAGE)
         self.clock.at(done + 2 * LATENCY_S, lambda: self._committed(request, sender, receiver))
 
     def _committed(self, request: SimulatedRequest, sender: str, receiver: str) -> None:
+        if (tokens := self._tokens_sent.pop(request.number, None)) is not None:
+            assert request.first_token is not None
+            seconds = max(self.clock.now - request.first_token, 0.0)
+            self._tell(HandoverMeasured(sender, receiver, tokens, seconds, self.clock.now))
         self.workers[sender].release(request)
         self._let_go(sender)
         self._look_at_load(sender, LOAD_DELAY_S)

@@ -85,7 +85,7 @@ class Workload:
         self._prompt, self._output = prompt_tokens, output_tokens
         self.goal = Goal(cost=machine.cost)
         _, self._itl_s = self.goal.targets(self._request(0, 0.0))
-        self._engine = Engine(
+        self.engine = Engine(
             cost=machine.cost,
             kv_tokens=machine.kv_tokens,
             kv_bytes_per_token=machine.kv_bytes_per_token,
@@ -100,7 +100,7 @@ class Workload:
     def saturated_rate(self) -> float:
         """Requests a second of the middle half, of many that are all there at once."""
         clock = Clock()
-        cluster = SimulatedCluster(RoundRobin(), _pools(NUM_WORKERS), self._engine, clock)
+        cluster = SimulatedCluster(RoundRobin(), _pools(NUM_WORKERS), self.engine, clock)
         count = NUM_WORKERS * max(64, min(768, 200_000 // self._prompt))
         cluster.ask([self._request(number, 0.0) for number in range(count)])
         clock.run()
@@ -120,7 +120,7 @@ class Workload:
     def run(self, policy: Policy, num_prefill: int, rate: float, seed: int, chunk: float) -> SimulatedCluster:
         """Poisson arrivals at `rate`, to their end."""
         clock, draw = Clock(), random.Random(seed)
-        engine = replace(self._engine, itl_target_s=chunk * self._itl_s)
+        engine = replace(self.engine, itl_target_s=chunk * self._itl_s)
         admission = policy if isinstance(policy, Cost) else None
         cluster = SimulatedCluster(policy, _pools(num_prefill), engine, clock, goal=self.goal, admission=admission)
         arrival, requests = 0.0, []

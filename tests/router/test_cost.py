@@ -12,6 +12,7 @@ from rtp_llm.router.placement import (
     PREFILL,
     CacheChanged,
     CacheReset,
+    HandoverMeasured,
     Placement,
     PlacementQuery,
     StepMeasured,
@@ -20,6 +21,7 @@ from rtp_llm.router.placement import (
     WorkerView,
 )
 from rtp_llm.router.placement.cost import Cost
+from rtp_llm.router.placement.link import BELIEVED_S
 from rtp_llm.router.placement.step_cost import LinearFit, Step, StepCost, pairs
 
 # About Qwen3-8B on an H200: a decode step of 4 ms, 23 us a prompt token.
@@ -126,6 +128,82 @@ def test_a_second_turn_runs_alone_where_the_first_one_was_decoded() -> None:
     assert names(choose(policy, views, block_hashes=hashes_of(2048))) == ("d0", None)
 
 
+def handovers(sender: str, receiver: str, seconds: float, count: int = 10, at: float = 0.0) -> list[HandoverMeasured]:
+    return [HandoverMeasured(sender, receiver, 2048, seconds, at)] * count
+
+
+def pairs_of(*receivers: str) -> list[WorkerView]:
+    """Prompts are handed over: to equal receivers."""
+    decoding = {"sequences": 10, "context_tokens": 10_000, "max_queued_tokens": 0}
+    return [
+        worker("p", PREFILL, sequences=200, context_tokens=400_000),
+        *(worker(name, DECODE, **decoding) for name in receivers),
+    ]
+
+
+def test_a_pair_with_a_slow_link_is_avoided_and_tried_again_in_time() -> None:
+    views = pairs_of("d0", "d1")
+    policy = cost(views)
+    assert names(choose(policy, views)) == ("p", "d0")
+    policy.observe(handovers("p", "d0", 0.1))
+    assert names(choose(policy, views, now=BELIEVED_S - 1)) == ("p", "d1")
+    policy.observe(handovers("p", "d1", 0.001, at=BELIEVED_S - 1))
+    assert names(choose(policy, views, now=BELIEVED_S - 0.5)) == ("p", "d1")
+    policy.observe(handovers("p", "d1", 0.2, at=BELIEVED_S))  # now this one is the slower one
+    assert names(choose(policy, views, now=BELIEVED_S + 1)) == ("p", "d0")
+
+
+def test_a_slow_link_that_has_become_fast_is_used_again() -> None:
+    views = pairs_of("d0", "d1")
+    policy = cost(views)
+    policy.observe([*handovers("p", "d1", 0.004), *handovers("p", "d0", 0.1)])
+    assert names(choose(policy, views)) == ("p", "d1")
+    policy.observe(handovers("p", "d0", 0.001, at=1.0, count=30))
+    assert names(choose(policy, views, now=1.0)) == ("p", "d0")
+
+
+def test_one_slow_link_of_a_receiver_leaves_it_to_its_other_senders() -> None:
+    views = [*pairs_of("d0", "d1"), worker("q", PREFILL, sequences=200, context_tokens=400_000, queued_tokens=100)]
+    policy = cost(views)
+    fast = [each for s, r in (("p", "d1"), ("q", "d0"), ("q", "d1")) for each in handovers(s, r, 0.001)]
+    policy.observe([*handovers("p", "d0", 0.1), *fast])
+    assert names(choose(policy, views)) == ("p", "d1")
+    full = replace(views[2], free_slots=0)
+    policy.observe([ViewChanged(full)])
+    assert names(choose(policy, [views[0], views[1], full, views[3]], now=0.5)) == ("q", "d0")
+
+
+def test_a_worker_whose_handovers_are_all_slow_is_avoided_by_those_that_have_not_tried_it() -> None:
+    views = [*pairs_of("d0", "d1"), *(worker(f"q{n}", PREFILL, max_queued_tokens=0) for n in range(3))]
+    policy = cost(views)
+    policy.observe([each for n in range(3) for each in handovers(f"q{n}", "d0", 0.1)])
+    policy.observe([each for n in range(3) for each in handovers(f"q{n}", "d1", 0.001)])
+    assert names(choose(policy, views)) == ("p", "d1")
+
+
+def test_where_handovers_take_long_prompts_run_alone() -> None:
+    decoding = {"sequences": 10, "context_tokens": 10_000}
+    views = [worker("p", PREFILL, **decoding), worker("d", DECODE, **decoding, queued_tokens=20_000)]
+    mixed = Step(10, 10_000, 64, 4000)
+
+    def chosen(handover_s: float) -> tuple[str, str | None] | None:
+        policy = cost(views)
+        policy.observe([StepMeasured("p", mixed, KNOWN.seconds(mixed)) for _ in range(200)])
+        policy.observe(handovers("p", "d", handover_s))
+        return names(choose(policy, views))
+
+    assert chosen(0.001) == ("p", "d")
+    assert chosen(0.5) == ("p", None)
+
+
+def test_a_placement_says_how_much_its_receiver_lacks_as_it_was_known_then() -> None:
+    views = pairs_of("d0")
+    policy = cost(views)
+    policy.observe([cached("d0", 1024)])
+    placement = choose(policy, views, block_hashes=hashes_of(2048))
+    assert placement is not None and placement.tokens_sent == 1024
+
+
 def test_what_was_placed_counts_until_a_load_shows_it() -> None:
     views = [worker("p0", PREFILL), worker("p1", PREFILL)]
     policy = cost(views)
@@ -217,6 +295,16 @@ def test_the_best_eight_of_each_are_as_good_as_all_pairs_at_32_workers() -> None
             held = {view.id: draw.choice((0, 0, draw.randrange(prompt + 1))) for view in views}
             few.observe([cached(id, tokens) for id, tokens in held.items()])
             all.observe([cached(id, tokens) for id, tokens in held.items()])
+        if seed % 3:
+            senders, receivers = ([view.id for view in views if view.pool == pool] for pool in (PREFILL, DECODE))
+            slow = [
+                HandoverMeasured(sender, receiver, 1024, draw.choice((0.001, 0.001, 0.001, 0.1)), -0.1)
+                for sender in senders
+                for receiver in receivers
+                if draw.random() < 0.5
+            ]
+            few.observe(slow)
+            all.observe(slow)
         assert few.lateness(query) == all.lateness(query), seed
 
 

@@ -20,6 +20,8 @@ from rtp_llm.router.fleet import FleetListener
 from rtp_llm.router.placement import (
     DECODE,
     PREFILL,
+    FleetEvent,
+    HandoverMeasured,
     Placement,
     PlacementQuery,
     Policy,
@@ -30,7 +32,7 @@ from rtp_llm.router.placement import (
 )
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.round_robin import RoundRobin
-from rtp_llm.router.request_machine import Busy, Failed, Output, Started
+from rtp_llm.router.request_machine import Busy, Committed, Failed, Output, Started
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.wire.convert import key_of
@@ -194,6 +196,55 @@ async def test_tokens_of_both_workers_become_one_stream_without_repeat(fleet: Sc
         fleet.output(D, fleet.key(), position, finish=2 if position == 3 else 0)
     assert await task == [100, 101, 102, 103]
     assert router.num_live == 0 and fleet.kinds() == [("p", "submit")]
+
+
+class PairPolicy:
+    """Hands over from p to d; remembers the handovers that it is told of."""
+
+    def __init__(self, tokens_sent: int | None) -> None:
+        self.tokens_sent = tokens_sent
+        self.measured: list[HandoverMeasured] = []
+
+    def observe(self, events: Sequence[FleetEvent]) -> None:
+        self.measured += [event for event in events if isinstance(event, HandoverMeasured)]
+
+    def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement:
+        return Placement(sender=snapshot["p"], receiver=snapshot["d"], tokens_sent=self.tokens_sent)
+
+
+@pytest.mark.parametrize("tokens_sent", [2, None])
+async def test_a_policy_that_knows_what_is_sent_is_told_how_long_it_took(
+    fleet: ScriptedFleet, tokens_sent: int | None
+) -> None:
+    policy = PairPolicy(tokens_sent)
+    router = dispatcher(fleet, policy)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    for _ in range(2):  # R repeats it after an Attach
+        fleet.listener.said(Committed(fleet.key(), D))
+    for position in range(4):
+        fleet.output(D, fleet.key(), position, finish=2 if position == 3 else 0)
+    await task
+    told = [(each.sender, each.receiver, each.tokens_sent) for each in policy.measured]
+    assert told == ([] if tokens_sent is None else [("p", "d", 2)])
+    assert all(0 <= each.seconds < 10 for each in policy.measured)
+
+
+async def test_a_handover_after_a_retry_is_not_measured_from_the_first_attempts_token(fleet: ScriptedFleet) -> None:
+    policy = PairPolicy(2)
+    router = dispatcher(fleet, policy)
+    task = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    fleet.listener.lost(D)
+    await turn()
+    fleet.output(P, fleet.key(), 1)
+    fleet.listener.said(Committed(fleet.key(), D))
+    for position in range(1, 4):
+        fleet.output(D, fleet.key(), position, finish=2 if position == 3 else 0)
+    assert await task == [100, 101, 102, 103]
+    assert policy.measured == []
 
 
 async def test_an_attempt_that_s_was_too_busy_for_counts_at_r_no_more(fleet: ScriptedFleet) -> None:

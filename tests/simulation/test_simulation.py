@@ -1,9 +1,13 @@
 """The product simulator: the real policies over workers whose steps take what they are said to."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
+from rtp_llm.router.placement import FleetEvent, HandoverMeasured
 from rtp_llm.router.placement.cost import Cost
 from rtp_llm.router.placement.least_loaded import LeastLoaded
 from rtp_llm.router.placement.round_robin import RoundRobin
@@ -133,6 +137,35 @@ def test_cost_refuses_what_can_not_meet_its_goal_and_the_rest_meets_it() -> None
     refused = sum(each.refused for each in cost.requests) / len(cost.requests)
     assert 0.1 < refused < 0.5
     assert workload.goal.goodput(cost.requests) > 3 * workload.goal.goodput(fixed.requests)
+
+
+def test_cost_avoids_a_pair_whose_wire_is_slow_and_uses_it_again_when_that_is_fast() -> None:
+    engine = replace(Workload(H200, 2048, 256).engine, itl_target_s=0.0085)
+    clock, draw = Clock(), random.Random(1)
+    policy = Cost(ttft_target_s=0.15, itl_target_s=0.0085, known=H200.cost)
+    cluster = SimulatedCluster(policy, {"p0": "prefill", "p1": "prefill"}, engine, clock)
+    for name in ("d0", "d1"):
+        cluster.add(name, "decode", replace(engine, max_queued_tokens=0))  # it runs no prompts
+    arrivals = list(accumulate(draw.expovariate(25.0) for _ in range(1000)))
+    cluster.ask([request(number, at, 2048, 256) for number, at in enumerate(arrivals)])
+    cluster.links["p0", "d0"] = 5e8
+    clock.at(15.0, lambda: cluster.links.pop(("p0", "d0")))
+    handovers: list[tuple[float, str, str]] = []
+    observe = policy.observe
+
+    def watched(events: Sequence[FleetEvent]) -> None:
+        handovers.extend((each.at, each.sender, each.receiver) for each in events if isinstance(each, HandoverMeasured))
+        observe(events)
+
+    policy.observe = watched  # type: ignore[method-assign]
+    clock.run()
+
+    def share(begin: float, end: float) -> float:
+        pairs = [pair for at, *pair in handovers if begin <= at < end]
+        return pairs.count(["p0", "d0"]) / len(pairs)
+
+    assert share(1.0, 15.0) < 0.05
+    assert share(27.0, 40.0) > 0.15
 
 
 def test_machines_are_named_with_what_was_measured() -> None:

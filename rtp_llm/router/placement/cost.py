@@ -6,12 +6,15 @@ S and R are chosen together; a worker alone, of either pool, is a candidate like
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from rtp_llm.router.placement.link import FIXED_TOKENS, Link
 from rtp_llm.router.placement.policy import (
     FleetEvent,
+    HandoverMeasured,
     Placement,
     PlacementQuery,
     Prediction,
@@ -21,107 +24,22 @@ from rtp_llm.router.placement.policy import (
     WorkerGone,
     WorkerView,
 )
-from rtp_llm.router.placement.prefix_index import PrefixHits, PrefixIndex
+from rtp_llm.router.placement.prefix_index import PrefixIndex
 from rtp_llm.router.placement.ranking import Ranking
 from rtp_llm.router.placement.roster import Group, Kind, Roster
 from rtp_llm.router.placement.step_cost import StepCost
+from rtp_llm.router.placement.worker_state import FULL_TTFT, PoolSteps, Question, WorkerState
 
 BREADTH = (
     8  # of a group, so many are looked at that are soonest idle (half as many that decode least), and so many receivers
 )
-MIN_PREFILL_ROWS = 16  # that an engine computes beside decodes at least
-FULL_TTFT = 0.9  # of a target: beyond it an error of the prediction may break it
-FULL_ITL = 0.95
-STEEP = 3.0  # what a target costs beyond that, against its square below
-PAIR = 0.3  # what a pair must be better by: it reads the weights on two workers
-WIRE = (
-    0.3  # KV that a receiver lacks, of what its computation costs: sent while it is computed, it takes less than that
-)
-LONGEST = 16  # workers with the longest hits, before it is known which of them may be candidates
-CROWD = (
-    1.0  # what a worker costs that has just got another prompt: it fades with the step in which that one is computed
-)
+PAIR = 0.2  # what a pair costs besides its handover: it reads the weights on two workers
+WIRE = 0.3  # of what its computation takes, what a token's handover is taken to take until one was measured
 OWN_AFTER = 30  # steps of a worker, of which each corrects what is known of all, it is corrected by its own alone
-FADED = 20.0  # steps
-DOUBTED_AFTER_S = 10.0  # what is known of a worker that has shown no step for so long is no ground to refuse anything
-SHARE_WEIGHT = 0.02  # of the newest step in a pool's share of steps with prefill
 UNKNOWN = StepCost()
 
 
-class WorkerState:
-    """A worker's view, what its steps have shown, and the prefill that it still has to do."""
-
-    def __init__(self, view: WorkerView, cost: StepCost) -> None:
-        self.view = view
-        self.pool = view.pool
-        self.cost = cost  # the fleet's, until it has shown OWN_AFTER steps
-        self.num_steps = 0
-        self.measured_at = -math.inf  # the last of them, by the router's clock
-        self.backlog_s = 0.0  # computation of prompts, at `backlog_at` by the router's clock
-        self.backlog_at = -math.inf
-        self.placed_at = -math.inf
-        # Of the view, for many decisions.
-        self.beside_s = 0.0  # what decodes take of a step that reads the weights anyway
-        self.left_of_step_s = 1.0  # what the engine gives prefill of a step beside them
-        self.drain = 1.0  # seconds of the backlog that a second of steps does
-        self.decode_s = 0.0  # a step with one sequence more, its context not counted
-
-    def viewed(self, view: WorkerView, itl_target_s: float) -> None:
-        cost = self.cost
-        self.beside_s = cost.sequence_s * view.sequences + cost.context_s * view.context_tokens
-        self.left_of_step_s = max(itl_target_s - self.beside_s, MIN_PREFILL_ROWS * cost.row_s, 1e-9)
-        self.drain = self.left_of_step_s / (self.left_of_step_s + self.beside_s)
-        self.decode_s = cost.decode_s(view.sequences + 1, view.context_tokens)
-        if view.load_at != self.view.load_at or self.backlog_at == -math.inf:
-            self.backlog_s, self.backlog_at = cost.row_s * view.queued_tokens, view.load_at
-        self.view = view
-
-    def left_s(self, now: float) -> float:
-        """Of the backlog."""
-        left = self.backlog_s - (now - self.backlog_at) * self.drain
-        return left if left > 0 else 0.0
-
-    def add(self, work_s: float, now: float) -> None:
-        self.backlog_s = self.left_s(now) + work_s
-        self.backlog_at = self.placed_at = now
-
-    def may_have_changed(self, now: float) -> bool:
-        """It has nothing to do, and no step of it was seen for long."""
-        return self.view.sequences == 0 and self.left_s(now) == 0 and now - self.measured_at > DOUBTED_AFTER_S
-
-    @property
-    def empty_at(self) -> float:
-        return self.backlog_at + self.backlog_s / self.drain
-
-    def ttft_s(self, prompt_tokens: int, cached_tokens: int, now: float) -> float:
-        """Of a prompt, less what is cached of it, behind what is ahead of it: by itself, or beside decodes in as many steps as
-        the engine makes of it, one and a half at least (half of the one that runs, on average)."""
-        cost = self.cost
-        work = self.left_s(now) + cost.prompt_s(prompt_tokens, cached_tokens)
-        if self.view.sequences == 0:
-            return work
-        steps = max(work / self.left_of_step_s, 1.5)
-        return steps * self.beside_s + math.hypot(work, 1.5 * cost.base_s)
-
-
-class Question(NamedTuple):
-    """What of a query a prediction needs, and the targets that hold for it."""
-
-    prompt_tokens: int
-    now: float
-    waited_s: float
-    ttft_target_s: float
-    itl_target_s: float
-    hits: PrefixHits
-    longest: Mapping[str, int]  # tokens that the workers with the longest hits have, of both pools
-
-    def work_s(self, state: WorkerState) -> float:
-        """Of the prompt there."""
-        return state.cost.prompt_s(self.prompt_tokens, self.hits.tokens(state.view))
-
-    def ttft_s(self, state: WorkerState) -> float:
-        """There, from now."""
-        return state.ttft_s(self.prompt_tokens, self.hits.tokens(state.view), self.now)
+_FIRST = operator.itemgetter(0)
 
 
 class Candidate(NamedTuple):
@@ -129,9 +47,13 @@ class Candidate(NamedTuple):
     sender: WorkerState
     receiver: WorkerState | None
 
-    @property
-    def placement(self) -> Placement:
-        return Placement(sender=self.sender.view, receiver=None if self.receiver is None else self.receiver.view)
+    def placement(self, asked: Question) -> Placement:
+        if self.receiver is None:
+            return Placement(sender=self.sender.view)
+        view = self.receiver.view
+        return Placement(
+            sender=self.sender.view, receiver=view, tokens_sent=asked.prompt_tokens - asked.hits.tokens(view)
+        )
 
 
 class Cost:
@@ -151,10 +73,11 @@ class Cost:
         self._itl_target_s = itl_target_s
         self._breadth = breadth
         self._fleet_cost = known.copy()
+        self._fleet_link = Link()  # of all handovers, for pairs of which nothing is known
         self._states: dict[str, WorkerState] = {}
+        self._pools: dict[str, PoolSteps] = {}
         self._index = PrefixIndex()
         self._asked: tuple[PlacementQuery, Question] | None = None  # the last, until something has happened
-        self._prefill_share: dict[str, float] = {}  # by pool: of the steps with decodes, with prefill beside them
         self._roster = Roster(
             sender_key=lambda view: self._states[view.id].empty_at,
             receiver_key=lambda view: self._states[view.id].decode_s,
@@ -166,7 +89,10 @@ class Cost:
         self._asked = None
         for event in events:
             if isinstance(event, StepMeasured):
-                self._measured(event)
+                self._step_measured(event)
+                continue
+            if isinstance(event, HandoverMeasured):
+                self._handover_measured(event)
                 continue
             self._index.observe([event])
             if isinstance(event, ViewChanged):
@@ -176,28 +102,28 @@ class Cost:
                 self._states.pop(event.id, None)
 
     def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement | None:
-        question = self._question(query)
-        best = self._best(query, question)
-        if best is None or self._had_better_wait(best, question):
+        asked = self._question(query)
+        best = self._best(query, asked)
+        if best is None or self._had_better_wait(best, asked):
             return None
-        best.sender.add(question.work_s(best.sender), query.now)
-        return best.placement
+        best.sender.add(best.sender.work_s(asked), query.now)
+        return best.placement(asked)
 
     # --- ScoringPolicy
 
     def proposals(self, snapshot: Snapshot, query: PlacementQuery) -> Sequence[Placement] | None:
-        question = self._question(query)
-        best = self._best(query, question)
-        return None if best is None or self._had_better_wait(best, question) else [best.placement]
+        asked = self._question(query)
+        best = self._best(query, asked)
+        return None if best is None or self._had_better_wait(best, asked) else [best.placement(asked)]
 
     def scores(self, placements: Sequence[Placement], query: PlacementQuery) -> list[float]:
         """What the prediction takes of the targets, as `choose` weighs it."""
-        question = self._question(query)
-        return [self._cost_of(placement, question) for placement in placements]
+        asked = self._question(query)
+        return [self._cost_of(placement, asked) for placement in placements]
 
     def placed(self, placement: Placement, query: PlacementQuery) -> None:
         sender = self._states[placement.sender.id]
-        sender.add(self._question(query).work_s(sender), query.now)
+        sender.add(sender.work_s(self._question(query)), query.now)
 
     # --- Predictor, and what else can be asked
 
@@ -214,17 +140,17 @@ class Cost:
     def predicted(self, snapshot: Snapshot, query: PlacementQuery) -> Prediction | None:
         """At the earliest: those that accept nothing now will, and what goes first is shared evenly among all. None: nobody
         could take it, or an idle worker may do better than when it was last seen at work."""
-        question = self._question(query)
+        asked = self._question(query)
         groups = [group for kind, group in self._roster.groups.items() if kind.holds(query.prompt_tokens + 1)]
-        states = [state for group in groups for state in self._accepting(group, question)]
-        states = states or [self._states[id] for group in groups for id in islice(group.full, self._breadth)]
+        states = [state for group in groups for state in self._accepting(group, asked)]
+        states = states or [self._states[id] for group in groups for id in group.full.first(self._breadth)]
         if not states:
             return None
-        soonest = min(states, key=question.ttft_s)
+        soonest = min(states, key=lambda state: state.ttft_s(asked))
         if query.tokens_ahead == 0 and soonest.may_have_changed(query.now):
             return None
         ahead_s = soonest.cost.row_s * query.tokens_ahead / self._roster.num_workers
-        return Prediction(ahead_s + question.ttft_s(soonest), min(map(question.work_s, states)))
+        return Prediction(ahead_s + soonest.ttft_s(asked), min(state.work_s(asked) for state in states))
 
     def _question(self, query: PlacementQuery) -> Question:
         """A mixture asks several times in one decision."""
@@ -233,20 +159,18 @@ class Cost:
         return self._asked[1]
 
     def _new_question(self, query: PlacementQuery) -> Question:
-        hits = self._index.hits(query)
         return Question(
             query.prompt_tokens,
             query.now,
             query.waited_s,
             query.ttft_target_s or self._ttft_target_s,
             query.itl_target_s or self._itl_target_s,
-            hits,
-            hits.longest(LONGEST),
+            self._index.hits(query),
         )
 
     # --- What workers show
 
-    def _measured(self, event: StepMeasured) -> None:
+    def _step_measured(self, event: StepMeasured) -> None:
         state = self._states.get(event.id)
         if state is None:
             return
@@ -256,106 +180,131 @@ class Cost:
             state.cost = self._fleet_cost.copy()
         state.cost.observe(event.step, event.seconds)
         if event.step.decode_rows:
-            share = self._prefill_share.get(state.pool, 0.0)
-            self._prefill_share[state.pool] = share + SHARE_WEIGHT * ((event.step.prefill_rows > 0) - share)
+            state.pool.observe(with_prefill=event.step.prefill_rows > 0)
+
+    def _handover_measured(self, event: HandoverMeasured) -> None:
+        token_s, unknown = event.seconds / (event.tokens_sent + FIXED_TOKENS), self._handover_token_s
+        sender, receiver = self._states.get(event.sender), self._states.get(event.receiver)
+        if sender is not None:
+            sender.links.sent(token_s, event.at, unknown)
+        if receiver is not None:
+            receiver.links.received(event.sender, token_s, event.at, unknown)
+        self._fleet_link.observe(token_s, event.at, unknown)
+
+    @property
+    def _handover_token_s(self) -> float:
+        """Of a link of which nothing is known: as the mean of all, but never so slow that it wouldn't be tried."""
+        assumed, known = WIRE * self._fleet_cost.row_s, self._fleet_link
+        return min(known.token_s, assumed) if known.measured_at > -math.inf else assumed
 
     def _viewed(self, view: WorkerView) -> None:
         state = self._states.get(view.id)
         if state is None:
-            state = self._states[view.id] = WorkerState(view, self._fleet_cost)
-        state.viewed(view, self._itl_target_s)
+            if view.pool not in self._pools:
+                self._pools[view.pool] = PoolSteps(self._itl_target_s)
+            state = self._states[view.id] = WorkerState(view, self._fleet_cost, self._pools[view.pool])
+        state.viewed(view)
 
     # --- Candidates
 
-    def _best(self, query: PlacementQuery, question: Question) -> Candidate | None:
-        """Of workers that would run it alone, and pairs. What S and R cost doesn't depend on each other, so the best S of a
-        group stands for all; what costs more than the best so far by one of its parts is looked at no further."""
+    def _best(self, query: PlacementQuery, asked: Question) -> Candidate | None:
+        """Of workers that would run it alone, and pairs. What costs more than the best so far by one of its parts alone is
+        looked at no further."""
         best: Candidate | None = None
         least = math.inf
+        sending: list[tuple[Kind, list[WorkerState]]] = []
         for kind, group in self._roster.groups.items():
             can_run, can_send = kind.holds(query.total_tokens), not kind.decodes and kind.holds(query.prompt_tokens + 1)
             if not group.senders or not (can_run or can_send):
                 continue
-            sender, soonest = None, math.inf
-            for state in self._accepting(group, question):
-                late = self._late(state, question)
-                if late < soonest:
-                    sender, soonest = state, late
-                if can_run and late < least and (lateness := late + self._slow(state, question)) < least:
-                    best, least = Candidate(lateness, state, None), lateness
-            if sender is None or not can_send or query.must_run_alone:
+            states = self._accepting(group, asked)
+            if can_send and not query.must_run_alone:
+                sending.append((kind, states))
+            if not can_run:
                 continue
-            for state in self._receivers(kind, query, question):
-                lateness = soonest + PAIR + self._slow(state, question) - self._not_sent(state, question)
-                if lateness < least:
-                    best, least = Candidate(lateness, sender, state), lateness
+            for slow, state in sorted([(state.slow(asked), state) for state in states], key=_FIRST):
+                if slow >= least:
+                    break
+                if (lateness := slow + state.late(asked)) < least:
+                    best, least = Candidate(lateness, state, None), lateness
+        for kind, states in sending:
+            if least > PAIR and (pair := self._best_pair(states, self._receivers(kind, query, asked), asked, least)):
+                best, least = pair, pair.lateness
         return best
 
-    def _receivers(self, sending: Kind, query: PlacementQuery, question: Question) -> Iterator[WorkerState]:
+    def _best_pair(
+        self, senders: list[WorkerState], receivers: list[WorkerState], asked: Question, least: float
+    ) -> Candidate | None:
+        """That costs less than `least`."""
+        by_slow = [(PAIR + state.slow(asked), state) for state in receivers]
+        if not by_slow or min(by_slow, key=_FIRST)[0] >= least:
+            return None
+        by_late = sorted([(state.late(asked), state) for state in senders], key=_FIRST)
+        best: Candidate | None = None
+        now, target, unknown = asked.now, asked.ttft_target_s, self._handover_token_s
+        least_sent = min(state.links.sent_token_s(now, unknown) for state in senders)
+        for slow, receiver in by_slow:
+            if by_late[0][0] + slow >= least:
+                continue
+            links, tokens = receiver.links, self._to_send(receiver, asked)
+            at_least = slow + tokens * links.least_token_s(least_sent, now, unknown) / target
+            for late, sender in by_late:
+                if late + at_least >= least:
+                    break
+                token_s = links.token_s(sender.view.id, sender.links, now, unknown)
+                if (lateness := late + slow + tokens * token_s / target) < least:
+                    best, least = Candidate(lateness, sender, receiver), lateness
+        return best
+
+    def _to_send(self, receiver: WorkerState, asked: Question) -> int:
+        """Tokens whose KV it lacks, and what a handover takes besides."""
+        return asked.prompt_tokens - asked.hits.tokens(receiver.view) + FIXED_TOKENS
+
+    def _receivers(self, sending: Kind, query: PlacementQuery, asked: Question) -> list[WorkerState]:
+        found: list[WorkerState] = []
         for kind, group in self._roster.groups.items():
             if kind.decodes and kind.layout == sending.layout and kind.holds(query.total_tokens):
-                yield from self._receiving(group, question)
+                found += self._receiving(group, asked)
+        return found
 
-    def _accepting(self, group: Group, question: Question) -> Iterator[WorkerState]:
+    def _accepting(self, group: Group, asked: Question) -> list[WorkerState]:
         """Those that are soonest idle, those that decode least, and those with the longest hits."""
-        looked_at = dict.fromkeys(islice(group.senders, self._breadth))
+        senders = group.senders
+        looked_at = senders.first(self._breadth)
         half = None if self._breadth is None else self._breadth // 2
-        looked_at.update(dict.fromkeys(id for id in islice(group.receivers, half) if id in group.senders))
-        looked_at.update(dict.fromkeys(self._that_hold_more(group.senders, question)))
-        return map(self._states.__getitem__, looked_at)
+        looked_at += [id for id in group.receivers.first(half) if id in senders]
+        looked_at += self._that_hold_more(senders, asked)
+        return list(map(self._states.__getitem__, dict.fromkeys(looked_at)))
 
-    def _receiving(self, group: Group, question: Question) -> Iterator[WorkerState]:
+    def _receiving(self, group: Group, asked: Question) -> Iterable[WorkerState]:
         """With room: those that decode least, and those with the longest hits."""
         states = map(self._states.__getitem__, group.receivers)
-        roomy = (state for state in states if state.view.free_tokens > question.prompt_tokens)
+        roomy = (state for state in states if state.view.free_tokens > asked.prompt_tokens)
         looked_at = {state.view.id: state for state in islice(roomy, self._breadth)}
-        for id in self._that_hold_more(group.receivers, question):
-            if (state := self._states[id]).view.free_tokens > question.prompt_tokens:
+        for id in self._that_hold_more(group.receivers, asked):
+            if (state := self._states[id]).view.free_tokens > asked.prompt_tokens:
                 looked_at[id] = state
-        return iter(looked_at.values())
+        return looked_at.values()
 
-    def _that_hold_more(self, ranking: Ranking, question: Question) -> Sequence[str]:
+    def _that_hold_more(self, ranking: Ranking, asked: Question) -> Sequence[str]:
         """Of those with the longest hits: who holds more than the best by other counts."""
-        if not question.longest or not ranking:
+        if not ranking:
             return ()
-        held = question.hits.tokens(self._states[ranking[0]].view)
-        return [id for id, tokens in question.longest.items() if tokens > held and id in ranking][: self._breadth]
+        held = asked.hits.tokens(self._states[ranking[0]].view)
+        return list(islice((id for id in asked.hits.holders(held) if id in ranking), self._breadth))
 
-    def _cost_of(self, placement: Placement, question: Question) -> float:
-        late = self._late(self._states[placement.sender.id], question)
+    def _cost_of(self, placement: Placement, asked: Question) -> float:
+        sender = self._states[placement.sender.id]
         if placement.receiver is None:
-            return late + self._slow(self._states[placement.sender.id], question)
+            return sender.late(asked) + sender.slow(asked)
         receiver = self._states[placement.receiver.id]
-        return late + PAIR + self._slow(receiver, question) - self._not_sent(receiver, question)
+        token_s = receiver.links.token_s(sender.view.id, sender.links, asked.now, self._handover_token_s)
+        wire_s = self._to_send(receiver, asked) * token_s
+        return sender.late(asked) + PAIR + receiver.slow(asked) + wire_s / asked.ttft_target_s
 
-    def _late(self, state: WorkerState, question: Question) -> float:
-        cached = question.hits.tokens(state.view)
-        ttft = question.waited_s + state.ttft_s(question.prompt_tokens, cached, question.now)
-        late = _lateness(ttft / question.ttft_target_s, FULL_TTFT)
-        since, base = question.now - state.placed_at, state.cost.base_s
-        return late + CROWD * math.exp(-since / base) if since < FADED * base else late
-
-    def _slow(self, state: WorkerState, question: Question) -> float:
-        return _lateness(self._itl(state, question) / question.itl_target_s, FULL_ITL)
-
-    def _itl(self, state: WorkerState, question: Question) -> float:
-        """Steps of decodes alone, and those with prefill, which the engine lets last as long as its target."""
-        decode = state.decode_s + state.cost.context_s * question.prompt_tokens
-        left = self._itl_target_s - decode
-        return decode + self._prefill_share.get(state.pool, 0.0) * left if left > 0 else decode
-
-    def _not_sent(self, state: WorkerState, question: Question) -> float:
-        """What a receiver has of the prompt needs not to be sent."""
-        return WIRE * state.cost.row_s * question.hits.tokens(state.view) / question.ttft_target_s
-
-    def _had_better_wait(self, best: Candidate, question: Question) -> bool:
+    def _had_better_wait(self, best: Candidate, asked: Question) -> bool:
         """Where all decode too slowly now, while there is time: if the worker, were it idle, would be fast enough."""
         decoder = best.receiver or best.sender
-        itl, idle = self._itl(decoder, question), decoder.cost.decode_s(1, question.prompt_tokens)
-        ttft = question.waited_s + question.ttft_s(best.sender)
-        return itl > question.itl_target_s >= idle and ttft < FULL_TTFT * question.ttft_target_s
-
-
-def _lateness(part: float, full: float) -> float:
-    """Of a prediction that takes `part` of its target."""
-    return part * part + STEEP * (part - full) if part > full else part * part
+        itl, idle = decoder.itl_s(asked), decoder.cost.decode_s(1, asked.prompt_tokens)
+        ttft = asked.waited_s + best.sender.ttft_s(asked)
+        return itl > asked.itl_target_s >= idle and ttft < FULL_TTFT * asked.ttft_target_s

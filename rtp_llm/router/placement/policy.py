@@ -61,6 +61,7 @@ class Placement:
 
     sender: WorkerView
     receiver: WorkerView | None = None
+    tokens_sent: int | None = None  # whose KV R lacks; None: the policy doesn't know, and the handover isn't measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,17 @@ class StepMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class HandoverMeasured:
+    """A handover whose placement had `tokens_sent`: so long after the first token all KV was at the receiver."""
+
+    sender: str
+    receiver: str
+    tokens_sent: int
+    seconds: float
+    at: float  # by the clock of PlacementQuery.now
+
+
+@dataclass(frozen=True, slots=True)
 class CacheReset:
     """All that lies in the worker's prefix cache now: block hashes of 16 bytes, one after the other, in no order."""
 
@@ -121,7 +133,7 @@ class CacheChanged:
     events: bytes
 
 
-FleetEvent: TypeAlias = ViewChanged | WorkerGone | StepMeasured | CacheReset | CacheChanged
+FleetEvent: TypeAlias = ViewChanged | WorkerGone | StepMeasured | HandoverMeasured | CacheReset | CacheChanged
 
 
 class Policy(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rtp_llm.prefix import native_index
@@ -16,6 +16,8 @@ from rtp_llm.router.placement.policy import (
     WorkerGone,
     WorkerView,
 )
+
+LONGEST = 16  # workers with the longest hits, before it is known which of them may be candidates
 
 
 class PrefixIndex:
@@ -91,6 +93,10 @@ class PrefixHits:
         """The tokens of those who have the most, equals by lot; more than `count` where pools have blocks of different size."""
         return {}
 
+    def holders(self, tokens: int) -> Iterator[str]:
+        """Of the LONGEST who have the most, equals by lot, those who have more than `tokens`; asked again, the same."""
+        return iter(())
+
 
 NO_HITS = PrefixHits()
 
@@ -101,6 +107,7 @@ class FoundHits(PrefixHits):
         self._index, self._found = index, found
         self._before_last = query.prompt_tokens - 1
         self._random = query.random
+        self._longest: list[tuple[int, list[tuple[int, int]]]] | None = None  # (cache, blocks) by tokens of a block
         self._blocks = {size: memoryview(each.blocks).cast("i") for size, each in found.items()}
 
     def tokens(self, view: WorkerView) -> int:
@@ -123,6 +130,19 @@ class FoundHits(PrefixHits):
                 if index.block_tokens[worker] == size:
                     longest[worker] = self._saved(blocks * size, size)
         return longest
+
+    def holders(self, tokens: int) -> Iterator[str]:
+        index = self._index
+        if self._longest is None:
+            first = self._random.getrandbits(16)
+            self._longest = [(size, found.longest(LONGEST, first)) for size, found in self._found.items()]
+        for size, longest in self._longest:
+            for cache, blocks in longest:
+                if self._saved(blocks * size, size) <= tokens:
+                    break  # most first
+                worker = index.workers[cache]
+                if index.block_tokens[worker] == size:
+                    yield worker
 
     def _saved(self, tokens: int, size: int) -> int:
         return min(tokens, self._before_last // size * size)

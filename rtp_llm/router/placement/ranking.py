@@ -28,6 +28,10 @@ class Ranking:
         """Ids, best first."""
         return (worker for _, worker in self._entries)
 
+    def first(self, count: int | None) -> list[str]:
+        """So many, best first; None: all."""
+        return [worker for _, worker in self._entries[:count]]
+
     def __getitem__(self, place: int) -> str:
         return self._entries[place][1]
 
