@@ -20,12 +20,13 @@ import jinja2.parser
 import jinja2.sandbox
 
 from rtp_llm.errors import ChatTemplateError, ModelLoadError, excerpt, shortened
-from rtp_llm.model.files import read_json_if_present
+from rtp_llm.model.files import is_there, read_json_if_present, read_text
 from rtp_llm.model.messages import ContentForm, checked_message, content_form
 from rtp_llm.model.special_tokens import special_tokens
 
 JINJA_FILE = "chat_template.jinja"
 JSON_FILE = "chat_template.json"
+MORE_FILES = "additional_chat_templates/*.jinja"  # by name
 ROLES = ("system", "user", "assistant", "tool")
 RESERVED = frozenset(  # what a request says elsewhere
     {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
@@ -56,14 +57,21 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, directory: str | Path) -> ChatTemplate:
-        """From chat_template.jinja, chat_template.json or tokenizer_config.json, the first that has one.
+        """From chat_template.jinja and additional_chat_templates/NAME.jinja, chat_template.json or tokenizer_config.json, the
+        first that has one.
 
         A model without a template loads; rendering with it raises ChatTemplateError.
+
+        Raises:
+            ModelLoadError: a file is unreadable, or a template in it is not valid Jinja.
         """
         directory = Path(directory)
         jinja = directory / JINJA_FILE
-        if jinja.exists():
-            return cls({"default": jinja.read_text(encoding="utf-8")}, special_tokens(directory), str(jinja))
+        named = {path.stem: read_text(path) for path in sorted(directory.glob(MORE_FILES))}
+        if is_there(jinja):
+            named["default"] = read_text(jinja)
+        if named:
+            return cls(named, special_tokens(directory), str(jinja if is_there(jinja) else directory))
         for name in (JSON_FILE, "tokenizer_config.json"):
             template = read_json_if_present(directory / name).get("chat_template")
             if template is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rtp_llm.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
+from rtp_llm.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError, shortened
 from rtp_llm.model.files import read_json, read_json_if_present
 from rtp_llm.model.rope import Rope, read_rope
 from rtp_llm.model.special_tokens import eos_token_id
@@ -42,6 +43,38 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "gelu_new": "gelu_pytorch_tanh",
 }
+
+MAX_COUNT = 2**31 - 1
+
+# What generation_config.json may say beside FIELDS that would change answers, and isn't applied: → the values that ask for
+# nothing.
+_NOT_APPLIED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "repetition_penalty": (1.0,),
+        "encoder_repetition_penalty": (1.0,),
+        "no_repeat_ngram_size": (0,),
+        "encoder_no_repeat_ngram_size": (0,),
+        "typical_p": (1.0,),
+        "epsilon_cutoff": (0.0,),
+        "eta_cutoff": (0.0,),
+        "penalty_alpha": (0.0,),
+        "guidance_scale": (1.0,),
+        "num_beams": (1,),
+        "bad_words_ids": ([],),
+        "sequence_bias": ({}, []),
+        "suppress_tokens": ([],),
+        "begin_suppress_tokens": ([],),
+        "forced_bos_token_id": (),
+        "forced_eos_token_id": (),
+        "exponential_decay_length_penalty": (),
+        "min_length": (0,),
+        "min_new_tokens": (0,),
+        "max_new_tokens": (),
+        "max_time": (),
+        "stop_strings": ("", []),
+        "watermarking_config": ({},),
+    }
+)
 
 # The engine multiplies in f32 or bf16. Half precision has more fraction bits than bf16: f32 keeps them all.
 _AUTO_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}
@@ -138,10 +171,11 @@ def _eos_token_ids(path: Path, tree: Mapping[str, Any]) -> list[int]:
 
 def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     """`do_sample: false` is greedy, whatever stands beside it."""
+    for name, neutral in _NOT_APPLIED.items():
+        if (value := generation.get(name)) is not None and value not in neutral:
+            _log.warning("generation_config.json: %s %s is not applied", name, shortened(value))
     if generation.get("do_sample") is False:
         return {"temperature": 0.0}
-    if (penalty := generation.get("repetition_penalty") or 1.0) != 1.0:
-        _log.warning("generation_config.json: repetition_penalty %s is not applied", penalty)
     names = [name for name, field in FIELDS.items() if field.from_model]
     return {name: generation[name] for name in names if generation.get(name) is not None}
 
@@ -221,14 +255,14 @@ class _Reader:
         value = default if value is None else value
         if value is None:
             raise ModelLoadError(f"{self._path}: {name} is missing")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ModelLoadError(f"{self._path}: {name} must be a positive integer, found {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_COUNT:
+            raise ModelLoadError(f"{self._path}: {name} must be a positive integer, found {shortened(value)}")
         return value
 
     def _number(self, name: str, default: float) -> float:
         value = self._tree.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ModelLoadError(f"{self._path}: {name} must be a positive number, found {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise ModelLoadError(f"{self._path}: {name} must be a positive number, found {shortened(value)}")
         return float(value)
 
     def _texts(self, name: str) -> list[str]:

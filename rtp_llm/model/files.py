@@ -1,8 +1,9 @@
-"""JSON files of a model directory, with errors that name the file."""
+"""JSON and text files of a model directory, with errors that name the file."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelLoadError: the file is missing, unreadable, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, JSON without end
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # bad JSON, JSON without end
         raise ModelLoadError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -28,4 +27,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_if_present(path: Path) -> dict[str, Any]:
     """As `read_json`; {} if there is no such file."""
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}
+
+
+def read_text(path: Path) -> str:
+    """
+    Raises:
+        ModelLoadError: the file is missing, unreadable, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelLoadError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{path}: not UTF-8: {error}") from error
+
+
+def is_there(path: Path) -> bool:
+    """A link to nothing counts: a cache of links has lost what the model needs."""
+    return os.path.lexists(path)

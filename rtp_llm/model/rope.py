@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtp_llm.errors import ModelLoadError, UnsupportedModelError
+from rtp_llm.errors import ModelLoadError, UnsupportedModelError, shortened
 
 SUPPORTED = ("default", "llama3")
 
@@ -50,10 +51,11 @@ def read_rope(path: Path, tree: Mapping[str, Any], max_position_embeddings: int)
     _refuse_partial_rotation(path, tree, parameters)
 
     def number(name: str, fallback: Any) -> float:
-        value = parameters.get(name)
-        value = fallback if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ModelLoadError(f"{path}: {field}.{name} must be a positive number, found {value!r}")
+        where, value = f"{field}.{name}", parameters.get(name)
+        if value is None:
+            where, value = name if name in tree else where, fallback
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise ModelLoadError(f"{path}: {where} must be a positive number, found {shortened(value)}")
         return float(value)
 
     top_theta = tree.get("rope_theta")

@@ -53,8 +53,8 @@ class SafetensorsFile:
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ModelLoadError(f"{path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # a name that no file can have
+            raise ModelLoadError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
         try:
             self._size = os.fstat(self._fd).st_size
             self.tensors: dict[str, StoredTensor] = self._read_header()
@@ -135,7 +135,10 @@ class SafetensorsFile:
     def _read(self, into: memoryview, offset: int) -> None:
         done = 0
         while done < len(into):
-            count = os.preadv(self._fd, [into[done:]], offset + done)
+            try:
+                count = os.preadv(self._fd, [into[done:]], offset + done)
+            except OSError as error:
+                raise ModelLoadError(f"{self.path}: {error.strerror or error}") from error
             if count == 0:
                 raise ModelLoadError(
                     f"{self.path}: truncated: expected {offset + len(into)} bytes, found {offset + done}"

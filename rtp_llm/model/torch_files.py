@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.errors import ModelLoadError
+from rtp_llm.model.checkpoint import weight_map
 from rtp_llm.model.config import ModelConfig
-from rtp_llm.model.files import read_json
 from rtp_llm.model.names import EMBEDDING, HEAD, slot_name
 from rtp_llm.model.weights import WeightSink, check_complete, check_tensor
 
@@ -61,12 +61,18 @@ def _states(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         raise ModelLoadError(f"{first}: .bin files need torch: pip install 'rtp-llm[hf]'") from error
     paths = [first]
     if first.suffix == ".json":
-        paths = [directory / name for name in sorted(set(read_json(first).get("weight_map", {}).values()))]
+        paths = sorted({directory / name for name in weight_map(first).values()})
     for path in paths:
         try:
-            yield path, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise ModelLoadError(f"{path}: {error}") from error
+        if not isinstance(state, dict):
+            raise ModelLoadError(f"{path}: expected tensors by name, found a {type(state).__name__}")
+        for name, tensor in state.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ModelLoadError(f"{path}: expected tensors by name, found {name}: {type(tensor).__name__}")
+        yield path, state
 
 
 def _write(path: Path, name: str, slot: str, tensor: Any, sink: WeightSink) -> None:

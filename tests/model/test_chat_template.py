@@ -276,6 +276,28 @@ def test_of_several_templates_that_for_tools_is_used_with_tools(tmp_path: Path) 
         ChatTemplate.load(tmp_path)
 
 
+def test_templates_with_files_of_their_own_go_by_their_names(tmp_path: Path) -> None:
+    write(tmp_path, "tokenizer_config.json", {"chat_template": "config"})
+    write(tmp_path, "chat_template.jinja", "plain")
+    (tmp_path / "additional_chat_templates").mkdir()
+    write(tmp_path / "additional_chat_templates", "tool_use.jinja", "tools")
+    assert ChatTemplate.load(tmp_path).render(HELLO) == "plain"
+    assert ChatTemplate.load(tmp_path).render(HELLO, tools=[{}]) == "tools"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"])
+def test_a_template_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ModelLoadError, match=f"{path}: not UTF-8"):
+        ChatTemplate.load(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ModelLoadError, match=f"{path}: Is a directory"):
+        ChatTemplate.load(tmp_path)
+
+
 def test_a_model_without_a_template_answers_completions_only(tmp_path: Path) -> None:
     with pytest.raises(ChatTemplateError, match="the model has no chat template; use completions"):
         ChatTemplate.load(tmp_path).render(HELLO)

@@ -110,7 +110,13 @@ def test_what_would_change_results_is_refused_by_name(tmp_path: Path, fields: di
         ({"rms_norm_eps": -1.0}, "rms_norm_eps must be a positive number, found -1.0"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, found 'yes'"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor must be a positive number, found None"),
-        ({"rope_theta": "x"}, "rope_theta must be a positive number, found 'x'"),
+        ({"rope_theta": "x"}, r"json: rope_theta must be a positive number, found 'x'"),
+        ({"rope_scaling": {"rope_theta": "x"}}, r"rope_scaling\.rope_theta must be a positive number, found 'x'"),
+        ({"rope_theta": float("inf")}, "rope_theta must be a positive number, found inf"),
+        ({"rope_theta": 10**400}, "rope_theta must be a positive number, found 1000"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a positive number, found inf"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number, found 1000"),
+        ({"num_hidden_layers": 2**31}, "num_hidden_layers must be a positive integer, found 2147483648"),
         ({"rope_scaling": "llama3"}, "rope_scaling must be an object"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of texts, found 'Llama"),
         ({"architectures": [{}]}, "architectures must be a list of texts, found "),
@@ -234,8 +240,14 @@ def test_no_sampling_is_greedy(tmp_path: Path) -> None:
     assert read_generation_defaults(tmp_path).sampling == {"temperature": 0.0}
 
 
-def test_a_penalty_that_is_not_applied_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("more", ["", ', "do_sample": false'])
+def test_what_is_not_applied_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str) -> None:
     write_config(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
-    assert read_generation_defaults(tmp_path).sampling == {}
-    assert "repetition_penalty 1.1" in caplog.text
+    neutral = '"num_beams": 1, "bad_words_ids": null, "min_length": 0, "max_length": 20'
+    text = f'{{"repetition_penalty": 1.1, "suppress_tokens": [7], {neutral}{more}}}'
+    (tmp_path / "generation_config.json").write_text(text)
+    assert read_generation_defaults(tmp_path).sampling == ({"temperature": 0.0} if more else {})
+    assert [record.getMessage().removeprefix("generation_config.json: ") for record in caplog.records] == [
+        "repetition_penalty 1.1 is not applied",
+        "suppress_tokens [7] is not applied",
+    ]

@@ -9,7 +9,7 @@ import pytest
 from rtp_llm.errors import ModelLoadError
 from rtp_llm.model import weights
 from rtp_llm.model.checkpoint import INDEX
-from rtp_llm.model.config import ModelConfig, read_model_config
+from rtp_llm.model.config import ModelConfig, read_generation_defaults, read_model_config
 from rtp_llm.model.weights import load_weights, untied_from_its_embedding
 from tests.model.files import ITEM_BYTES, Recorder, pattern, write_config, write_safetensors
 
@@ -210,6 +210,44 @@ def test_other_formats_beside_parts_without_an_index_are_not_read(tmp_path: Path
     for stray in ("consolidated", "adapter_model"):
         write_safetensors(tmp_path / f"{stray}.safetensors", {"tok_embeddings.weight": ("F32", (1,), b"1234")})
     assert set(load(tmp_path, config).data) == set(SHAPES)
+    write_safetensors(tmp_path / "model.fp16.safetensors", TENSORS)
+    (tmp_path / "._model-00001-of-00002.safetensors").write_bytes(b"a file system's notes")
+    (tmp_path / "broken-off.safetensors").write_bytes(b"")
+    (tmp_path / "directory.safetensors").mkdir()
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+def test_a_hidden_file_is_no_part(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / "weights.safetensors", TENSORS)
+    (tmp_path / "._weights.safetensors").write_bytes(b"a file system's notes")
+    assert set(load(tmp_path, config).data) == set(SHAPES)
+
+
+def test_parts_may_lie_in_folders_under_one_name(tmp_path: Path, config: ModelConfig) -> None:
+    other = {"lm_head.weight": ("F32", (11, 8), bytes(11 * 8 * 4))}
+    for folder, tensors in (("a", {**TENSORS, **other}), ("b", {"lm_head.weight": TENSORS["lm_head.weight"]})):
+        (tmp_path / folder).mkdir()
+        write_safetensors(tmp_path / folder / FILE, tensors)
+    places = {name: f"{'b' if name == 'lm_head.weight' else './a'}/{FILE}" for name in SHAPES}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
+    assert load(tmp_path, config).data == {name: data for name, (_, _, data) in TENSORS.items()}
+
+
+@pytest.mark.parametrize("file", ["", ".", "parts", "a\0b", "gone.safetensors"])
+def test_what_the_index_names_and_is_no_file_is_named(tmp_path: Path, config: ModelConfig, file: str) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(SHAPES, file)}))
+    assert refused(tmp_path, config).startswith(str(tmp_path / file))
+
+
+def test_a_link_to_nothing_is_no_file_that_is_not_there(tmp_path: Path, config: ModelConfig) -> None:
+    write_safetensors(tmp_path / FILE, TENSORS)
+    for name in (INDEX, "generation_config.json"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    assert "No such file" in refused(tmp_path, config)
+    with pytest.raises(ModelLoadError, match=r"generation_config\.json: No such file"):
+        read_generation_defaults(tmp_path)
 
 
 def test_the_index_says_which_of_two_files_a_tensor_is_read_from(tmp_path: Path, config: ModelConfig) -> None:

@@ -49,3 +49,12 @@ def test_a_broken_bin_file_is_named(tmp_path: Path) -> None:
     torch.save({"model.norm.weight": state["model.norm.weight"]}, tmp_path / BIN)
     with pytest.raises(ModelLoadError, match=r"tensors are missing: model\.embed_tokens\.weight"):
         Scored(tmp_path)
+    torch.save([state], tmp_path / BIN)
+    with pytest.raises(ModelLoadError, match=rf"{BIN}: expected tensors by name, found a list"):
+        Scored(tmp_path)
+    torch.save({"model": state}, tmp_path / BIN)
+    with pytest.raises(ModelLoadError, match=rf"{BIN}: expected tensors by name, found model: "):
+        Scored(tmp_path)
+    (tmp_path / f"{BIN}.index.json").write_text('{"weight_map": ["a.bin"]}')
+    with pytest.raises(ModelLoadError, match=r"weight_map must map tensors to files, found \['a\.bin'\]"):
+        Scored(tmp_path)
