@@ -35,12 +35,18 @@ def converse(url: str, system: str | None, temperature: float, max_tokens: int |
 
 def _answer(url: str, messages: list[dict[str, str]], temperature: float, max_tokens: int | None) -> str:
     body = {"messages": messages, "temperature": temperature, "max_tokens": max_tokens, "stream": True}
-    parts = []
+    parts: list[str] = []
+    thinks = False
     for chunk in stream_chunks(url, "/v1/chat/completions", body):
-        text = chunk["choices"][0]["delta"].get("content") or "" if chunk["choices"] else ""
-        parts.append(text)
-        print(text, end="", flush=True)
-    print()
+        delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
+        if thought := delta.get("reasoning_content"):
+            print(thought if thinks else f"<think>\n{thought}", end="", flush=True)
+            thinks = True
+        if text := delta.get("content"):
+            print(f"\n</think>\n\n{text}" if thinks else text, end="", flush=True)
+            thinks = False
+            parts.append(text)
+    print("\n</think>" if thinks else "")
     return "".join(parts)
 
 

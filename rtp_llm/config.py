@@ -60,6 +60,11 @@ class ModelSettings(_Section):
     served_name: str | None = Field(None, description="name in the API; default: the directory's name")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type that weights are multiplied in")
     max_model_len: int | None = Field(None, ge=2, description="prompt + output tokens; default: the model's context")
+    tool_parser: str = Field(
+        "auto",
+        description="how the model writes tool calls (docs/answer-parts.md); auto: what its chat template shows; none",
+    )
+    reasoning_parser: str = Field("auto", description="how it writes what it thinks; auto, none, or a name")
     load_format: Literal["safetensors", "dummy"] = Field("safetensors", description="dummy: seeded random weights")
 
 

@@ -39,7 +39,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that the model wants called. `index` counts the answer's calls, `arguments` is JSON in a text."""
+    """A function that the model wants called, or more of its arguments: then `id` and `name` are empty. `index` counts the
+    answer's calls, `arguments` is JSON in a text."""
 
     index: int
     id: str
@@ -57,6 +58,8 @@ class Delta:
     num_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, with the answer's first token
     stop_reason: int | str | None = None  # the stop id or string; None for EOS and length
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
     tool_calls: Sequence[ToolCall] = ()
 
 
@@ -69,12 +72,16 @@ class AnswerText:
         sampling: SamplingParams,
         prompt: Sequence[int] = (),
         eos_token_ids: Collection[int] = (),
+        kept: Collection[int] = (),
     ) -> None:
-        """Without a tokenizer there is no text; `sampling` has no stop strings then."""
+        """Without a tokenizer there is no text; `sampling` has no stop strings then. `kept`: special tokens that are text
+        though others aren't."""
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None:
-            self._detokenizer = tokenizer.detokenizer(skip_special_tokens=sampling.skip_special_tokens, prompt=prompt)
+            self._detokenizer = tokenizer.detokenizer(
+                skip_special_tokens=sampling.skip_special_tokens, kept=kept, prompt=prompt
+            )
         self._stops = StopStrings(sampling.stop_strings, include_in_output=sampling.include_stop_str_in_output)
         self._wants_logprobs = sampling.logprobs is not None
         self._num_top = sampling.logprobs or 0

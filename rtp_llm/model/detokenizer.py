@@ -7,7 +7,7 @@ twice, with and without the new ones.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,15 +34,15 @@ class Detokenizer(Protocol):
 class ByteLevelDetokenizer:
     """For vocabularies whose tokens are bytes (GPT-2, Llama 3, Qwen). push and finish together equal `decode`."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped: Container[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, tokens: Iterable[int]) -> str:
         pieces = []
         for token in tokens:
-            if self._skip_special_tokens and self._tokenizer.is_special(token):
+            if token in self._skipped:
                 continue
             pieces.append(self._tokenizer.token_bytes(token))
         return self._decoder.decode(b"".join(pieces))
@@ -57,9 +57,9 @@ class WindowDetokenizer:
     Source: the two-offset scheme of Hugging Face's text-generation-inference.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped: Container[int], prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._skipped = skipped
         self._window = list(prompt[-_CONTEXT_TOKENS:])
         self._settled = len(self._window)  # tokens of the window whose text is out
 
@@ -70,7 +70,7 @@ class WindowDetokenizer:
         return self._take(self._text(self._window))
 
     def _push(self, token: int) -> str:
-        if self._skip_special_tokens and self._tokenizer.is_special(token):
+        if token in self._skipped:
             return ""
         self._window.append(token)
         text = self._text(self._window)
@@ -87,7 +87,9 @@ class WindowDetokenizer:
         return text[len(before) :]
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special_tokens)
+        return self._tokenizer.decode(
+            [token for token in tokens if token not in self._skipped], skip_special_tokens=False
+        )
 
 
 @cache

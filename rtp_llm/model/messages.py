@@ -82,6 +82,8 @@ def checked_message(where: str, message: object, form_of: Callable[[str], Conten
     if message.get(field) is None and role != "assistant":
         raise ChatTemplateError(f"{where}.content of role {shortened(role)} is required", param=f"{where}.content")
     plain = {**message, "content": form_of(role).of(_content(f"{where}.{field}", message.get(field)))}
+    if isinstance(thought := message.get("reasoning"), str):
+        plain.setdefault("reasoning_content", thought)  # templates know it under this name
     calls = message.get("tool_calls")
     if calls is not None and calls != []:
         where = f"{where}.tool_calls"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ class Tokenizer:
         """Ids are below this, added tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def is_special_text(self, text: str) -> bool:
-        """Whether `text` is a special token."""
-        return self._backend.token_to_id(text) in self._special_ids
+    def special_ids_of(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The special tokens among `texts`."""
+        return tuple(id for text in texts if (id := self._backend.token_to_id(text)) in self._special_ids)
 
     @cached_property
     def max_token_bytes(self) -> int:
@@ -105,11 +105,15 @@ class Tokenizer:
         """Text of all `ids` at once."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, prompt: Sequence[int] = ()) -> Detokenizer:
-        """For one answer, as its tokens come. `prompt`: ids before it; they decide whether it begins with a space."""
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, kept: Collection[int] = (), prompt: Sequence[int] = ()
+    ) -> Detokenizer:
+        """For one answer, as its tokens come. `kept`: special tokens that are not skipped. `prompt`: ids before it; they decide
+        whether it begins with a space."""
+        skipped = self._special_ids.difference(kept) if skip_special_tokens else frozenset()
         if self._byte_level:
-            return ByteLevelDetokenizer(self, skip_special_tokens)
-        return WindowDetokenizer(self, skip_special_tokens, prompt)
+            return ByteLevelDetokenizer(self, skipped)
+        return WindowDetokenizer(self, skipped, prompt)
 
     def token_text(self, token: int) -> str:
         """How a single token reads, for lists of logprobs. One that is no whole character reads as its bytes, as OpenAI

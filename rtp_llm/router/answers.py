@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
+from rtp_llm.model.parts.answer_parts import joined_calls
 from rtp_llm.router.responses import Shape, Usage
 
 # (choice index, what it said), where None is its end; None alone is a ping.
@@ -105,6 +106,7 @@ class Answers:
 
     def _count(self, index: int, delta: Delta) -> None:
         self.usage.completion_tokens += delta.num_tokens
+        self.usage.reasoning_tokens += delta.num_reasoning_tokens
         prompt, choice = self.indices[index]
         if choice == 0:  # usage counts a prompt once
             self.usage.cached_tokens += min(delta.num_cached_tokens, self.prompts[prompt].num_tokens)
@@ -146,7 +148,8 @@ class _Pings:
 def _joined(parts: list[Delta]) -> Delta:
     return Delta(
         text="".join(part.text for part in parts),
+        reasoning="".join(part.reasoning for part in parts),
         logprobs=[logprob for part in parts for logprob in part.logprobs],
-        tool_calls=[call for part in parts for call in part.tool_calls],
+        tool_calls=joined_calls([call for part in parts for call in part.tool_calls]),
         finish_reason=parts[-1].finish_reason if parts else None,
     )

@@ -316,7 +316,7 @@ async def _events(
             opening = shape.first_chunk(index)
             if opening is not None:
                 yield event(opening)
-        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls:
+        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls or delta.reasoning:
             yield event(shape.delta_choice(index, delta, answers.logprobs))
 
     shape = envelope.shape

@@ -11,22 +11,22 @@ import logging
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from rtp_llm.config import Config, Pool
 from rtp_llm.errors import InvalidRequestError, PromptTooLongError, shortened
-from rtp_llm.model import tool_calls
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
+from rtp_llm.model.parts import Parsers, PartsAsked, parsers_of
 from rtp_llm.model.tokenizer import Tokenizer
-from rtp_llm.model.tool_calls import ToolCallParser
 from rtp_llm.router.json_text import Build, JsonText
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody, parse_body
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
+
+PROMPT_END_CHARS = 64  # that parsers see of a prompt
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -59,7 +59,7 @@ class Asked:
     return_timings: bool = False
     cache_salt: str = ""
     terms: Terms = NO_TERMS
-    tool_calls: Callable[[], ToolCallParser] | None = None  # makes the reader of one answer's calls
+    parts: PartsAsked | None = None  # how its answers are read; None: they are text
 
 
 class BodyReader:
@@ -83,6 +83,12 @@ class BodyReader:
         self._max_choices = config.router.max_choices
         self._caches_prefixes = any(config.engine_of(pool).enable_prefix_caching for pool in Pool)
         self._defaults: GenerationDefaults = read_generation_defaults(config.model.path)
+        self._parsers_with_tools, self._parsers_without = (
+            parsers_of(
+                config.model.tool_parser, config.model.reasoning_parser, self._chat_template.source_for(tools=tools)
+            )
+            for tools in (True, False)
+        )
 
     # --- JSON → typed.
 
@@ -165,9 +171,7 @@ class BodyReader:
     def _chat(self, body: ChatBody) -> Asked:
         sampling = self._sampling(body)
         self._check_choices(1, sampling.n)
-        parser = self._tool_call_parser(body)
-        if parser is not None and self.tokenizer.is_special_text(tool_calls.OPEN):
-            sampling = replace(sampling, skip_special_tokens=False)
+        parsers = self._parsers(body)
         text = self._chat_template.render(
             body.messages,
             tools=body.offered_tools,
@@ -175,7 +179,7 @@ class BodyReader:
             variables=body.chat_template_kwargs,
         )
         tokens = self._encode(text, "messages", bool(body.add_special_tokens))
-        return self._ask(body, "messages", [tokens], sampling, parser)
+        return self._ask(body, "messages", [tokens], sampling, self._parts(body, parsers, text))
 
     def _ask(
         self,
@@ -183,7 +187,7 @@ class BodyReader:
         field: str,
         prompts: Sequence[Sequence[int]],
         sampling: SamplingParams,
-        parser: Callable[[], ToolCallParser] | None = None,
+        parts: PartsAsked | None = None,
     ) -> Asked:
         terms = body.terms()
         if terms.priority < self._min_priority:
@@ -202,25 +206,39 @@ class BodyReader:
             return_timings=bool(body.return_timings),
             cache_salt=body.cache_salt or "",
             terms=terms,
-            tool_calls=parser,
+            parts=parts,
         )
 
-    def _tool_call_parser(self, body: ChatBody) -> Callable[[], ToolCallParser] | None:
-        """None where no tools are offered.
+    def _parsers(self, body: ChatBody) -> Parsers:
+        """What reads this request's answers.
 
         Raises:
-            InvalidRequestError: they are, and how this model writes its calls isn't known here.
+            InvalidRequestError: tools are offered, and how this model writes its calls isn't known here.
         """
+        parsers = self._parsers_with_tools if body.offered_tools else self._parsers_without
         if not body.offered_tools:
-            return None
-        if not tool_calls.is_read(self._chat_template.source_for(tools=True)):
+            parsers = replace(parsers, tool_calls=None)
+        elif parsers.tool_calls is None and not parsers.calls_by_reasoning:
             raise InvalidRequestError(
-                f"tools are not supported for {self.model_name}: its chat template shows no form of calls that is read here; "
-                "with tool_choice: none they are not offered",
+                f"tools are not supported for {self.model_name}: its chat template shows no form of calls that is read here, "
+                "and model.tool_parser names none; with tool_choice: none they are not offered",
                 param="tools",
                 value=body.tools,
             )
-        return partial(ToolCallParser, parallel=body.parallel_tool_calls is not False)
+        return parsers if body.separate_reasoning is not False else replace(parsers, reasoning=None)
+
+    def _parts(self, body: ChatBody, parsers: Parsers, prompt: str) -> PartsAsked | None:
+        if parsers.reasoning is None and parsers.tool_calls is None:
+            return None
+        return PartsAsked(
+            reasoning=parsers.reasoning,
+            tool_calls=parsers.tool_calls,
+            tools=body.offered_tools or (),
+            parallel=body.parallel_tool_calls is not False,
+            shows_reasoning=body.include_reasoning is not False,
+            prompt_end=prompt[-PROMPT_END_CHARS:],
+            marks=self.tokenizer.special_ids_of(parsers.marks),
+        )
 
     def _sampling(self, body: Body) -> SamplingParams:
         sampling = body.sampling(self._defaults.sampling)

@@ -98,8 +98,6 @@ BOTH: Table = MappingProxyType(
         "stop_sequences": EMPTY,
         "stop_regex": EMPTY,
         "no_stop_trim": OFF,
-        "include_reasoning": ON,
-        "separate_reasoning": ON,
         "reasoning_format": ("none",),
         "return_token_ids": OFF,
         "return_tokens": OFF,
@@ -138,6 +136,8 @@ BOTH: Table = MappingProxyType(
 
 COMPLETIONS: Table = MappingProxyType(
     {
+        "include_reasoning": ON,
+        "separate_reasoning": ON,
         "echo": OFF,
         "messages": EMPTY,
         "max_completion_tokens": (),

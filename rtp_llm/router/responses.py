@@ -27,15 +27,19 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     timings: list[dict[str, float]] | None = None  # of each answer, where they were asked for
 
     def body(self) -> dict[str, Any]:
         timings = {} if self.timings is None else {"timings": self.timings}
+        thought = self.reasoning_tokens
+        reasoning = {"completion_tokens_details": {"reasoning_tokens": thought}} if thought else {}
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            **reasoning,
             **timings,
         }
 
@@ -105,14 +109,23 @@ class ChatShape:
 
     @staticmethod
     def _grown(delta: Delta) -> dict[str, Any]:
+        if not (delta.tool_calls or delta.reasoning):
+            return {"content": delta.text} if delta.text or not delta.finish_reason else {}
+        grown: dict[str, Any] = _reasoning(delta)
+        if delta.text:
+            grown["content"] = delta.text
         if delta.tool_calls:
-            calls = [{"index": call.index, **_tool_call(call)} for call in delta.tool_calls]
-            return {"content": delta.text, "tool_calls": calls} if delta.text else {"tool_calls": calls}
-        return {"content": delta.text} if delta.text or not delta.finish_reason else {}
+            grown["tool_calls"] = [_grown_call(call) for call in delta.tool_calls]
+        return grown
 
     @staticmethod
     def _message(delta: Delta) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": delta.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": delta.text,
+            "refusal": None,
+            **_reasoning(delta),
+        }
         if delta.tool_calls:
             message["content"] = delta.text or None
             message["tool_calls"] = [_tool_call(call) for call in delta.tool_calls]
@@ -143,6 +156,18 @@ def _by_name(token: TokenLogprob) -> dict[str, float]:
         if each.id != token.id:
             named[f"token_id:{each.id}" if each.token in named else each.token] = each.logprob
     return named
+
+
+def _reasoning(delta: Delta) -> dict[str, Any]:
+    """Under the name of RTP-LLM, DeepSeek and SGLang, and of vLLM."""
+    return {"reasoning_content": delta.reasoning, "reasoning": delta.reasoning} if delta.reasoning else {}
+
+
+def _grown_call(call: ToolCall) -> dict[str, Any]:
+    """A call that begins has id and name; what follows is more of its arguments."""
+    if call.name:
+        return {"index": call.index, **_tool_call(call)}
+    return {"index": call.index, "function": {"arguments": call.arguments}}
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:

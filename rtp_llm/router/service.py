@@ -25,6 +25,7 @@ from rtp_llm.errors import (
 )
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
+from rtp_llm.model.parts import AnswerParts
 from rtp_llm.request import Request
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
@@ -87,8 +88,11 @@ class TokenizedPrompt:
             cache_salt=self.asked.cache_salt,
             priority=self.terms.priority,
         )
-        text = AnswerText(self.service.reader.tokenizer, self.sampling, self.tokens)
-        calls = self.asked.tool_calls() if self.asked.tool_calls is not None else None
+        asked = self.asked.parts
+        parts = AnswerParts(asked) if asked is not None else None
+        text = AnswerText(
+            self.service.reader.tokenizer, self.sampling, self.tokens, kept=asked.marks if asked is not None else ()
+        )
         try:
             async with aclosing(
                 self.service.dispatcher.generate(request, self.number, account, self.terms, self.hashes)
@@ -98,7 +102,7 @@ class TokenizedPrompt:
                     num_tokens += delta.num_tokens
                     if delta.finish_reason is not None:
                         outcome, account.end = "finished", delta.finish_reason
-                    yield delta if calls is None else calls.take(delta)
+                    yield delta if parts is None else parts.take(delta)
                     if delta.finish_reason is not None:
                         return
         except DeadlineError as error:
@@ -107,7 +111,7 @@ class TokenizedPrompt:
                 raise
             cut = text.cut()
             outcome, account.end = "finished", cut.finish_reason or ""
-            yield cut if calls is None else calls.take(cut)
+            yield cut if parts is None else parts.take(cut)
         except RtpLlmError as error:
             outcome, account.end = "failed", type(error).__name__
             if isinstance(error, OverloadedError):
