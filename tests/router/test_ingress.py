@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 
 from rtp_llm.config import load_config
 from rtp_llm.errors import DeadlineUnreachableError, OverloadedError, TaskError, WorkerLostError
@@ -155,9 +156,12 @@ def http(backend: Backend) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://router")
 
 
-@pytest.fixture
-def client(http: httpx.AsyncClient) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url="http://router/v1", api_key="none", http_client=http, max_retries=0)
+@pytest_asyncio.fixture
+async def client(http: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url="http://router/v1", api_key="none", http_client=http, max_retries=0
+    ) as client:
+        yield client
 
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}

@@ -1,7 +1,10 @@
 """The `openai` Python client, unmodified."""
 
+from collections.abc import AsyncIterator, Iterator
+
 import openai
 import pytest
+import pytest_asyncio
 
 MODEL = "demo"
 QUESTION = [{"role": "user", "content": "What is 23 + 58?"}]
@@ -9,13 +12,15 @@ ANSWER = "23 + 58 = 81."
 
 
 @pytest.fixture
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
-@pytest.fixture
-def async_client(url: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+@pytest_asyncio.fixture
+async def async_client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_chat(client: openai.OpenAI) -> None:
