@@ -31,6 +31,7 @@ SHORT_FLAGS = {
     "--served-model-name": ("model.served_name", "NAME"),
     "--max-model-len": ("model.max_model_len", "N"),
     "--dtype": ("model.dtype", "TYPE"),
+    "--otlp-traces-endpoint": ("otel.traces_endpoint", "URL"),
 }
 
 

@@ -467,6 +467,20 @@ class HttpSettings(_Section):
         return ",".join(value) if listed else value
 
 
+class OtelSettings(_Section):
+    traces_endpoint: str = Field(
+        "",
+        description="OTLP collector that gets spans of requests (extra `otel`): `http://host:4317`, or "
+        "`http://host:4318/v1/traces`; empty: the one that OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT "
+        "names, if any",
+    )
+    traces_protocol: Literal["", "grpc", "http/protobuf"] = Field(
+        "",
+        description="what it speaks; empty: as OTEL_EXPORTER_OTLP_PROTOCOL says, else http/protobuf where traces_endpoint has "
+        "a path, and grpc where not",
+    )
+
+
 class PoolSizes(NamedTuple):
     """Workers of a pool."""
 
@@ -488,6 +502,7 @@ class Config(_Section):
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     router: RouterSettings = RouterSettings()
     http: HttpSettings = HttpSettings()
+    otel: OtelSettings = OtelSettings()
 
     @field_validator("autoscaling")
     @classmethod

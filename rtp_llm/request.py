@@ -33,6 +33,8 @@ class Request:
     output: Sequence[int] = ()  # tokens so far: a retry or a resume
     cache_salt: str = ""  # adapter, media
     priority: int = 0  # the least is served first and preempted last
+    traceparent: str = ""  # W3C Trace Context of the span that asks for it; empty: nobody records this request
+    tracestate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

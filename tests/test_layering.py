@@ -36,7 +36,7 @@ INCLUDE_HOMES = {
     r"(pybind11/|Python\.h)": ("bindings",),
 }
 
-NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task"}
+NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task", "tracing"}
 BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory", "prefix"}
 BELOW_WORKER = BELOW_ENGINE | {"engine", "autoscaling"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
@@ -49,6 +49,7 @@ IMPORTS = {
     "sampling_params": {"errors"},
     "request": {"errors", "sampling_params"},
     "metrics": {"errors"},
+    "tracing": {"errors", "config"},
     "lasting_task": {"errors"},
     "host_memory": set(),
     "prefix": NATIVE,
@@ -93,6 +94,7 @@ IMPORT_HOMES = {
     "pydantic": {"config", "router"},
     "yaml": {"config", "cli"},
     "prometheus_client": {"metrics"},
+    "opentelemetry": {"tracing"},  # extra `otel`
     "safetensors": {"model"},
     "tokenizers": {"model"},
     "jinja2": {"model"},

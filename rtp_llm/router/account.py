@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from rtp_llm.tracing import Traced
+
 log = logging.getLogger("rtp_llm.access")
 
 MAX_ID_CHARS = 128
@@ -88,6 +90,8 @@ class RequestAccount:
         self.id = id if 0 < len(id) <= MAX_ID_CHARS and id.isascii() and id.isprintable() else uuid.uuid4().hex
         self.arrived = arrived
         self.tenant = ""  # the name of its API key, where keys are asked for
+        self.trace_id = ""  # of the trace that it is part of, the client's or one begun here
+        self.trace: Traced | None = None  # where spans are wanted
         self.answers: list[AnswerAccount] = []
 
     def answer(self, request: int = 0, choice: int = 0) -> AnswerAccount:
@@ -107,6 +111,8 @@ class RequestAccount:
         line = {"id": self.id, "endpoint": endpoint, "status": status, "ms": round((now - self.arrived) * 1e3, 3)}
         if self.tenant:
             line["tenant"] = self.tenant
+        if self.trace_id:
+            line["trace_id"] = self.trace_id
         if error:
             line["error"] = error[:MAX_ERROR_CHARS]
         line["answers"] = [answer.row() for answer in self.answers[:MAX_ANSWERS]]

@@ -28,7 +28,7 @@ from rtp_llm.errors import (
     shortened,
 )
 from rtp_llm.model.answer_text import Delta
-from rtp_llm.router import http10
+from rtp_llm.router import http10, spans
 from rtp_llm.router.access import Access, AccessError
 from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answers import Answers, Question
@@ -38,6 +38,7 @@ from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
 from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.terms import Terms
+from rtp_llm.tracing import Tracing, trace_id_of
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ class Backend(Protocol):
 
     @property
     def access(self) -> Access: ...
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """None: nobody wants spans."""
+        ...
 
     def check_health(self) -> None:
         """Raises when a background task has ended that this router can't do without."""
@@ -203,6 +209,7 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
 
 async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:
     account = open_account(http.headers.get("x-request-id", ""))
+    _trace(http, backend, shape, account)
     response, failure = None, ""
     try:
         account.tenant = backend.access.check_user(_authorization(http))
@@ -224,9 +231,27 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
             log.exception("%s failed", shape.endpoint)
         response, failure = _error_response(error), str(error)
     if not isinstance(response, EventStream):  # a stream counts when it ends
-        backend.count(shape.endpoint, response.status_code)
-        account.close(shape.endpoint, response.status_code, failure)
+        _over(backend, shape, account, response.status_code, failure)
     return response
+
+
+def _trace(http: HttpRequest, backend: Backend, shape: Shape, account: RequestAccount) -> None:
+    """Begin its span, in the client's trace if it names one."""
+    traceparent = http.headers.get("traceparent", "")
+    account.trace_id = trace_id_of(traceparent) if traceparent else ""
+    if backend.tracing is not None:
+        name = f"{spans.OPERATIONS[shape.endpoint]} {backend.model_name}"
+        tracestate = ",".join(http.headers.getlist("tracestate"))
+        account.trace = backend.tracing.begin(name, account.arrived, traceparent, tracestate)
+        if account.trace is not None:
+            account.trace_id = account.trace.trace_id
+
+
+def _over(backend: Backend, shape: Shape, account: RequestAccount, status: int, failure: str) -> None:
+    backend.count(shape.endpoint, status)
+    account.close(shape.endpoint, status, failure)
+    if account.trace is not None:
+        spans.end(account.trace, account, shape.endpoint, backend.model_name, status, failure)
 
 
 def _authorization(http: HttpRequest) -> str | None:
@@ -343,8 +368,7 @@ async def _events(
         failure = str(error)
         yield _event(body)
     finally:
-        backend.count(shape.endpoint, status)
-        account.close(shape.endpoint, status, failure)
+        _over(backend, shape, account, status, failure)
     yield b"data: [DONE]\n\n"
 
 

@@ -41,6 +41,7 @@ from rtp_llm.router.schemas import Body
 from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import FIELDS, SamplingParams
+from rtp_llm.tracing import Tracing
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, ended_workers_method, metrics_method
 
@@ -79,7 +80,8 @@ class TokenizedPrompt:
         is a limit as the context is: what is there at the deadline is the answer.
         """
         outcome, num_tokens = "cancelled", 0
-        account = current_account().answer(self.number, choice)
+        whole = current_account()
+        account = whole.answer(self.number, choice)
         request = Request(
             request_id=request_id,
             prompt=self.tokens,
@@ -87,6 +89,8 @@ class TokenizedPrompt:
             choice=choice,
             cache_salt=self.asked.cache_salt,
             priority=self.terms.priority,
+            traceparent="" if whole.trace is None else whole.trace.traceparent,
+            tracestate="" if whole.trace is None else whole.trace.tracestate,
         )
         asked = self.asked.parts
         parts = AnswerParts(asked) if asked is not None else None
@@ -163,6 +167,7 @@ class Service:
             watches_caches=watches_caches(policy),
         )
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
+        self.tracing = Tracing.of(config.otel, {"service.instance.id": self.fleet.router_id, "rtp_llm.pool": ROUTER})
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
         self._server.add(
             ROUTER_SERVICE,
@@ -211,6 +216,8 @@ class Service:
         await self.bodies.close()
         await self._server.stop()
         await self.fleet.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     def check_health(self) -> None:
         """

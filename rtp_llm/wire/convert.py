@@ -72,6 +72,8 @@ def request_message(request: Request) -> types_pb2.Request:
         sampling=types_pb2.SamplingParams(**sampling.for_engine()),
         cache_salt=request.cache_salt,
         priority=request.priority,
+        traceparent=request.traceparent,
+        tracestate=request.tracestate,
     )
 
 

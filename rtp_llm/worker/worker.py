@@ -20,6 +20,7 @@ from rtp_llm.autoscaling.figures import WorkerFigures
 from rtp_llm.config import Config, Pool
 from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
+from rtp_llm.tracing import Tracing
 from rtp_llm.wire.convert import key_of, outputs_by_router
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.endpoint import SessionTiming
@@ -34,6 +35,7 @@ from rtp_llm.worker.drain import Drain
 from rtp_llm.worker.figures import Figures, load_message, slots_of_others, worker_figures
 from rtp_llm.worker.identity import Identity, draw_epoch
 from rtp_llm.worker.routers import Routers
+from rtp_llm.worker.spans import WorkerSpans
 from rtp_llm.worker.transfer_thread import TransferThread
 
 log = logging.getLogger("rtp_llm.worker")
@@ -83,7 +85,10 @@ class Worker:
         timing = SessionTiming.of(config.handover)
         credentials = Credentials.of(config.worker)
         self._routers = Routers(key, self.identity.worker_hello, self, timing, config.handover.router_expiry_s)
-        self._as_receiver = AsReceiver(self.identity, self._transfer.expect, self._transfer, timing)
+        resource = {"service.instance.id": worker_id, "rtp_llm.pool": str(pool)}
+        self._tracing = Tracing.of(config.otel, resource)
+        self._spans = None if self._tracing is None else WorkerSpans(self._tracing, key, str(pool))
+        self._as_receiver = AsReceiver(self.identity, self._transfer.expect, self, timing)
         self._as_sender = AsSender(self.identity, self._transfer, timing, credentials)
         self._drain = Drain(self._routers, self.is_idle)
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
@@ -157,6 +162,8 @@ class Worker:
             await asyncio.to_thread(self._engine.stop)
             await self._transfer.stop()
             os.close(fd)
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
     @property
     def must_be_killed(self) -> bool:
@@ -212,12 +219,26 @@ class Worker:
         if message.HasField("submit"):
             submit = message.submit
             log.debug("request %.100r is placed here as %s", submit.request.request_id, key_of(submit.key))
+        if self._spans is not None:
+            self._spans.router_said(message)
         self._transfer.router_said(router_epoch, message)
         self._changed()
+
+    # --- SenderListener; as above
+
+    def sender_said(self, sender: WorkerKey, message: SenderMessage) -> None:
+        if self._spans is not None:
+            self._spans.sender_said(message)
+        self._transfer.sender_said(sender, message)
+
+    def sender_lost(self, sender: WorkerKey) -> None:
+        self._transfer.sender_lost(sender)
 
     # --- TransferListener
 
     def to_router(self, router_epoch: int, message: WorkerMessage) -> None:
+        if self._spans:  # some are under way
+            self._spans.to_router(router_epoch, message)
         self._routers.send(router_epoch, message)
         self._changed()
 
@@ -226,6 +247,8 @@ class Worker:
         self._changed()
 
     def to_receiver(self, receiver: WorkerKey, message: SenderMessage) -> None:
+        if self._spans:
+            self._spans.to_receiver(message)
         self._as_sender.send(receiver, message)
 
     def meet(self, receiver: WorkerKey, address: str) -> None:
@@ -255,6 +278,8 @@ class Worker:
         os.eventfd_read(self._outputs_fd)
         columns = self._engine.take_outputs()
         for router_epoch, outputs in outputs_by_router(columns).items():
+            if self._spans:
+                self._spans.outputs(router_epoch, outputs)
             self._routers.send(router_epoch, WorkerMessage(outputs=outputs))
         for key in columns.started:
             self._routers.send(key.router_epoch, WorkerMessage(started=Started(key=to_wire.key(key))))

@@ -25,6 +25,7 @@ from rtp_llm.router.responses import CompletionShape
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.terms import Terms
 from rtp_llm.sampling_params import SamplingParams
+from rtp_llm.tracing import Tracing
 
 JSON = {"Content-Type": "application/json"}
 WORDS = ["Hello", ",", " world"]
@@ -82,6 +83,7 @@ class ScriptedBackend:
     cors_origins: list[str] = []  # noqa: RUF012
     session_header = "X-Session-Id"
     ping_s = 0.05
+    tracing: Tracing | None = None
 
     def __init__(self) -> None:
         self.error: Exception | None = None
