@@ -120,6 +120,7 @@ class RemoteWorker:
         self.key = WorkerKey(member.id, 0)
         self.hello = WorkerHello()
         self.load_at = 0.0  # when the last Load came, by the loop's clock
+        self.last_step_s = 0.0  # of the last step with rows that it told of; 0: of none
         self.draining = False
         self.is_refused = False  # by it, for ever
         self.departed = False  # the membership doesn't name it any more
@@ -157,6 +158,15 @@ class RemoteWorker:
     @property
     def load(self) -> WorkerLoad:
         return self._ledger.load
+
+    @property
+    def has_said_load(self) -> bool:
+        return self.load.max_queued_tokens > 0
+
+    @property
+    def cache_version(self) -> int | None:
+        """Number of the last event of its prefix cache that this router has heard of; None: it listens to none."""
+        return self._feed.next - 1 if self._feed.next else None
 
     def view(self) -> WorkerView:
         return self._ledger.view(
@@ -255,9 +265,10 @@ class RemoteWorker:
         log.error("worker %s refuses this router: %s", self.member.id, reason)
 
     def _loaded(self, load: Load) -> None:
-        is_first = self.load.max_queued_tokens == 0
+        is_first = not self.has_said_load
         self._ledger.loaded(load_of(load))
         self.load_at = asyncio.get_running_loop().time()
+        self.last_step_s = load.step.seconds
         if is_first:
             self._fleet.reconsider(self)
         else:
@@ -389,6 +400,10 @@ class Fleet:
         while len(self.live()) < num_workers:
             await self._changed.wait()
 
+    def workers(self) -> list[RemoteWorker]:
+        """All that the membership names, and those that it named and that still live."""
+        return list(self._workers.values())
+
     def states(self) -> Counter[tuple[str, str]]:
         """Workers by (pool as the membership has it, state)."""
         return Counter((worker.member.pool, worker.state) for worker in self._workers.values())
@@ -449,7 +464,7 @@ class Fleet:
 
     def _enter_or_leave(self, worker: RemoteWorker) -> None:
         id = worker.member.id
-        if self._serves(worker) and worker.load.max_queued_tokens > 0:
+        if self._serves(worker) and worker.has_said_load:
             is_new = id not in self._snapshot
             self._snapshot[id] = view = worker.view()
             self.listener.observe(ViewChanged(view))

@@ -95,6 +95,10 @@ class Backend(Protocol):
 
     async def metrics(self) -> bytes: ...
 
+    def worker_status(self) -> dict[str, Any]: ...
+
+    async def cache_status(self) -> dict[str, Any]: ...
+
     @property
     def access(self) -> Access: ...
 
@@ -178,6 +182,18 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     async def metrics(http: HttpRequest) -> Response:
         backend().access.check_admin(_authorization(http))
         return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def worker_status(http: HttpRequest) -> Response:
+        backend().access.check_admin(_authorization(http))
+        return JSONResponse(backend().worker_status())
+
+    async def cache_status(http: HttpRequest) -> Response:
+        backend().access.check_admin(_authorization(http))
+        return JSONResponse(await backend().cache_status())
+
+    for prefix in ("", "/rtp_llm"):  # RTP-LLM has both, and asks by either method
+        app.add_route(f"{prefix}/worker_status", worker_status, methods=["GET", "POST"])
+        app.add_route(f"{prefix}/cache_status", cache_status, methods=["GET", "POST"])
 
     return Cors(app, origins=lambda: backend().cors_origins)
 

@@ -27,6 +27,7 @@ from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta
 from rtp_llm.model.parts import AnswerParts
 from rtp_llm.request import Request
+from rtp_llm.router import status
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
 from rtp_llm.router.admission import Admission, Prompt
@@ -284,6 +285,17 @@ class Service:
         texts += [({"router": router}, text) for router, text in (await routers).items()]
         texts += [({"pool": pool, "worker": worker}, text) for (pool, worker), text in (await workers).items()]
         return merged({"model": self.model_name}, texts)
+
+    def worker_status(self) -> dict[str, Any]:
+        now = asyncio.get_running_loop().time()
+        return self._status([status.worker_row(worker, now) for worker in self.fleet.workers()])
+
+    async def cache_status(self) -> dict[str, Any]:
+        texts = {worker: text for (_, worker), text in (await self.fleet.metrics_texts()).items()}
+        return self._status([status.cache_row(worker, texts.get(worker.member.id)) for worker in self.fleet.workers()])
+
+    def _status(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"model": self.model_name, "router": self.fleet.router_id, "workers": rows}
 
     def own_metrics(self) -> bytes:
         """This router's alone."""

@@ -46,6 +46,7 @@ class ScriptedSession:
         self.events = events
         self.is_connected = False
         self.failure = ""
+        self.protocol = 2
         self.closed = False
 
     def start(self) -> None: ...

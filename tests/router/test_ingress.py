@@ -140,6 +140,12 @@ class ScriptedBackend:
         if self.ended is not None:
             raise TaskError(f"{self.ended} has ended")
 
+    def worker_status(self) -> dict[str, Any]:
+        return {"workers": ["as they are"]}
+
+    async def cache_status(self) -> dict[str, Any]:
+        return {"workers": ["as their caches are"]}
+
     async def metrics(self) -> bytes:
         return b"rtp_llm_up 1\n"
 
@@ -494,7 +500,8 @@ def bearer(key: str) -> dict[str, str]:
 
 
 PROBES = {"/live", "/ready", "/health"}
-ADMINS = {"/metrics"}
+STATUSES = [f"{prefix}/{name}_status" for prefix in ("", "/rtp_llm") for name in ("worker", "cache")]
+ADMINS = {"/metrics", *STATUSES}
 
 
 def routes() -> list[tuple[str, str]]:
@@ -529,10 +536,20 @@ async def test_without_key_files_every_route_is_open(http: httpx.AsyncClient) ->
         assert answer.status_code in (200, 400), path  # 400: a chat has no prompt
 
 
-async def test_with_users_keys_alone_the_metrics_are_closed(http: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+@pytest.mark.parametrize("path", sorted(ADMINS))
+async def test_with_users_keys_alone_what_an_admin_sees_is_closed(
+    http: httpx.AsyncClient, backend: ScriptedBackend, path: str
+) -> None:
     backend.access = Access({"alice": "user-key"})
-    answer = await http.get("/metrics", headers=bearer("user-key"))
+    answer = await http.get(path, headers=bearer("user-key"))
     assert answer.status_code == 401 and "http.admin_key_file" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", STATUSES)
+async def test_statuses_are_asked_for_as_rtp_llm_does(http: httpx.AsyncClient, path: str, method: str) -> None:
+    what = "as they are" if "worker" in path else "as their caches are"
+    assert (await http.request(method, path)).json() == {"workers": [what]}
 
 
 async def test_the_keys_name_is_the_tenant_and_openais_client_sends_it(
