@@ -250,9 +250,13 @@ class SamplingParams:
         return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     def complete(self, max_tokens: int) -> SamplingParams:
-        """These parameters with a limit, `min_tokens` within it, and a seed."""
+        """These parameters with a limit and a seed.
+
+        Raises:
+            InvalidRequestError: `min_tokens` is beyond the limit.
+        """
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        return replace(self, max_tokens=max_tokens, min_tokens=min(self.min_tokens, max_tokens), seed=seed)
+        return replace(self, max_tokens=max_tokens, seed=seed)
 
     def for_engine(self) -> dict[str, Any]:
         """What an engine is told, by the names that the wire's and the native SamplingParams have too.

@@ -155,12 +155,12 @@ class AnswerText:
     def _logprob(self, output: TokenOutput, piece: str) -> TokenLogprob:
         """`piece`: the text that is whole with this token; before the token's own it may hold a character that broke off."""
         top = [self._named(token, logprob) for token, logprob in output.top_logprobs[: self._num_top]]
-        logprob = max(LEAST_LOGPROB, output.logprob) if output.logprob is not None else float("nan")
-        text, raw, _, id = self._named(output.token, logprob)
+        text, raw, logprob, id = self._named(output.token, float("nan") if output.logprob is None else output.logprob)
         before = len(piece) - len(text) if piece.endswith(text) else 0
         return TokenLogprob(text, raw, logprob, self._offset + before, top, id)
 
     def _named(self, token: int, logprob: float) -> NamedToken:
+        logprob = max(LEAST_LOGPROB, logprob)
         if self._tokenizer is None:
             return NamedToken("", b"", logprob, token)
         return NamedToken(self._tokenizer.token_text(token), self._tokenizer.token_bytes(token), logprob, token)

@@ -78,7 +78,8 @@ def checked_message(where: str, message: object, form_of: Callable[[str], Conten
         if message.get(name):
             text = f"{where}.{name} is not supported, got {shortened(message[name])}"
             raise ChatTemplateError(text, param=f"{where}.{name}", value=message[name])
-    field = "content" if message.get("content") is not None or not message.get("refusal") else "refusal"
+    silent = message.get("content") in (None, "", [])
+    field = "refusal" if silent and message.get("refusal") else "content"
     if message.get(field) is None and role != "assistant":
         raise ChatTemplateError(f"{where}.content of role {shortened(role)} is required", param=f"{where}.content")
     plain = {**message, "content": form_of(role).of(_content(f"{where}.{field}", message.get(field)))}

@@ -120,7 +120,7 @@ class UploadTimeoutError(InvalidRequestError):
 
 
 class ContentTypeError(InvalidRequestError):
-    """The body isn't declared to be JSON. Any web page may have a browser send other types here without asking first."""
+    """The body isn't declared to be plain JSON. Any web page may have a browser send other types here without asking first."""
 
     http_status = 415
 
@@ -295,6 +295,9 @@ def _check_content_type(http: HttpRequest) -> None:
     declared = http.headers.get("content-type", "")
     if declared.partition(";")[0].strip().lower() != "application/json":
         raise ContentTypeError(f"Content-Type must be application/json, got {shortened(declared)}", value=declared)
+    coding = http.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise ContentTypeError(f"Content-Encoding must be identity, got {shortened(coding)}", value=coding)
 
 
 async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearray:

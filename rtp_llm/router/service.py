@@ -393,6 +393,13 @@ class Service:
                 param=asked.limit_field,
                 value=wanted,
             )
+        if sampling.min_tokens > wanted:
+            raise PromptTooLongError(
+                f"min_tokens: {sampling.min_tokens} and {len(tokens)} prompt tokens exceed {self._limit(longest)}, "
+                f"which leaves {room}",
+                param="min_tokens",
+                value=sampling.min_tokens,
+            )
         complete = sampling.complete(max_tokens=wanted)
         number = self.dispatcher.next_request()
         digest = self.fleet.model_digest

@@ -89,8 +89,11 @@ def test_an_answer_that_its_worker_cancelled_is_an_error() -> None:
 
 
 def test_a_token_without_probability_has_a_logprob_that_json_can_hold() -> None:
-    delta = AnswerText(TOKENIZER, SamplingParams(logprobs=0)).take([TokenOutput(0, 20, -math.inf)])
-    assert delta.logprobs[0].logprob == -9999.0
+    for tokenizer in (TOKENIZER, None):
+        output = TokenOutput(0, 20, -math.inf, [(21, 0.0), (20, -math.inf)])
+        [named] = AnswerText(tokenizer, SamplingParams(logprobs=2)).take([output]).logprobs
+        assert named.logprob == -9999.0
+        assert [top.logprob for top in named.top] == [0.0, -9999.0]
 
 
 def test_cached_tokens_come_with_the_first_token_alone() -> None:

@@ -173,7 +173,7 @@ def test_a_malformed_tool_call_is_named(call: Any, param: str) -> None:
 
 
 def test_a_refusal_in_place_of_content_is_the_content() -> None:
-    for content in ({}, {"content": None}):
+    for content in ({}, {"content": None}, {"content": ""}, {"content": []}):
         messages = [{"role": "assistant", "refusal": "No.", **content}]
         assert template("{{ messages[0].content }}").render(messages) == "No."
     assert template("{{ messages[0].content }}").render([{"role": "assistant", "refusal": None}]) == ""

@@ -207,6 +207,9 @@ async def test_an_answer_is_limited_to_what_context_and_pools_leave(
         await complete(service, completion(max_tokens=50))
     with pytest.raises(PromptTooLongError, match=f"^prompt: 45 prompt tokens and one more .* exceed {limit}"):
         await complete(service, completion(prompt=[5] * 45))
+    with pytest.raises(PromptTooLongError, match=rf"^min_tokens: 39 and \d+ prompt tokens exceed {limit}") as refused:
+        await ask_chat(service, chat(min_tokens=39))
+    assert refused.value.param == "min_tokens"
     monkeypatch.setattr(service.fleet, "longest_request", lambda: 1000)
     assert service.max_model_len == MAX_MODEL_LEN
 
