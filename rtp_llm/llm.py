@@ -190,6 +190,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -197,6 +198,7 @@ class LLM:
         **vllm: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several. The template shows `tools` to the model; its calls are in the answer's text.
+        With `continue_final_message`, which needs add_generation_prompt=False as in vLLM, it goes on with the last message.
 
         Raises:
             ChatTemplateError: the messages don't fit the template, or the model has none.
@@ -205,6 +207,10 @@ class LLM:
         vllm_arguments.check("chat()", vllm, vllm_arguments.CHAT)
         special = _adds_special_tokens(tokenization_kwargs, False)
         Flag().take("add_generation_prompt", add_generation_prompt)
+        Flag().take("continue_final_message", continue_final_message)
+        if continue_final_message and add_generation_prompt:
+            text = "continue_final_message True goes with add_generation_prompt False, got True"
+            raise InvalidRequestError(text, param="add_generation_prompt", value=True)
         tokenizer = self.get_tokenizer()
         assert self._template is not None
         template = self._template if chat_template is None else self._template.replaced(chat_template)
@@ -216,6 +222,7 @@ class LLM:
                 conversation,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 variables=chat_template_kwargs,
             )
             tokenized.append(_Tokenized(text, tokenizer.encode(text, add_special_tokens=special)))

@@ -111,7 +111,6 @@ CHAT: Table = MappingProxyType(
         "use_tqdm": None,
         "lora_request": (),
         "chat_template_content_format": ("auto",),
-        "continue_final_message": (False,),
         "mm_processor_kwargs": ({},),
     }
 )

@@ -117,8 +117,6 @@ def test_vllms_arguments_are_taken_where_they_ask_for_nothing_and_else_refused_b
     llm.chat(SUM, one, use_tqdm=False, tools=None, chat_template=None, continue_final_message=False)
     with pytest.raises(InvalidRequestError, match="lora_request is not supported"):
         llm.generate("Hello", one, lora_request=5)
-    with pytest.raises(InvalidRequestError, match="continue_final_message is not supported"):
-        llm.chat(SUM, one, continue_final_message=True)
     with pytest.raises(InvalidRequestError, match="multi_modal_data is not supported"):
         llm.generate({"prompt": "Hello", "multi_modal_data": {"image": 1}}, one)
     for call in (lambda: llm.generate("Hello", one, nobody=1), lambda: llm.chat(SUM, one, nobody=1)):
@@ -137,6 +135,21 @@ def test_a_template_and_tools_of_the_caller_reach_the_prompt(llm: LLM) -> None:
     assert own.prompt == "What is 12 + 30?!"
     with pytest.raises(ChatTemplateError, match="line 1"):
         llm.chat(SUM, one, chat_template="{% for %}")
+
+
+def test_an_answer_may_go_on_with_a_message(llm: LLM) -> None:
+    greedy = SamplingParams(max_tokens=16, temperature=0)
+    [whole] = llm.chat(SUM, greedy)
+    begun = whole.outputs[0].text[:5]
+    [rest] = llm.chat(
+        [*SUM, {"role": "assistant", "content": begun}],
+        greedy,
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    assert begun + rest.outputs[0].text == whole.outputs[0].text
+    with pytest.raises(InvalidRequestError, match="continue_final_message True goes with add_generation_prompt False"):
+        llm.chat(SUM, greedy, continue_final_message=True)
 
 
 def test_a_cache_salt_keeps_a_prompts_blocks_apart(llm: LLM) -> None:

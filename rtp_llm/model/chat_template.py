@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from rtp_llm.model.special_tokens import special_tokens
 JINJA_FILE = "chat_template.jinja"
 JSON_FILE = "chat_template.json"
 MORE_FILES = "additional_chat_templates/*.jinja"  # by name
+END_MARK = "\ue000end of the message\ue001"  # of private characters, which no template looks for
 ROLES = ("system", "user", "assistant", "tool")
 RESERVED = frozenset(  # what a request says elsewhere
     {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
@@ -96,15 +98,21 @@ class ChatTemplate:
         """The source that renders with tools, or without; empty if there is none."""
         return self._sources.get("tool_use" if tools else "default") or self._sources.get("default", "")
 
+    def reads(self, variable: str, *, tools: bool) -> bool:
+        """Whether the template that renders with tools, or without, has this name."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.source_for(tools=tools)) is not None
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. `variables` reach the template by name, as `enable_thinking` of Qwen3.
+        """The prompt. `variables` reach the template by name, as `enable_thinking` of Qwen3. `continue_final_message`: it ends
+        with the last message's content, which the answer goes on with.
 
         Raises:
             ChatTemplateError: the model has no template, a message or a variable is malformed, or the template refuses the
@@ -119,16 +127,31 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"{self._origin}: the model has no chat template; use completions", param="messages"
             )
+        knows_developers = self.reads("developer", tools=bool(tools))
+        plain = [
+            checked_message(
+                f"messages[{index}]", _as_known(message, knows_developers), partial(self._content_form, name)
+            )
+            for index, message in enumerate(messages)
+        ]
         context = {
             **self._special_tokens,
             **checked,
-            "messages": [
-                checked_message(f"messages[{index}]", message, partial(self._content_form, name))
-                for index, message in enumerate(messages)
-            ],
+            "messages": [*plain[:-1], _with_mark(plain[-1])] if continue_final_message else plain,
             "tools": list(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
+        rendered = self._rendered(name, context)
+        if not continue_final_message:
+            return rendered
+        begun, mark, _ = rendered.rpartition(END_MARK)
+        if not mark:
+            raise ChatTemplateError(
+                "continue_final_message: the chat template shows no content of the last message", param="messages"
+            )
+        return begun
+
+    def _rendered(self, name: str, context: Mapping[str, Any]) -> str:
         try:
             return self._templates[name].render(context)
         except jinja2.TemplateError as error:
@@ -149,6 +172,22 @@ class ChatTemplate:
             template = self._templates[name]
             self._content_forms[key] = content_form(lambda messages: template.render(context, messages=messages), role)
         return self._content_forms[key]
+
+
+def _as_known(message: object, knows_developers: bool) -> object:
+    """A developer's message is a system's where the template knows no developers: OpenAI's newer name of the role."""
+    if isinstance(message, Mapping) and message.get("role") == "developer" and not knows_developers:
+        return {**message, "role": "system"}
+    return message
+
+
+def _with_mark(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Its content, which ends with END_MARK."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + END_MARK}
+    *parts, last = content or [{"type": "text", "text": ""}]
+    return {**message, "content": [*parts, {**last, "text": last["text"] + END_MARK}]}
 
 
 def _checked_variables(variables: Any) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from rtp_llm.config import Config, Pool
 from rtp_llm.errors import InvalidRequestError, PromptTooLongError, shortened
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
-from rtp_llm.model.parts import Parsers, PartsAsked, parsers_of
+from rtp_llm.model.parts import Parsers, PartsAsked, parsers_of, reasoning_forms
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.router.json_text import Build, JsonText
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody, parse_body
@@ -25,8 +25,6 @@ from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
-
-PROMPT_END_CHARS = 64  # that parsers see of a prompt
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -172,14 +170,34 @@ class BodyReader:
         sampling = self._sampling(body)
         self._check_choices(1, sampling.n)
         parsers = self._parsers(body)
-        text = self._chat_template.render(
+        text = self.rendered(body)
+        tokens = self._encode(text, "messages", bool(body.add_special_tokens))
+        return self._ask(body, "messages", [tokens], sampling, self._parts(body, parsers, text))
+
+    def rendered(self, body: ChatBody) -> str:
+        """The prompt as text.
+
+        Raises:
+            InvalidRequestError: the template refuses it, or doesn't read what is given for it.
+        """
+        if body.continue_final_message and body.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message true goes with add_generation_prompt false, got true",
+                param="add_generation_prompt",
+            )
+        variables = body.template_variables()
+        for name in variables:
+            if not self._chat_template.reads(name, tools=bool(body.offered_tools)):
+                raise InvalidRequestError(
+                    f"{name} is not supported for {self.model_name}: its chat template doesn't read it", param=name
+                )
+        return self._chat_template.render(
             body.messages,
             tools=body.offered_tools,
             add_generation_prompt=body.add_generation_prompt is not False,
-            variables=body.chat_template_kwargs,
+            continue_final_message=bool(body.continue_final_message),
+            variables={**variables, **(body.chat_template_kwargs or {})},
         )
-        tokens = self._encode(text, "messages", bool(body.add_special_tokens))
-        return self._ask(body, "messages", [tokens], sampling, self._parts(body, parsers, text))
 
     def _ask(
         self,
@@ -236,7 +254,7 @@ class BodyReader:
             tools=body.offered_tools or (),
             parallel=body.parallel_tool_calls is not False,
             shows_reasoning=body.include_reasoning is not False,
-            prompt_end=prompt[-PROMPT_END_CHARS:],
+            prompt_end=reasoning_forms.begun(prompt, continued=bool(body.continue_final_message)),
             marks=self.tokenizer.special_ids_of(parsers.marks),
         )
 

@@ -204,6 +204,10 @@ class ChatBody(Body):
     include_reasoning: bool | None = None
     separate_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[Any] | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
@@ -236,6 +240,15 @@ class ChatBody(Body):
         users = [each for each in self.messages if isinstance(each, dict) and each.get("role") == "user"]
         texts = [content for each in users if isinstance(content := each.get("content"), str)]
         return ["".join(text.strip() for text in texts)]
+
+    def template_variables(self) -> dict[str, Any]:
+        """Fields that are variables of the template."""
+        fields = {
+            "documents": self.documents or None,
+            "enable_thinking": self.enable_thinking,
+            "reasoning_effort": self.reasoning_effort,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:

@@ -114,6 +114,27 @@ async def test_a_client_may_want_no_reasoning_or_all_of_it_as_content(
         assert details is None
 
 
+async def test_an_answer_goes_on_within_the_reasoning_of_its_message(client: openai.AsyncOpenAI) -> None:
+    begun = {"role": "assistant", "content": f"<think>\n{THOUGHT[:11]}"}
+    answer = await client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "What is 7*91? Please think step by step."}, begun],  # type: ignore[list-item]
+        temperature=0,
+        extra_body={"continue_final_message": True},
+    )
+    message = answer.choices[0].message
+    assert message.content == SAID
+    assert f"{THOUGHT[:11]}{message.reasoning_content}".replace(" ", "") == THOUGHT.replace(" ", "")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("asked", [{"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": True}}])
+async def test_thinking_is_asked_for_by_name(client: openai.AsyncOpenAI, asked: dict[str, Any]) -> None:
+    answer = await client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "Compute 4+32"}], temperature=0, extra_body=asked
+    )
+    assert getattr(answer.choices[0].message, "reasoning", "") == "4 + 30 = 34, 34 + 2 = 36."
+
+
 async def test_earlier_reasoning_reaches_the_template_under_either_name(client: openai.AsyncOpenAI) -> None:
     async def tokens(**thought: str) -> int:
         said = {"role": "assistant", "content": SAID, **thought}

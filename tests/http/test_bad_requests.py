@@ -93,7 +93,8 @@ CHAT_VALUES: list[tuple[Body, str, str]] = [
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages", str(MAX_MODEL_LEN)),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "reserved"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", "0"),
-    ({"continue_final_message": True}, "continue_final_message", "True"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt", "true"),
+    ({"reasoning_effort": "low"}, "reasoning_effort", "doesn't read it"),
     ({"tool_choice": "required"}, "tool_choice", "required"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "'name': 'f'"),
 ]

@@ -12,6 +12,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+A_AND_B = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -22,6 +23,32 @@ def template(source: str, **special: str) -> ChatTemplate:
 def test_messages_become_a_prompt() -> None:
     assert template(CHATML).render(HELLO) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     assert template(CHATML).render(HELLO, add_generation_prompt=False) == "<|im_start|>user\nHello<|im_end|>\n"
+
+
+def test_a_final_message_is_left_open() -> None:
+    begun = {"role": "assistant", "content": "Once upon "}
+    assert template(CHATML).render([*HELLO, begun], continue_final_message=True) == (
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nOnce upon "
+    )
+    parts = "{% for m in messages %}{% for part in m.content %}<{{ part.text }}>{% endfor %}{% endfor %}"
+    assert template(parts).render([{"role": "user", "content": A_AND_B}], continue_final_message=True) == "<a><b"
+    assert template(CHATML).render([{**begun, "content": None}], continue_final_message=True).endswith("assistant\n")
+    with pytest.raises(
+        ChatTemplateError, match="continue_final_message: the chat template shows no content of the last"
+    ):
+        template("{{ messages[0].role }}").render(HELLO, continue_final_message=True)
+
+
+def test_a_developer_is_the_system_where_no_developer_is_known() -> None:
+    message = {"role": "developer", "content": "Be brief."}
+    assert template(CHATML).render([message], add_generation_prompt=False).startswith("<|im_start|>system\n")
+    knowing = "{% if messages[0].role == 'developer' %}{{ messages[0].content }}{% endif %}"
+    assert template(knowing).render([message]) == "Be brief."
+
+
+def test_what_a_template_reads() -> None:
+    assert template("{{ documents }}").reads("documents", tools=False)
+    assert not template("{{ my_documents }}").reads("documents", tools=False)
 
 
 def test_special_tokens_tools_and_variables_reach_the_template() -> None:

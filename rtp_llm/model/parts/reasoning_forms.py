@@ -17,7 +17,16 @@ _OPEN, _CLOSE = "<think>", "</think>"
 _BEGINS, _MESSAGE = ("<|start|>", "<|channel|>"), "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", *_BEGINS)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+PROMPT_END_CHARS = 64
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
+
+
+def begun(prompt: str, *, continued: bool) -> str:
+    """What parsers see of a rendered prompt: its end. A message that is continued may have opened its reasoning long before: it
+    is taken to end with the mark."""
+    if continued and prompt.rfind(_OPEN) > prompt.rfind(_CLOSE):
+        return _OPEN
+    return prompt[-PROMPT_END_CHARS:]
 
 
 @marked(_OPEN, _CLOSE)
