@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from rtp_llm.model.detokenizer import Detokenizer
@@ -56,11 +56,25 @@ class Delta:
     logprobs: Sequence[TokenLogprob] = field(default=())
     finish_reason: str | None = None
     num_tokens: int = 0
+    token_ids: Sequence[int] = ()  # the tokens that came
     num_cached_tokens: int = 0  # of the prompt, with the answer's first token
     stop_reason: int | str | None = None  # the stop id or string; None for EOS and length
     reasoning: str = ""
     num_reasoning_tokens: int = 0
     tool_calls: Sequence[ToolCall] = ()
+
+
+def named_by_id(delta: Delta) -> Delta:
+    """With the tokens of its logprobs named token_id:N, which no two share."""
+    logprobs = [
+        replace(
+            each,
+            token=f"token_id:{each.id}",
+            top=[top._replace(token=f"token_id:{top.id}") for top in each.top],
+        )
+        for each in delta.logprobs
+    ]
+    return replace(delta, logprobs=logprobs)
 
 
 class AnswerText:
@@ -101,13 +115,14 @@ class AnswerText:
         logprobs: list[TokenLogprob] = []
         finish = FinishReason.NONE
         stop_reason: int | str | None = None
-        taken = cached = 0
+        cached = 0
+        token_ids: list[int] = []
         for output in outputs:
             finish = output.finish_reason
             if finish is not FinishReason.NONE:
                 output.check()
             piece = self._piece(output)
-            taken += 1
+            token_ids.append(output.token)
             if output.position == 0:
                 cached = output.num_cached_tokens
             self._num_tokens += 1
@@ -125,7 +140,8 @@ class AnswerText:
             text="".join(texts),
             logprobs=logprobs,
             finish_reason=None if finish is FinishReason.NONE else FINISH_REASONS[finish],
-            num_tokens=taken,
+            num_tokens=len(token_ids),
+            token_ids=token_ids,
             num_cached_tokens=cached,
             stop_reason=stop_reason,
         )

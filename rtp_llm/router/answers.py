@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -28,6 +28,9 @@ class Prompt(Protocol):
     @property
     def logprobs(self) -> bool: ...
 
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
     def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]: ...
 
 
@@ -38,7 +41,9 @@ class Question:
     prompts: Sequence[Prompt]
     stream: bool
     include_usage: bool
+    continuous_usage: bool = False  # each chunk has the usage so far
     return_timings: bool = False
+    return_token_ids: bool = False
 
 
 class Answers:
@@ -47,8 +52,10 @@ class Answers:
     Prompts are answered side by side. The first choice of each goes ahead, so that the others hit the prompt's blocks.
     """
 
-    def __init__(self, request_id: str, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, request_id: str, prompts: Sequence[Prompt], *, token_ids: bool = False) -> None:
+        """`token_ids`: choices show those of their answer."""
         self.prompts = prompts
+        self.shows_token_ids = token_ids
         self.indices = [(p, c) for p, prompt in enumerate(prompts) for c in range(prompt.num_choices)]
         self.usage = Usage(prompt_tokens=sum(prompt.num_tokens for prompt in prompts))
         self.logprobs = prompts[0].logprobs
@@ -61,8 +68,17 @@ class Answers:
             async for said in deltas:
                 if said is not None:
                     texts[said[0]].append(said[1])
-        choices = [shape.whole_choice(i, _joined(parts), self.logprobs) for i, parts in enumerate(texts)]
+        choices = [self.choice(shape.whole_choice, i, _joined(parts)) for i, parts in enumerate(texts)]
         return choices, self.usage
+
+    def choice(self, shape: Callable[[int, Delta, bool], dict[str, Any]], index: int, delta: Delta) -> dict[str, Any]:
+        """As an entry of `choices`."""
+        made = shape(index, delta, self.logprobs)
+        return {**made, "token_ids": list(delta.token_ids)} if self.shows_token_ids else made
+
+    def prompt_token_ids(self, index: int) -> list[int]:
+        """Of the prompt that a choice answers."""
+        return list(self.prompts[self.indices[index][0]].token_ids)
 
     async def stream(self, ping_s: float | None = None) -> AsyncGenerator[tuple[int, Delta] | None, None]:
         """(choice index, delta) as they come, None after each silence of `ping_s`. The first error ends all choices."""
@@ -149,6 +165,7 @@ def _joined(parts: list[Delta]) -> Delta:
     return Delta(
         text="".join(part.text for part in parts),
         reasoning="".join(part.reasoning for part in parts),
+        token_ids=[token for part in parts for token in part.token_ids],
         logprobs=[logprob for part in parts for logprob in part.logprobs],
         tool_calls=joined_calls([call for part in parts for call in part.tool_calls]),
         finish_reason=parts[-1].finish_reason if parts else None,

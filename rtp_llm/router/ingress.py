@@ -323,12 +323,16 @@ async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearr
 async def _respond(
     envelope: Envelope, question: Question, backend: Backend, account: RequestAccount, client: ClientWatch
 ) -> Response:
-    answers = Answers(envelope.id, question.prompts)
+    answers = Answers(envelope.id, question.prompts, token_ids=question.return_token_ids)
     if not question.stream:
         choices, usage = await answers.collect(envelope.shape)
         if question.return_timings:
             usage.timings = account.timings()
-        return JSONResponse(envelope.whole(choices, usage))
+        body = envelope.whole(choices, usage)
+        if question.return_token_ids:
+            for index, choice in enumerate(choices):
+                envelope.shape.show_prompt(body, choice, answers.prompt_token_ids(index))
+        return JSONResponse(body)
     # What comes first decides the status: an error before it is a plain HTTP error. A silence is something, too.
     items = answers.stream(backend.ping_s)
     try:
@@ -351,17 +355,23 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """`item` and the rest as events; None is a ping. Counts the request by how it ends."""
 
-    def event(choice: dict[str, Any]) -> bytes:
-        return _event(envelope.chunk([choice], None, question.include_usage))
+    def event(index: int, choice: dict[str, Any], *, first: bool) -> bytes:
+        chunk = envelope.chunk([choice], answers.usage if question.continuous_usage else None, question.include_usage)
+        if first and question.return_token_ids:
+            shape.show_prompt(chunk, choice, answers.prompt_token_ids(index))
+        return _event(chunk)
 
     def events_of(index: int, delta: Delta) -> Iterator[bytes]:
-        if index not in opened:
+        first = index not in opened
+        if first:
             opened.add(index)
             opening = shape.first_chunk(index)
             if opening is not None:
-                yield event(opening)
-        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls or delta.reasoning:
-            yield event(shape.delta_choice(index, delta, answers.logprobs))
+                yield event(index, opening, first=True)
+                first = False
+        shows_tokens = answers.shows_token_ids and delta.token_ids
+        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls or delta.reasoning or shows_tokens:
+            yield event(index, answers.choice(shape.delta_choice, index, delta), first=first)
 
     shape = envelope.shape
     opened: set[int] = set()

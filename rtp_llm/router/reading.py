@@ -54,7 +54,10 @@ class Asked:
     limit_field: str | None  # that set max_tokens
     stream: bool
     include_usage: bool
+    continuous_usage: bool = False
     return_timings: bool = False
+    return_token_ids: bool = False
+    tokens_as_ids: bool = False  # logprobs name them so
     cache_salt: str = ""
     terms: Terms = NO_TERMS
     parts: PartsAsked | None = None  # how its answers are read; None: they are text
@@ -221,7 +224,10 @@ class BodyReader:
             limit_field=body.limit_field,
             stream=bool(body.stream),
             include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
             return_timings=bool(body.return_timings),
+            return_token_ids=bool(body.return_token_ids),
+            tokens_as_ids=bool(body.return_tokens_as_token_ids),
             cache_salt=body.cache_salt or "",
             terms=terms,
             parts=parts,

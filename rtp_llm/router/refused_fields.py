@@ -99,9 +99,7 @@ BOTH: Table = MappingProxyType(
         "stop_regex": EMPTY,
         "no_stop_trim": OFF,
         "reasoning_format": ("none",),
-        "return_token_ids": OFF,
         "return_tokens": OFF,
-        "return_tokens_as_token_ids": OFF,
         "return_full_text": OFF,
         "return_hidden_states": OFF,
         "return_routed_experts": OFF,
@@ -169,18 +167,14 @@ CHAT: Table = MappingProxyType(
     }
 )
 
-STREAM_OPTIONS: Table = MappingProxyType({"continuous_usage_stats": OFF})
 
-
-def refuse(content: Mapping[str, Any], *tables: Table, where: str = "") -> None:
+def refuse(content: Mapping[str, Any], *tables: Table) -> None:
     """
     Raises:
-        InvalidRequestError: a field of `content` is in one of `tables` and asks for something; names it `where` + name.
+        InvalidRequestError: a field of `content` is in one of `tables` and asks for something; names it.
     """
     for table in tables:
         for name in content.keys() & table.keys():
             value = content[name]
             if value is not None and value not in table[name]:
-                raise InvalidRequestError(
-                    f"{where}{name} is not supported, got {shortened(value)}", param=f"{where}{name}", value=value
-                )
+                raise InvalidRequestError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)

@@ -55,6 +55,10 @@ class CompletionShape:
     def first_chunk(self, index: int) -> dict[str, Any] | None:
         return None
 
+    def show_prompt(self, body: dict[str, Any], choice: dict[str, Any], token_ids: list[int]) -> None:
+        """Where vLLM's clients look for the prompt's token ids."""
+        choice["prompt_token_ids"] = token_ids
+
     def delta_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
         return {
             "index": index,
@@ -90,6 +94,10 @@ class ChatShape:
             "logprobs": None,
             "finish_reason": None,
         }
+
+    def show_prompt(self, body: dict[str, Any], choice: dict[str, Any], token_ids: list[int]) -> None:
+        """As CompletionShape's: all choices have the same prompt."""
+        body["prompt_token_ids"] = token_ids
 
     def delta_choice(self, index: int, delta: Delta, with_logprobs: bool) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
 from rtp_llm.request import PRIORITY
-from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, STREAM_OPTIONS, Table, refuse
+from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, Table, refuse
 from rtp_llm.router.terms import Terms, seconds_of
 from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
 
@@ -100,6 +100,7 @@ class StreamOptions(BaseModel):
     model_config = _STRICT
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Body(_sampling_fields()):  # type: ignore[misc]
@@ -113,6 +114,8 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     add_special_tokens: bool | None = None
     cache_salt: str | None = Field(None, min_length=1)
     return_timings: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     user: str | None = None
     timeout: float | None = None
     timeout_ms: float | None = None
@@ -150,6 +153,12 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     @property
     def include_usage(self) -> bool:
         return bool(self.return_timings or (self.stream_options and self.stream_options.include_usage))
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(
+            self.stream_options and self.stream_options.include_usage and self.stream_options.continuous_usage_stats
+        )
 
     @property
     def limit_field(self) -> str | None:
@@ -269,8 +278,6 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
         raise InvalidRequestError(f"the body must be a JSON object, found {type(content).__name__}")
     try:
         refuse(content, BOTH, cls.refused)
-        if isinstance(options := content.get("stream_options"), dict):
-            refuse(options, STREAM_OPTIONS, where="stream_options.")
         body: BodyT = cls.model_validate(content)
         return body
     except ValidationError as error:

@@ -24,7 +24,7 @@ from rtp_llm.errors import (
     RtpLlmError,
 )
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
-from rtp_llm.model.answer_text import AnswerText, Delta
+from rtp_llm.model.answer_text import AnswerText, Delta, named_by_id
 from rtp_llm.model.parts import AnswerParts
 from rtp_llm.request import Request
 from rtp_llm.router import status
@@ -69,6 +69,10 @@ class TokenizedPrompt:
         return len(self.tokens)
 
     @property
+    def token_ids(self) -> Sequence[int]:
+        return self.tokens
+
+    @property
     def num_choices(self) -> int:
         return self.sampling.n
 
@@ -104,6 +108,8 @@ class TokenizedPrompt:
             ) as batches:
                 async for batch in batches:
                     delta = text.take(batch)
+                    if self.asked.tokens_as_ids:
+                        delta = named_by_id(delta)
                     num_tokens += delta.num_tokens
                     if delta.finish_reason is not None:
                         outcome, account.end = "finished", delta.finish_reason
@@ -367,7 +373,12 @@ class Service:
         prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
         self._check_deadline(terms, [Prompt(prompt.num_tokens, prompt.hashes) for prompt in prompts])
         return Question(
-            prompts=prompts, stream=asked.stream, include_usage=asked.include_usage, return_timings=asked.return_timings
+            prompts=prompts,
+            stream=asked.stream,
+            include_usage=asked.include_usage,
+            continuous_usage=asked.continuous_usage,
+            return_timings=asked.return_timings,
+            return_token_ids=asked.return_token_ids,
         )
 
     def _prompt(self, asked: Asked, tokens: Sequence[int], terms: Terms) -> TokenizedPrompt:

@@ -51,6 +51,76 @@ async def test_a_chat_is_answered_whole_and_as_a_stream_alike(client: openai.Asy
     assert usage.completion_tokens == whole.usage.completion_tokens
 
 
+async def test_token_ids_are_shown_with_the_text_that_they_make(client: openai.AsyncOpenAI) -> None:
+    """Of a chat and of two prompts, streamed or not; asked again as token ids they give the same answer."""
+    shows = {"return_token_ids": True}
+    chat = await client.chat.completions.create(model="demo", messages=MESSAGES, temperature=0, extra_body=shows)
+    prompt, answer = chat.prompt_token_ids, chat.choices[0].token_ids  # type: ignore[attr-defined]
+    assert (len(prompt), len(answer)) == (chat.usage.prompt_tokens, chat.usage.completion_tokens)
+    again = await client.completions.create(model="demo", prompt=prompt, max_tokens=64, temperature=0)
+    assert again.choices[0].text == chat.choices[0].message.content
+
+    chunks = [
+        chunk
+        async for chunk in await client.chat.completions.create(
+            model="demo", messages=MESSAGES, temperature=0, stream=True, extra_body=shows
+        )
+    ]
+    assert [getattr(chunk, "prompt_token_ids", None) for chunk in chunks] == [prompt] + [None] * (len(chunks) - 1)
+    assert [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", ())] == answer
+
+    two = {"model": "demo", "prompt": [prompt, [5, 6]], "max_tokens": 4, "temperature": 0, "extra_body": shows}
+    whole = await client.completions.create(**two)
+    assert [choice.prompt_token_ids for choice in whole.choices] == two["prompt"]  # type: ignore[attr-defined]
+    prompts, tokens = {}, {0: [], 1: []}
+    async for chunk in await client.completions.create(**two, stream=True):
+        [choice] = chunk.choices
+        tokens[choice.index] += choice.token_ids
+        if hasattr(choice, "prompt_token_ids"):
+            assert choice.index not in prompts
+            prompts[choice.index] = choice.prompt_token_ids
+    assert [prompts[0], prompts[1]] == two["prompt"]
+    assert [tokens[0], tokens[1]] == [choice.token_ids for choice in whole.choices]  # type: ignore[attr-defined]
+
+
+async def test_each_chunk_may_have_the_usage_so_far(client: openai.AsyncOpenAI) -> None:
+    chunks = [
+        chunk
+        async for chunk in await client.completions.create(
+            model="demo",
+            prompt="The",
+            max_tokens=12,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+            stream_options={"include_usage": True, "continuous_usage_stats": True},  # type: ignore[typeddict-unknown-key]
+        )
+    ]
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage is not None]
+    assert len(counts) == len(chunks) and counts == sorted(counts) and counts[0] >= 1 and counts[-1] == 12
+
+
+async def test_tokens_of_logprobs_may_be_named_by_their_ids(client: openai.AsyncOpenAI) -> None:
+    shows = {"return_tokens_as_token_ids": True, "return_token_ids": True}
+    answer = await client.completions.create(
+        model="demo", prompt="The", max_tokens=4, temperature=0, logprobs=2, extra_body=shows
+    )
+    [choice] = answer.choices
+    assert choice.logprobs is not None and choice.logprobs.top_logprobs is not None
+    named = [f"token_id:{token}" for token in choice.token_ids]  # type: ignore[attr-defined]
+    assert choice.logprobs.tokens == named
+    assert all(name in top for name, top in zip(named, choice.logprobs.top_logprobs, strict=True))
+    chat = await client.chat.completions.create(
+        model="demo", messages=MESSAGES, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2, extra_body=shows
+    )
+    [first] = chat.choices
+    assert first.logprobs is not None
+    assert [entry.token for entry in first.logprobs.content or ()] == [
+        f"token_id:{token}"
+        for token in first.token_ids  # type: ignore[attr-defined]
+    ]
+
+
 async def test_two_choices_are_two_answers_of_one_seed(client: openai.AsyncOpenAI) -> None:
     async def ask() -> list[str]:
         answer = await client.completions.create(model="demo", prompt="The", n=2, max_tokens=24, **SEEDED)
