@@ -694,7 +694,7 @@ def _read_yaml(file: str | Path) -> dict[str, Any]:
 
     try:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config file {file}: {error}") from error
     if tree is None:
         return {}

@@ -67,6 +67,14 @@ def test_a_pool_has_a_size_of_its_own_or_limits(settings: dict[str, object], siz
         assert each.is_autoscaled == ("autoscaling" in settings)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for content in (b"\xff\xfe", b"\0", b"{"):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"config file {file}: "):
+            load_config(file, environ={})
+
+
 def test_an_absolute_path_keeps_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")

@@ -43,6 +43,7 @@ from rtp_llm.tracing import Tracing, trace_id_of
 log = logging.getLogger(__name__)
 
 MAX_HEALTH_WAIT_S = 60.0
+MAX_LENGTH_DIGITS = 20  # of a Content-Length; whatever has more is too large
 Item: TypeAlias = "tuple[int, Delta] | None"  # of Answers.stream
 PING = b": ping\n\n"
 ERROR_HEADERS = {
@@ -301,7 +302,10 @@ def _check_content_type(http: HttpRequest) -> None:
 
 
 async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearray:
-    """The whole body; between its parts a client may be silent for `timeout_s`."""
+    """The whole body; between its parts a client may be silent for `timeout_s`. What is declared too large isn't waited for."""
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:MAX_LENGTH_DIGITS]) > limit:
+        raise BodyTooLargeError(f"the body is larger than {limit} bytes: {shortened(declared)}", value=declared)
     body, more = bytearray(), True
     while more:
         try:

@@ -241,6 +241,17 @@ async def test_malformed_json_and_a_large_body_are_refused(http: httpx.AsyncClie
     assert backend.counted == [("chat_completions", 400), ("chat_completions", 413)]
 
 
+async def test_a_body_is_too_large_as_soon_as_that_is_known(backend: ScriptedBackend) -> None:
+    undeclared = Connection(backend, *[{"type": "http.request", "body": b"x" * (1 << 19), "more_body": True}] * 3)
+    await undeclared.run()
+    assert undeclared.status == 413
+    for length in (b"1048577", b"9" * 5000):
+        declared = Connection(backend)  # that sends nothing
+        declared.scope = {**declared.scope, "headers": [*JSON_HEADERS, (b"content-length", length)]}
+        await declared.run()
+        assert declared.status == 413 and b"1048576 bytes" in declared.body
+
+
 async def test_unknown_fields_are_ignored(http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/chat/completions", json={**CHAT, "mystery": 1})).status_code == 200
 
@@ -279,12 +290,15 @@ async def test_a_stream_counts_once_when_it_ends(http: httpx.AsyncClient, backen
     assert backend.counted == [("chat_completions", 200), ("completions", 200)]
 
 
+JSON_HEADERS = [(b"content-type", b"application/json")]
+
+
 class Connection:
     """One request in ASGI's terms: what the client sends, and what it gets until it leaves."""
 
     scope = {  # noqa: RUF012
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
-        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+        "headers": JSON_HEADERS, "http_version": "1.1", "scheme": "http",
         "asgi": {"version": "3.0"}, "server": ("router", 80),
     }  # fmt: skip
 
