@@ -77,6 +77,18 @@ class Tokenizer:
         _check_unicode(text)
         return self._ids(text, add_special_tokens)
 
+    def encode_with_offsets(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and where in `text` each token stands: [begin, end) in characters.
+
+        Raises:
+            InvalidRequestError: as `encode`.
+        """
+        _check_unicode(text)
+        [encoding] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return encoding.ids, encoding.offsets
+
     def has_more_tokens(self, text: str, limit: int) -> bool:
         """Whether `text` has more than `limit` tokens for sure, at the cost of little more than so many. False: it may have.
 

@@ -20,15 +20,18 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
 
 from rtp_llm.config import Config
 from rtp_llm.errors import InvalidRequestError, OverloadedError, RtpLlmError, UnavailableError
 from rtp_llm.router.reading import Asked, BodyReader, BodyTooLargeError
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
+from rtp_llm.router.token_bodies import TOKEN_ROUTES, TokenBody
 
 log = logging.getLogger(__name__)
 
-KINDS: tuple[type[Body], ...] = (CompletionBody, ChatBody)
+Kind: TypeAlias = "type[Body] | type[TokenBody]"
+KINDS: tuple[Kind, ...] = (CompletionBody, ChatBody, *dict.fromkeys(kind for _, kind in TOKEN_ROUTES.values()))
 HEAD = struct.Struct("!BQ")  # which of KINDS, bytes that follow
 MAX_WAITING = 32  # bodies that wait for their turn
 PIECE_BYTES = 256 << 10  # handed to the transport at once
@@ -37,9 +40,9 @@ NICENESS = 5  # streams come first
 
 @dataclass
 class _Job:
-    kind: type[Body]
+    kind: Kind
     body: bytes | bytearray
-    asked: asyncio.Future[Asked]
+    asked: asyncio.Future[Any]
 
 
 class BodyProcess:
@@ -86,8 +89,14 @@ class BodyProcess:
             await asyncio.gather(self._working, return_exceptions=True)
         await self._end()
 
-    async def read(self, kind: type[Body], body: bytes | bytearray) -> Asked:
-        """What `body` asks.
+    @overload
+    async def read(self, kind: type[Body], body: bytes | bytearray) -> Asked: ...
+
+    @overload
+    async def read(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes: ...
+
+    async def read(self, kind: Kind, body: bytes | bytearray) -> Asked | bytes:
+        """What `body` asks, or the JSON that a TokenBody gets.
 
         Raises:
             InvalidRequestError: as BodyReader's.
@@ -101,7 +110,8 @@ class BodyProcess:
         self._jobs.append(job)
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
-        return await job.asked
+        answer: Asked | bytes = await job.asked
+        return answer
 
     async def _work(self) -> None:
         """Until none waits. Who was cancelled before its turn is left out; who is cancelled in it is read to the end."""
@@ -110,7 +120,7 @@ class BodyProcess:
             if job.asked.done():
                 continue
             try:
-                answer: Asked | Exception = await asyncio.wait_for(self._exchange(job), self._timeout_s)
+                answer: Asked | bytes | Exception = await asyncio.wait_for(self._exchange(job), self._timeout_s)
             except asyncio.TimeoutError:
                 answer = UnavailableError(f"the body could not be read within {self._timeout_s:g} s")
                 await self._end()
@@ -131,7 +141,7 @@ class BodyProcess:
             else:
                 job.asked.set_result(answer)
 
-    async def _exchange(self, job: _Job) -> Asked | Exception:
+    async def _exchange(self, job: _Job) -> Asked | bytes | Exception:
         self.start()
         if self._streams is None:
             self._streams = await asyncio.open_connection(sock=self._socket)
@@ -141,7 +151,7 @@ class BodyProcess:
             writer.write(memoryview(job.body)[at : at + PIECE_BYTES])
             await writer.drain()
         _, size = HEAD.unpack(await reader.readexactly(HEAD.size))
-        answer: Asked | Exception = pickle.loads(await reader.readexactly(size))
+        answer: Asked | bytes | Exception = pickle.loads(await reader.readexactly(size))
         return answer
 
     async def _end(self) -> int | None:
@@ -178,11 +188,12 @@ def main(fd: int) -> None:
             router.sendall(answer)
 
 
-def _answer(reader: BodyReader, kind: type[Body], body: bytearray | None) -> Asked | RtpLlmError:
+def _answer(reader: BodyReader, kind: Kind, body: bytearray | None) -> Asked | bytes | RtpLlmError:
     if body is None:
         return BodyTooLargeError("there is no memory for the body")
     try:
-        return reader.asked(reader.parsed_piecewise(kind, body))
+        typed: Body | TokenBody = reader.parsed_piecewise(kind, body)
+        return typed.told(reader) if isinstance(typed, TokenBody) else reader.asked(typed)
     except InvalidRequestError as error:
         error.value = None  # may be as large as the body
         return error.with_traceback(None)

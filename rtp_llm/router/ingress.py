@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, aclosing
 from typing import Any, Protocol, TypeAlias
 
@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
+import rtp_llm
 from rtp_llm.errors import (
     DeadlineUnreachableError,
     InvalidRequestError,
@@ -38,6 +39,7 @@ from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
 from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.terms import Terms
+from rtp_llm.router.token_bodies import TOKEN_ROUTES, TokenBody
 from rtp_llm.tracing import Tracing, trace_id_of
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,18 @@ class Backend(Protocol):
 
     async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
         """`terms`: those of the headers. Raises OverloadedError when its answer can't begin in time."""
+
+    async def tell(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes:
+        """JSON."""
+
+    @property
+    def num_answers(self) -> int:
+        """That this router makes, or that wait in it."""
+        ...
+
+    def server_info(self) -> dict[str, Any]:
+        """The model and settings, no secret among them."""
+        ...
 
     @property
     def least_workers(self) -> int:
@@ -143,6 +157,24 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     app.add_route("/v1/completions", completions, methods=["POST"])
     app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
 
+    for path, (name, kind) in TOKEN_ROUTES.items():
+        app.add_route(path, _telling(backend, name, kind), methods=["POST"])
+
+    @app.get("/version")
+    async def version() -> Response:
+        return JSONResponse({"version": rtp_llm.__version__})
+
+    @app.api_route("/ping", methods=["GET", "POST"])
+    async def ping() -> Response:
+        """As /health: what SageMaker asks."""
+        return await health()
+
+    @app.get("/load")
+    async def load(http: HttpRequest) -> Response:
+        """Answers that this router makes or that wait in it."""
+        backend().access.check_admin(_authorization(http))
+        return JSONResponse({"server_load": backend().num_answers})
+
     @app.get("/v1/models")
     async def models(http: HttpRequest) -> Response:
         backend().access.check_user(_authorization(http))
@@ -184,6 +216,13 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         backend().access.check_admin(_authorization(http))
         return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def server_info(http: HttpRequest) -> Response:
+        backend().access.check_admin(_authorization(http))
+        return JSONResponse({"version": rtp_llm.__version__, **backend().server_info()})
+
+    for path in ("/server_info", "/get_server_info"):  # vLLM's, SGLang's
+        app.add_route(path, server_info, methods=["GET"])
+
     async def worker_status(http: HttpRequest) -> Response:
         backend().access.check_admin(_authorization(http))
         return JSONResponse(backend().worker_status())
@@ -197,6 +236,15 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         app.add_route(f"{prefix}/cache_status", cache_status, methods=["GET", "POST"])
 
     return Cors(app, origins=lambda: backend().cors_origins)
+
+
+def _telling(
+    backend: Callable[[], Backend], endpoint: str, kind: type[TokenBody]
+) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def tell(http: HttpRequest) -> Response:
+        return await _tell(http, backend(), endpoint, kind)
+
+    return tell
 
 
 def _answer_frameworks_errors(app: FastAPI) -> None:
@@ -222,6 +270,24 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(http: HttpRequest, error: Exception) -> Response:
         return _error_response(error)
+
+
+async def _tell(http: HttpRequest, backend: Backend, endpoint: str, kind: type[TokenBody]) -> Response:
+    """What a TokenBody gets."""
+    try:
+        backend.access.check_user(_authorization(http))
+        _check_content_type(http)
+        with backend.admission():
+            body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
+            response = Response(await backend.tell(kind, body), media_type="application/json")
+    except ClientDisconnect:
+        response = Response(status_code=499)
+    except Exception as error:
+        if not isinstance(error, RtpLlmError):
+            log.exception("%s failed", endpoint)
+        response = _error_response(error)
+    backend.count(endpoint, response.status_code)
+    return response
 
 
 async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:

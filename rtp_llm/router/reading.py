@@ -20,7 +20,7 @@ from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, r
 from rtp_llm.model.parts import Parsers, PartsAsked, parsers_of, reasoning_forms
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.router.json_text import Build, JsonText
-from rtp_llm.router.schemas import Body, ChatBody, CompletionBody, parse_body
+from rtp_llm.router.schemas import Body, BodyT, ChatBody, CompletionBody, parse_body
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
@@ -93,24 +93,27 @@ class BodyReader:
 
     # --- JSON → typed.
 
-    def parsed(self, cls: type[Body], body: bytes | bytearray) -> Body:
+    def parsed(self, cls: type[BodyT], body: bytes | bytearray) -> BodyT:
         """
         Raises:
             InvalidRequestError: it is no JSON, a field is wrong, or the model is another one.
         """
         return self._typed(cls, lambda: json.loads(body))
 
-    def parsed_piecewise(self, cls: type[Body], body: bytes | bytearray) -> Body:
+    def parsed_piecewise(self, cls: type[BodyT], body: bytes | bytearray) -> BodyT:
         """The same of a large body: what no field of `cls` wants isn't built, and no list becomes longer than it may be.
 
         Raises:
             InvalidRequestError: as `parsed`, or a field has too many values.
         """
         wanted: dict[str, Build] = dict.fromkeys(cls.known_fields(), JsonText.value)
-        wanted |= {"prompt": self._read_prompt} if cls is CompletionBody else {"messages": self._read_messages}
+        if cls is CompletionBody:
+            wanted["prompt"] = self._read_prompt
+        elif "messages" in wanted:
+            wanted["messages"] = self._read_messages
         return self._typed(cls, lambda: JsonText(body).fields(wanted))
 
-    def _typed(self, cls: type[Body], load: Callable[[], Any]) -> Body:
+    def _typed(self, cls: type[BodyT], load: Callable[[], Any]) -> BodyT:
         try:
             content = load()
         except InvalidRequestError:
@@ -267,7 +270,7 @@ class BodyReader:
     def _sampling(self, body: Body) -> SamplingParams:
         sampling = body.sampling(self._defaults.sampling)
         for token in sampling.stop_token_ids or []:
-            self._check_token(token, "stop_token_ids")
+            self.check_token(token, "stop_token_ids")
         ending = {*self._defaults.eos_token_ids, *(sampling.stop_token_ids or [])}
         if sampling.min_tokens and len(ending) > MAX_SUPPRESSED_TOKENS:
             raise InvalidRequestError(
@@ -294,7 +297,7 @@ class BodyReader:
         if len(prompt) >= self.context:
             raise self._too_long("prompt", len(prompt))
         for token in {min(prompt, default=0), max(prompt, default=0)}:
-            self._check_token(token, "prompt")
+            self.check_token(token, "prompt")
         return array("i", prompt)
 
     def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
@@ -346,7 +349,7 @@ class BodyReader:
         """In words that OpenAI's clients look for."""
         return f"the context: this model's maximum context length is {self.context} tokens"
 
-    def _check_token(self, token: int, param: str) -> None:
+    def check_token(self, token: int, param: str) -> None:
         if not 0 <= token < self._vocab_size:
             raise InvalidRequestError(
                 f"{param}: token id {shortened(token)} is out of range, the vocabulary has {self._vocab_size}",

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
@@ -25,7 +25,7 @@ from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, S
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
 
-_STRICT = ConfigDict(extra="ignore", strict=True)
+STRICT = ConfigDict(extra="ignore", strict=True)
 
 Whole = Annotated[int, BeforeValidator(whole)]
 
@@ -53,7 +53,7 @@ def _sampling_fields() -> Any:
     """A model with SamplingParams' fields, each of its type or None."""
     hints = get_type_hints(SamplingParams)
     types: dict[str, Any] = {name: (_in_json(hints[name]) | None, None) for name in FIELDS}
-    return create_model("SamplingFields", __config__=_STRICT, **types)
+    return create_model("SamplingFields", __config__=STRICT, **types)
 
 
 # An array where a large body was read piece by piece.
@@ -97,18 +97,29 @@ def _not_a(name: str, where: str, value: Any) -> InvalidRequestError:
 
 
 class StreamOptions(BaseModel):
-    model_config = _STRICT
+    model_config = STRICT
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class Body(_sampling_fields()):  # type: ignore[misc]
-    """What both endpoints take. None means: not given."""
+class AnyBody(BaseModel):
+    """What all endpoints take. None means: not given."""
 
-    refused: ClassVar[Table]
+    model_config = STRICT
+    refused: ClassVar[Table] = MappingProxyType({})  # of this endpoint
 
     model: str | None = None
+
+    @classmethod
+    def known_fields(cls) -> frozenset[str]:
+        """Names of a body's fields that are looked at; others are ignored."""
+        return frozenset((*cls.model_fields, *BOTH, *cls.refused))
+
+
+class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
+    """What both endpoints take that answer."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -122,11 +133,6 @@ class Body(_sampling_fields()):  # type: ignore[misc]
     ttft_timeout: float | None = None
     ttft_timeout_ms: float | None = None
     priority: Whole | None = None
-
-    @classmethod
-    def known_fields(cls) -> frozenset[str]:
-        """Names of a body's fields that are looked at; others are ignored."""
-        return frozenset((*cls.model_fields, *BOTH, *cls.refused))
 
     @abstractmethod
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
@@ -265,7 +271,7 @@ class ChatBody(Body):
         return None if self.tool_choice == "none" else self.tools or None
 
 
-BodyT = TypeVar("BodyT", bound=Body)
+BodyT = TypeVar("BodyT", bound=AnyBody)
 
 
 def parse_body(cls: type[BodyT], content: object) -> BodyT:

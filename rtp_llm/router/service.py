@@ -41,11 +41,14 @@ from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.router.terms import NO_TERMS, Terms
+from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.sampling_params import FIELDS, SamplingParams
 from rtp_llm.tracing import Tracing
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, ended_workers_method, metrics_method
 
+# Sections of the configuration that hold no secret.
+SHOWN_SETTINGS = {"model", "engine", "transfer", "handover", "prefill", "decode", "autoscaling", "router"}
 SMALL_BODY_BYTES = 4 << 10  # what is no larger is read on the loop, in at most 3 ms: a thread's turn takes 0.2
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
 MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
@@ -361,6 +364,23 @@ class Service:
         except OverloadedError as error:
             self.count_refusal(error)
             raise
+
+    async def tell(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes:
+        """The JSON that a TokenBody gets."""
+        if len(body) > LARGE_BODY_BYTES:
+            return await self.bodies.read(kind, body)
+        typed = self.reader.parsed(kind, body)
+        if len(body) <= SMALL_BODY_BYTES:
+            return typed.told(self.reader)
+        return await asyncio.to_thread(typed.told, self.reader)
+
+    @property
+    def num_answers(self) -> int:
+        return self.dispatcher.num_live
+
+    def server_info(self) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json", include=SHOWN_SETTINGS)
+        return {"model": self.model_name, "max_model_len": self.max_model_len, "config": settings}
 
     def ask_typed(self, body: Body, terms: Terms = NO_TERMS) -> Question:
         return self._question(self.reader.asked(body), terms)

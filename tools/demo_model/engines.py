@@ -88,7 +88,8 @@ def server_generate(url: str, model_dir: Path) -> Generate:
             choice = _post(f"{url}/v1/completions", {**body, "prompt": ids})["choices"][0]
             text = choice["text"]
         else:
-            choice = _post(f"{url}/v1/chat/completions", {**body, "messages": prompt.messages})["choices"][0]
+            whole = {**body, "messages": prompt.messages, "separate_reasoning": False}
+            choice = _post(f"{url}/v1/chat/completions", whole)["choices"][0]
             text = choice["message"]["content"]
         return str(text) + ("" if choice["finish_reason"] == "stop" else UNFINISHED)
 

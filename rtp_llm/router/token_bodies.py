@@ -1,0 +1,106 @@
+"""Bodies that ask for token ids or texts and for no answer. They get JSON, made where they are read: it may be large."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, TypeAlias
+
+from rtp_llm.errors import InvalidRequestError
+from rtp_llm.router.reading import BodyReader
+from rtp_llm.router.refused_fields import CHAT, Table
+from rtp_llm.router.schemas import AnyBody, ChatBody, WholeNumbers
+
+Encoded: TypeAlias = "tuple[list[int], list[tuple[int, int]]]"  # ids, where each stands in the text, in characters
+
+
+class TokenBody(AnyBody):
+    """Of an endpoint of TOKEN_ROUTES."""
+
+    @abstractmethod
+    def told(self, reader: BodyReader) -> bytes:
+        """What it gets.
+
+        Raises:
+            InvalidRequestError: it can't be had.
+        """
+
+
+class RenderBody(ChatBody, TokenBody):
+    """A chat whose prompt is wanted."""
+
+    def told(self, reader: BodyReader) -> bytes:
+        text = reader.rendered(self)
+        ids, _ = _encoded(reader, "messages", text, bool(self.add_special_tokens))
+        return _json({"prompt": text, "prompt_token_ids": ids, "count": len(ids)})
+
+
+class TokenizeBody(ChatBody, TokenBody):
+    """A text, or a chat's messages as the template renders them."""
+
+    refused: ClassVar[Table] = MappingProxyType({name: CHAT[name] for name in CHAT if name != "prompt"})
+
+    messages: list[Any] | None = None  # type: ignore[assignment]
+    prompt: str | None = None
+    return_token_strs: bool | None = None
+    return_offsets_mapping: bool | None = None
+
+    def told(self, reader: BodyReader) -> bytes:
+        """As vLLM's /tokenize."""
+        ids, _ = self._encoded(reader)
+        names = [reader.tokenizer.token_text(token) for token in ids] if self.return_token_strs else None
+        return _json({"count": len(ids), "max_model_len": reader.context, "tokens": ids, "token_strs": names})
+
+    def _encoded(self, reader: BodyReader) -> Encoded:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequestError("one of prompt and messages is wanted", param="prompt")
+        if self.prompt is None:
+            return _encoded(reader, "messages", reader.rendered(self), bool(self.add_special_tokens))
+        return _encoded(reader, "prompt", self.prompt, self.add_special_tokens is not False)
+
+
+class EncodeBody(TokenizeBody):
+    """The same, answered as RTP-LLM's /tokenizer/encode."""
+
+    def told(self, reader: BodyReader) -> bytes:
+        ids, offsets = self._encoded(reader)
+        answer: dict[str, Any] = {"token_ids": ids, "tokens": [reader.tokenizer.token_text(token) for token in ids]}
+        if self.return_offsets_mapping:
+            answer["offset_mapping"] = offsets
+        return _json(answer)
+
+
+class DetokenizeBody(TokenBody):
+    """As vLLM's /detokenize."""
+
+    tokens: WholeNumbers
+
+    def told(self, reader: BodyReader) -> bytes:
+        for token in (min(self.tokens, default=0), max(self.tokens, default=0)):
+            reader.check_token(token, "tokens")
+        return _json({"prompt": reader.tokenizer.decode(self.tokens, skip_special_tokens=False)})
+
+
+# Path → (the endpoint's name in metrics, the body that it takes).
+TOKEN_ROUTES: Final[Mapping[str, tuple[str, type[TokenBody]]]] = MappingProxyType(
+    {
+        "/tokenize": ("tokenize", TokenizeBody),
+        "/detokenize": ("detokenize", DetokenizeBody),
+        "/tokenizer/encode": ("tokenizer_encode", EncodeBody),
+        "/v1/chat/render": ("chat_render", RenderBody),
+        "/chat/render": ("chat_render", RenderBody),
+    }
+)
+
+
+def _encoded(reader: BodyReader, field: str, text: str, add_special_tokens: bool) -> Encoded:
+    try:
+        return reader.tokenizer.encode_with_offsets(text, add_special_tokens=add_special_tokens)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{field}: {error.message}", param=field) from error
+
+
+def _json(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
