@@ -278,6 +278,12 @@ TEST(a_close_is_told_though_another_endpoint_stands_by_then) {
   two.until([&] { return !two.s.told.empty(); });
   CHECK_EQ(two.s.said(), std::vector<std::string>{"closed send r"});
   CHECK_EQ(two.s.data.transport().counts().outbound, 1);
+  // It carries KV. (Nor may a listener end while a peer connects: UCX 1.22 doesn't survive that, openucx/ucx#11087.)
+  const Push push(two.s, two.r.self, 16);
+  two.let_in(push);
+  two.s.data.push(push.action);
+  two.until([&] { return two.s.told.size() == 2 && !two.r.told.empty(); });
+  CHECK_EQ(two.s.said().back(), "pushed");
 }
 
 TEST(closing_what_is_not_there_is_told_at_once) {
