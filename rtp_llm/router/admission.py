@@ -12,7 +12,7 @@ from rtp_llm.router.placement import PlacementQuery, Policy, Predictor, Snapshot
 from rtp_llm.router.terms import Terms
 
 
-class Prompt(NamedTuple):
+class PromptSize(NamedTuple):
     tokens: int  # at least so many
     block_hashes: Callable[[int], bytes] | None = None  # as a PlacementQuery's
 
@@ -33,7 +33,7 @@ class Admission:
         self._tokens_ahead = tokens_ahead
         self._settings = settings
 
-    def check(self, terms: Terms, prompts: Sequence[Prompt], waited_s: float) -> None:
+    def check(self, terms: Terms, prompts: Sequence[PromptSize], waited_s: float) -> None:
         """`waited_s`: since the request's arrival.
 
         Raises:

@@ -58,7 +58,7 @@ def _sampling_fields() -> Any:
 
 # An array where a large body was read piece by piece.
 TokenIds: TypeAlias = "list[int] | array[int]"
-Prompt: TypeAlias = "str | list[str] | TokenIds | list[TokenIds]"
+PromptField: TypeAlias = "str | list[str] | TokenIds | list[TokenIds]"
 
 
 def _prompt(value: Any) -> Any:
@@ -184,7 +184,7 @@ class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
 class CompletionBody(Body):
     refused = COMPLETIONS
 
-    prompt: Annotated[Any, PlainValidator(_prompt)]  # a Prompt
+    prompt: Annotated[Any, PlainValidator(_prompt)]  # a PromptField
     best_of: Whole | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:

@@ -30,7 +30,7 @@ from rtp_llm.request import Request
 from rtp_llm.router import status
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
-from rtp_llm.router.admission import Admission, Prompt
+from rtp_llm.router.admission import Admission, PromptSize
 from rtp_llm.router.answers import Question
 from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
@@ -354,10 +354,10 @@ class Service:
     async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
         try:
             if len(body) > LARGE_BODY_BYTES:
-                self._check_deadline(terms, [Prompt(1)])
+                self._check_deadline(terms, [PromptSize(1)])
                 return self._question(await self.bodies.read(kind, body), terms)
             typed = self.reader.parsed(kind, body)
-            self._check_deadline(terms.joined(typed.terms()), list(map(Prompt, self.reader.least_tokens(typed))))
+            self._check_deadline(terms.joined(typed.terms()), list(map(PromptSize, self.reader.least_tokens(typed))))
             if len(body) <= SMALL_BODY_BYTES:
                 return self.ask_typed(typed, terms)
             return self._question(await asyncio.to_thread(self.reader.asked, typed), terms)
@@ -385,13 +385,13 @@ class Service:
     def ask_typed(self, body: Body, terms: Terms = NO_TERMS) -> Question:
         return self._question(self.reader.asked(body), terms)
 
-    def _check_deadline(self, terms: Terms, prompts: Sequence[Prompt]) -> None:
+    def _check_deadline(self, terms: Terms, prompts: Sequence[PromptSize]) -> None:
         self._admission.check(terms, prompts, time.monotonic() - current_account().arrived)
 
     def _question(self, asked: Asked, terms: Terms) -> Question:
         terms = terms.joined(asked.terms)
         prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
-        self._check_deadline(terms, [Prompt(prompt.num_tokens, prompt.hashes) for prompt in prompts])
+        self._check_deadline(terms, [PromptSize(prompt.num_tokens, prompt.hashes) for prompt in prompts])
         return Question(
             prompts=prompts,
             stream=asked.stream,
