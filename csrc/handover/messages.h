@@ -88,10 +88,10 @@ struct Attach {
 };
 struct DrainingAcknowledged {};
 
-// How long the KV of an attempt took to come to its receiver, in seconds, from the first message of its grant on. Zero:
-// nothing had to be sent.
+// How long messages of an attempt's KV were under way into its receiver's memory, in seconds; what its sender computed
+// between them doesn't count. Zero: nothing had to be sent.
 struct ArrivalTimes {
-  float wire = 0;    // until the last byte was in its place, without:
+  float wire = 0;    // without:
   float verify = 0;  // putting bytes into their places and summing them
 };
 

@@ -34,9 +34,8 @@ std::variant<Destination, Refusal> Receiver::accept(const WorkerKey& sender, con
   ReceiverGrant& grant = found->second;
   if (grant.sender != sender) return Refusal::kSender;
   if (const auto refusal = grant.check(header, payload_bytes, table_->config)) return *refusal;
-  ++grant.receives_in_flight;
+  if (grant.receives_in_flight++ == 0) grant.receiving_since = now;
   grant.bytes_accepted += payload_bytes;
-  if (!grant.first_accepted) grant.first_accepted = now;
   ReceiverAttempt& attempt = table_->live.at(grant.key);
   if (attempt.state == ReceiverState::kVerify) {
     table_->set_deadline(attempt, now + table_->config.times.verify_stall);
@@ -118,12 +117,11 @@ void Receiver::on(const event::ReceiveDone& event, Seconds now, Actions& out) {
   require(found != table_->grants.end() && found->second.receives_in_flight > 0, "ReceiveDone for grant ", event.grant,
           " which has none in flight");
   ReceiverGrant& grant = found->second;
-  --grant.receives_in_flight;
+  if (--grant.receives_in_flight == 0) grant.receiving += now - grant.receiving_since;
   if (event.ok) {
     grant.bytes_received += event.bytes;
     grant.checksum += event.checksum;
     grant.verify += event.verify;
-    grant.last_received = now;
   }
   if (grant.live) {
     ReceiverAttempt& attempt = table_->live.at(grant.key);

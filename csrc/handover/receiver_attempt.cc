@@ -18,10 +18,8 @@ std::optional<Refusal> ReceiverGrant::check(const KvMessageHeader& header, uint6
 }
 
 message::ArrivalTimes ReceiverGrant::arrival() const {
-  if (!first_accepted) return {};
-  const Seconds whole = std::max(last_received - *first_accepted, 0.0);
-  const Seconds verified = std::min(verify, whole);
-  return {.wire = static_cast<float>(whole - verified), .verify = static_cast<float>(verified)};
+  const Seconds verified = std::min(verify, receiving);
+  return {.wire = static_cast<float>(receiving - verified), .verify = static_cast<float>(verified)};
 }
 
 }  // namespace rtp_llm

@@ -23,10 +23,10 @@ struct ReceiverGrant {
   bool live = true;           // else quarantined
   int32_t receives_in_flight = 0;
   uint64_t bytes_accepted = 0, bytes_received = 0, checksum = 0;
-  std::optional<Seconds> first_accepted;  // when
-  Seconds last_received = 0;              // when
-  Seconds verify = 0;                     // of all its messages
-  std::optional<Seconds> close_at;        // quarantined
+  Seconds receiving_since = 0;      // receives are in flight
+  Seconds receiving = 0;            // that receives were in flight, all together
+  Seconds verify = 0;               // of all its messages
+  std::optional<Seconds> close_at;  // quarantined
 
   int32_t fresh_blocks() const { return static_cast<int32_t>(reservation.blocks.size()) - reservation.prefix_blocks; }
   std::optional<Refusal> check(const KvMessageHeader& header, uint64_t payload_bytes,

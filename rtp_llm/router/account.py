@@ -34,7 +34,7 @@ class AnswerAccount:
     at_worker: tuple[float, float] = (0.0, 0.0)  # seconds queued and computing, as the worker measured them
     first_token: float | None = None
     handed_over: float | None = None  # its KV is at R, whole, for the first time
-    arrival: tuple[float, float] | None = None  # seconds of that KV on the wire and verified, as R measured them
+    arrival: tuple[float, float] | None = None  # seconds that its KV was on the wire and verified, by R
     last_token: float | None = None
     tokens: int = 0
     cached_tokens: int = 0

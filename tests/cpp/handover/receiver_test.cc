@@ -537,8 +537,8 @@ TEST(verify_waits_for_exactly_the_bytes_and_then_commits_and_joins) {
   r.check_state(ReceiverState::kRunning);
 }
 
-TEST(committed_says_how_long_the_bytes_took_to_come_and_to_be_verified_also_when_asked_again) {
-  const auto check = [](const message::Committed& committed) {  // 0.75 s from the first message to the last byte
+TEST(committed_says_how_long_bytes_were_under_way_and_verified_also_when_asked_again) {
+  const auto check = [](const message::Committed& committed) {  // of 0.75 s in which messages were under way
     CHECK_EQ(committed.times.wire, 0.5f);
     CHECK_EQ(committed.times.verify, 0.25f);
   };
@@ -548,9 +548,9 @@ TEST(committed_says_how_long_the_bytes_took_to_come_and_to_be_verified_also_when
   CHECK(r.accepts(r.header(1, 0)));
   r.now += 0.25;
   r.received(1, true, 1, 0.125);
-  r.now += 0.25;
+  r.now += 1;  // the sender computes
   CHECK(r.accepts(r.header(1, 2)));
-  r.now += 0.25;
+  r.now += 0.5;
   r.received(1, true, 1, 0.125);
   r.now += 2;  // until the sender had a token
   r.commit(1);
@@ -562,6 +562,20 @@ TEST(committed_says_how_long_the_bytes_took_to_come_and_to_be_verified_also_when
   check(r.only<message::Committed>());
   r.from_router(message::Fence{k});
   check(r.only<message::Committed>());
+}
+
+TEST(messages_that_are_under_way_together_count_once) {
+  Receiving r;
+  r.reserve();
+  CHECK(r.accepts(r.header(1, 0)));
+  r.now += 0.25;
+  CHECK(r.accepts(r.header(1, 2)));
+  r.now += 0.25;
+  r.received(1);
+  r.now += 0.25;
+  r.received(1);
+  r.commit(1);
+  CHECK_EQ(r.only<message::Committed>().times.wire, 0.75f);
 }
 
 TEST(what_had_not_to_be_sent_took_no_time) {
