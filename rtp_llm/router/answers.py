@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.model.parts.answer_parts import joined_calls
-from rtp_llm.router.responses import Shape, Usage
+from rtp_llm.router.usage import Usage
 
 # (choice index, what it said), where None is its end; None alone is a ping.
 Queue: TypeAlias = "asyncio.Queue[tuple[int, Delta | BaseException | None] | None]"
@@ -52,29 +52,22 @@ class Answers:
     Prompts are answered side by side. The first choice of each goes ahead, so that the others hit the prompt's blocks.
     """
 
-    def __init__(self, request_id: str, prompts: Sequence[Prompt], *, token_ids: bool = False) -> None:
-        """`token_ids`: choices show those of their answer."""
+    def __init__(self, request_id: str, prompts: Sequence[Prompt]) -> None:
         self.prompts = prompts
-        self.shows_token_ids = token_ids
         self.indices = [(p, c) for p, prompt in enumerate(prompts) for c in range(prompt.num_choices)]
         self.usage = Usage(prompt_tokens=sum(prompt.num_tokens for prompt in prompts))
         self.logprobs = prompts[0].logprobs
         self._request_id = request_id
         self._computed = [asyncio.Event() for _ in prompts]  # by prompt: its first choice has a token
 
-    async def collect(self, shape: Shape) -> tuple[list[dict[str, Any]], Usage]:
-        texts: list[list[Delta]] = [[] for _ in self.indices]
+    async def collect(self) -> list[Delta]:
+        """Each answer as one Delta."""
+        parts: list[list[Delta]] = [[] for _ in self.indices]
         async with aclosing(self.stream()) as deltas:
             async for said in deltas:
                 if said is not None:
-                    texts[said[0]].append(said[1])
-        choices = [self.choice(shape.whole_choice, i, _joined(parts)) for i, parts in enumerate(texts)]
-        return choices, self.usage
-
-    def choice(self, shape: Callable[[int, Delta, bool], dict[str, Any]], index: int, delta: Delta) -> dict[str, Any]:
-        """As an entry of `choices`."""
-        made = shape(index, delta, self.logprobs)
-        return {**made, "token_ids": list(delta.token_ids)} if self.shows_token_ids else made
+                    parts[said[0]].append(said[1])
+        return [_joined(each) for each in parts]
 
     def prompt_token_ids(self, index: int) -> list[int]:
         """Of the prompt that a choice answers."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack, aclosing
 from typing import Any, Protocol, TypeAlias
 
@@ -36,10 +34,11 @@ from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
-from rtp_llm.router.responses import ChatShape, CompletionShape, Envelope, Shape, error_body, error_object
+from rtp_llm.router.responses import CHATS, COMPLETIONS, error_object
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.terms import Terms
 from rtp_llm.router.token_bodies import TOKEN_ROUTES, TokenBody
+from rtp_llm.router.writer import PING, Form, Writer
 from rtp_llm.tracing import Tracing, trace_id_of
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 MAX_HEALTH_WAIT_S = 60.0
 MAX_LENGTH_DIGITS = 20  # of a Content-Length; whatever has more is too large
 Item: TypeAlias = "tuple[int, Delta] | None"  # of Answers.stream
-PING = b": ping\n\n"
 ERROR_HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     408: {"Connection": "close"},
@@ -148,10 +146,10 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     _answer_frameworks_errors(app)
 
     async def completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), CompletionBody, CompletionShape())
+        return await _endpoint(http, backend(), CompletionBody, COMPLETIONS)
 
     async def chat_completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), ChatBody, ChatShape())
+        return await _endpoint(http, backend(), ChatBody, CHATS)
 
     # Starlette's routes: FastAPI's read a request's parameters for 0.1 ms, and these take it as it is.
     app.add_route("/v1/completions", completions, methods=["POST"])
@@ -290,9 +288,9 @@ async def _tell(http: HttpRequest, backend: Backend, endpoint: str, kind: type[T
     return response
 
 
-async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape: Shape) -> Response:
+async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], form: Form) -> Response:
     account = open_account(http.headers.get("x-request-id", ""))
-    _trace(http, backend, shape, account)
+    _trace(http, backend, form, account)
     response, failure = None, ""
     try:
         account.tenant = backend.access.check_user(_authorization(http))
@@ -303,7 +301,7 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
             client = ClientWatch(http.receive)
             try:
-                response = await client.during(_answer(backend, kind, body, terms, shape, reading, account, client))
+                response = await client.during(_answer(backend, kind, body, terms, form, reading, account, client))
             finally:
                 if not isinstance(response, EventStream):
                     client.stop()
@@ -311,30 +309,30 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], shape
         response = Response(status_code=499)
     except Exception as error:
         if not isinstance(error, RtpLlmError):
-            log.exception("%s failed", shape.endpoint)
-        response, failure = _error_response(error), str(error)
+            log.exception("%s failed", form.endpoint)
+        response, failure = _error_response(error, form), str(error)
     if not isinstance(response, EventStream):  # a stream counts when it ends
-        _over(backend, shape, account, response.status_code, failure)
+        _over(backend, form, account, response.status_code, failure)
     return response
 
 
-def _trace(http: HttpRequest, backend: Backend, shape: Shape, account: RequestAccount) -> None:
+def _trace(http: HttpRequest, backend: Backend, form: Form, account: RequestAccount) -> None:
     """Begin its span, in the client's trace if it names one."""
     traceparent = http.headers.get("traceparent", "")
     account.trace_id = trace_id_of(traceparent) if traceparent else ""
     if backend.tracing is not None:
-        name = f"{spans.OPERATIONS[shape.endpoint]} {backend.model_name}"
+        name = f"{spans.OPERATIONS[form.endpoint]} {backend.model_name}"
         tracestate = ",".join(http.headers.getlist("tracestate"))
         account.trace = backend.tracing.begin(name, account.arrived, traceparent, tracestate)
         if account.trace is not None:
             account.trace_id = account.trace.trace_id
 
 
-def _over(backend: Backend, shape: Shape, account: RequestAccount, status: int, failure: str) -> None:
-    backend.count(shape.endpoint, status)
-    account.close(shape.endpoint, status, failure)
+def _over(backend: Backend, form: Form, account: RequestAccount, status: int, failure: str) -> None:
+    backend.count(form.endpoint, status)
+    account.close(form.endpoint, status, failure)
     if account.trace is not None:
-        spans.end(account.trace, account, shape.endpoint, backend.model_name, status, failure)
+        spans.end(account.trace, account, form.endpoint, backend.model_name, status, failure)
 
 
 def _authorization(http: HttpRequest) -> str | None:
@@ -346,7 +344,7 @@ async def _answer(
     kind: type[Body],
     body: bytearray,
     terms: Terms,
-    shape: Shape,
+    form: Form,
     reading: ExitStack,
     account: RequestAccount,
     client: ClientWatch,
@@ -354,8 +352,7 @@ async def _answer(
     """`reading` ends when it is known what is asked."""
     question = await backend.ask(kind, body, terms)
     reading.close()
-    envelope = Envelope(shape, shape.id_prefix + uuid.uuid4().hex, backend.model_name)
-    return await _respond(envelope, question, backend, account, client)
+    return await _respond(form, question, backend, account, client)
 
 
 def _check_content_type(http: HttpRequest) -> None:
@@ -391,18 +388,15 @@ async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearr
 
 
 async def _respond(
-    envelope: Envelope, question: Question, backend: Backend, account: RequestAccount, client: ClientWatch
+    form: Form, question: Question, backend: Backend, account: RequestAccount, client: ClientWatch
 ) -> Response:
-    answers = Answers(envelope.id, question.prompts, token_ids=question.return_token_ids)
+    writer = form.writer(backend.model_name, question)
+    answers = Answers(writer.id, question.prompts)
     if not question.stream:
-        choices, usage = await answers.collect(envelope.shape)
+        choices = await answers.collect()
         if question.return_timings:
-            usage.timings = account.timings()
-        body = envelope.whole(choices, usage)
-        if question.return_token_ids:
-            for index, choice in enumerate(choices):
-                envelope.shape.show_prompt(body, choice, answers.prompt_token_ids(index))
-        return JSONResponse(body)
+            answers.usage.timings = account.timings()
+        return JSONResponse(writer.whole(answers, choices))
     # What comes first decides the status: an error before it is a plain HTTP error. A silence is something, too.
     items = answers.stream(backend.ping_s)
     try:
@@ -410,12 +404,12 @@ async def _respond(
     except BaseException:
         await items.aclose()
         raise
-    events = _events(envelope, answers, first, items, question, backend, account)
-    return EventStream(events, client)
+    return EventStream(_events(form, writer, answers, first, items, question, backend, account), client)
 
 
 async def _events(
-    envelope: Envelope,
+    form: Form,
+    writer: Writer,
     answers: Answers,
     item: Item,
     rest: AsyncGenerator[Item, None],
@@ -424,32 +418,11 @@ async def _events(
     account: RequestAccount,
 ) -> AsyncGenerator[bytes, None]:
     """`item` and the rest as events; None is a ping. Counts the request by how it ends."""
-
-    def event(index: int, choice: dict[str, Any], *, first: bool) -> bytes:
-        chunk = envelope.chunk([choice], answers.usage if question.continuous_usage else None, question.include_usage)
-        if first and question.return_token_ids:
-            shape.show_prompt(chunk, choice, answers.prompt_token_ids(index))
-        return _event(chunk)
-
-    def events_of(index: int, delta: Delta) -> Iterator[bytes]:
-        first = index not in opened
-        if first:
-            opened.add(index)
-            opening = shape.first_chunk(index)
-            if opening is not None:
-                yield event(index, opening, first=True)
-                first = False
-        shows_tokens = answers.shows_token_ids and delta.token_ids
-        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls or delta.reasoning or shows_tokens:
-            yield event(index, answers.choice(shape.delta_choice, index, delta), first=first)
-
-    shape = envelope.shape
-    opened: set[int] = set()
     status, failure = 499, ""  # the client leaves before the end
     try:
         async with aclosing(rest):
             while True:
-                for each in (PING,) if item is None else events_of(*item):
+                for each in (PING,) if item is None else writer.events_of(answers, *item):
                     yield each
                 try:
                     item = await anext(rest)
@@ -457,26 +430,21 @@ async def _events(
                     break
         if question.return_timings:
             answers.usage.timings = account.timings()
-        if question.include_usage:
-            yield _event(envelope.chunk([], answers.usage, True))
+        last = writer.last_events(answers)
         status = 200
     except Exception as error:
         if not isinstance(error, RtpLlmError):
-            log.exception("stream %s failed", envelope.id)
-        status, body = error_body(error)
-        failure = str(error)
-        yield _event(body)
+            log.exception("stream %s failed", writer.id)
+        status, failure = form.error_body(error)[0], str(error)
+        last = writer.failed(error)
     finally:
-        _over(backend, shape, account, status, failure)
-    yield b"data: [DONE]\n\n"
+        _over(backend, form, account, status, failure)
+    for each in last:
+        yield each
 
 
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-def _error_response(error: Exception) -> JSONResponse:
-    status, body = error_body(error)
+def _error_response(error: Exception, form: Form = CHATS) -> JSONResponse:
+    status, body = form.error_body(error)
     headers = ERROR_HEADERS.get(status)
     if isinstance(error, DeadlineUnreachableError):
         seconds = error.retry_after_s

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError
 from rtp_llm.model.answer_text import Delta, TokenLogprob, ToolCall
+from rtp_llm.router.answers import Answers, Question
+from rtp_llm.router.writer import Form, event
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -22,32 +25,9 @@ ERROR_TYPES = {
 }
 
 
-@dataclass(slots=True)
-class Usage:
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    timings: list[dict[str, float]] | None = None  # of each answer, where they were asked for
-
-    def body(self) -> dict[str, Any]:
-        timings = {} if self.timings is None else {"timings": self.timings}
-        thought = self.reasoning_tokens
-        reasoning = {"completion_tokens_details": {"reasoning_tokens": thought}} if thought else {}
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-            **reasoning,
-            **timings,
-        }
-
-
 class CompletionShape:
     """/v1/completions."""
 
-    endpoint = "completions"
     id_prefix = "cmpl-"
     whole_object = "text_completion"
     chunk_object = "text_completion"
@@ -82,7 +62,6 @@ class CompletionShape:
 class ChatShape:
     """/v1/chat/completions."""
 
-    endpoint = "chat_completions"
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
@@ -183,28 +162,66 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 Shape = CompletionShape | ChatShape
+DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True)
-class Envelope:
-    """What every body of one response shares."""
+class OpenAiWriter:
+    """Writer of OpenAI's shapes."""
 
-    shape: Shape
-    id: str
-    model: str
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, shape: Shape, model: str, question: Question) -> None:
+        self.id = shape.id_prefix + uuid.uuid4().hex
+        self._shape = shape
+        self._question = question
+        self._model = model
+        self._created = int(time.time())
+        self._opened: set[int] = set()
 
-    def whole(self, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
-        return {**self._head(self.shape.whole_object), "choices": choices, "usage": usage.body()}
-
-    def chunk(self, choices: list[dict[str, Any]], usage: Usage | None, include_usage: bool) -> dict[str, Any]:
-        body = {**self._head(self.shape.chunk_object), "choices": choices}
-        if include_usage:
-            body["usage"] = usage.body() if usage else None
+    def whole(self, answers: Answers, choices: Sequence[Delta]) -> dict[str, Any]:
+        made = [self._choice(answers, self._shape.whole_choice, index, each) for index, each in enumerate(choices)]
+        body = {**self._head(self._shape.whole_object), "choices": made, "usage": answers.usage.body()}
+        if self._question.return_token_ids:
+            for index, choice in enumerate(made):
+                self._shape.show_prompt(body, choice, answers.prompt_token_ids(index))
         return body
 
-    def _head(self, name: str) -> dict[str, Any]:
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+    def events_of(self, answers: Answers, index: int, delta: Delta) -> Iterator[bytes]:
+        first = index not in self._opened
+        if first:
+            self._opened.add(index)
+            opening = self._shape.first_chunk(index)
+            if opening is not None:
+                yield self._chunk(answers, index, opening, first=True)
+                first = False
+        shows_tokens = self._question.return_token_ids and delta.token_ids
+        if delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls or delta.reasoning or shows_tokens:
+            choice = self._choice(answers, self._shape.delta_choice, index, delta)
+            yield self._chunk(answers, index, choice, first=first)
+
+    def last_events(self, answers: Answers) -> Iterator[bytes]:
+        if self._question.include_usage:
+            yield event({**self._head(self._shape.chunk_object), "choices": [], "usage": answers.usage.body()})
+        yield DONE
+
+    def failed(self, error: Exception) -> Iterator[bytes]:
+        yield event(error_body(error)[1])
+        yield DONE
+
+    def _choice(
+        self, answers: Answers, shape: Callable[[int, Delta, bool], dict[str, Any]], index: int, delta: Delta
+    ) -> dict[str, Any]:
+        made = shape(index, delta, answers.logprobs)
+        return {**made, "token_ids": list(delta.token_ids)} if self._question.return_token_ids else made
+
+    def _chunk(self, answers: Answers, index: int, choice: dict[str, Any], *, first: bool) -> bytes:
+        body = {**self._head(self._shape.chunk_object), "choices": [choice]}
+        if self._question.include_usage:
+            body["usage"] = answers.usage.body() if self._question.continuous_usage else None
+        if first and self._question.return_token_ids:
+            self._shape.show_prompt(body, choice, answers.prompt_token_ids(index))
+        return event(body)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
 
 
 def error_body(error: Exception, status: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -221,3 +238,7 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
     """OpenAI's error object. `code`: OpenAI's, where it has one for this error; else the status."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code or status}}
+
+
+COMPLETIONS = Form("completions", partial(OpenAiWriter, CompletionShape()), error_body)
+CHATS = Form("chat_completions", partial(OpenAiWriter, ChatShape()), error_body)

@@ -24,6 +24,7 @@ from rtp_llm.router.reading import BodyReader
 from rtp_llm.router.responses import CompletionShape
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.terms import Terms
+from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.sampling_params import SamplingParams
 from rtp_llm.tracing import Tracing
 
@@ -130,6 +131,14 @@ class ScriptedBackend:
             stream=bool(asked.stream),
             include_usage=asked.include_usage,
         )
+
+    async def tell(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes:
+        return b"{}"
+
+    num_answers = 3
+
+    def server_info(self) -> dict[str, Any]:
+        return {"model": "demo"}
 
     least_workers = 1
 
@@ -513,9 +522,9 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-PROBES = {"/live", "/ready", "/health"}
+PROBES = {"/live", "/ready", "/health", "/ping", "/version"}
 STATUSES = [f"{prefix}/{name}_status" for prefix in ("", "/rtp_llm") for name in ("worker", "cache")]
-ADMINS = {"/metrics", *STATUSES}
+ADMINS = {"/metrics", "/load", "/server_info", "/get_server_info", *STATUSES}
 
 
 def routes() -> list[tuple[str, str]]:

@@ -1,0 +1,46 @@
+"""Writer: how one endpoint writes one response, whole or as events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rtp_llm.model.answer_text import Delta
+from rtp_llm.router.answers import Answers, Question
+
+PING = b": ping\n\n"
+
+
+class Writer(Protocol):
+    """Of one response."""
+
+    @property
+    def id(self) -> str: ...
+
+    def whole(self, answers: Answers, choices: Sequence[Delta]) -> dict[str, Any]:
+        """The body. `choices`: each answer as one Delta."""
+
+    def events_of(self, answers: Answers, index: int, delta: Delta) -> Iterator[bytes]:
+        """Of a stream: what answer `index` grew by."""
+
+    def last_events(self, answers: Answers) -> Iterator[bytes]:
+        """When all answers are whole."""
+
+    def failed(self, error: Exception) -> Iterator[bytes]:
+        """When one is not; the stream ends with it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an endpoint writes."""
+
+    endpoint: str  # its name in metrics and logs
+    writer: Callable[[str, Question], Writer]  # of a response; the model's name
+    error_body: Callable[[Exception], tuple[int, dict[str, Any]]]  # (HTTP status, body) of an error
+
+
+def event(body: dict[str, Any], name: str = "") -> bytes:
+    head = f"event: {name}\ndata: ".encode() if name else b"data: "
+    return head + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
