@@ -8,45 +8,76 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
-from rtp_llm.simulation.grid import NUM_WORKERS, OUTPUTS, PROMPTS, Point, grid
+from rtp_llm.simulation.grid import NUM_WORKERS, OUTPUTS, PROMPTS, Draws, Point, grid
 from rtp_llm.simulation.machines import MACHINES
 
+LEAST = 0.98
 
-def points(lengths: tuple[str, int, int, int]) -> list[Point]:
-    machine, prompt, output, seeds = lengths
-    return list(grid(MACHINES[machine], [prompt], [output], seeds=range(1, seeds + 1)))
+
+def points(lengths: tuple[str, int, int, Draws]) -> list[Point]:
+    machine, prompt, output, draws = lengths
+    return list(grid(MACHINES[machine], [prompt], [output], draws=draws))
 
 
 def all_points(args: argparse.Namespace) -> Iterator[Point]:
-    lengths = [(args.machine, prompt, output, args.seeds) for prompt in PROMPTS for output in OUTPUTS]
+    draws = Draws(args.seeds, max(args.most_seeds, args.seeds), LEAST)
+    lengths = [(args.machine, prompt, output, draws) for prompt in PROMPTS for output in OUTPUTS]
     with Pool(args.jobs) as pool:
         for found in pool.imap(points, lengths):
             yield from found
 
 
+def verdict(point: Point) -> str:
+    """Whether `cost` reaches LEAST of the better fixed fleet, by the interval."""
+    low, high = point.interval
+    return "yes" if low >= LEAST else "no" if high < LEAST else "perhaps"
+
+
 def line(point: Point) -> str:
     split = f"{point.num_prefill}:{NUM_WORKERS - point.num_prefill}"
+    low, high = point.interval
     return (
         f"prompt {point.prompt_tokens:5} output {point.output_tokens:4} load {point.load:4} rate {point.rate:7.1f}  "
-        f"undivided {point.undivided:.3f}  split {point.split:.3f} ({split})  cost {point.cost:.3f}  ratio {point.ratio:.3f}"
+        f"undivided {point.undivided:.3f}  split {point.split:.3f} ({split})  cost {point.cost:.3f}  ratio {point.ratio:.3f} "
+        f"({low:.3f} to {high:.3f})  draws {len(point.gains)}  {verdict(point)}"
     )
+
+
+def _rounded(value: Any) -> Any:
+    """All figures to four places; JSON has no infinity."""
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", choices=sorted(MACHINES), default="h200")
-    parser.add_argument("--seeds", type=int, default=3, help="arrivals drawn so many times; goodput is their mean")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="arrivals drawn so many times at least; goodput is their mean"
+    )
+    parser.add_argument(
+        "--most-seeds",
+        type=int,
+        default=40,
+        help="at most: until the ratio's 95%% interval lies on one side of 0.98",
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, help="a JSON object a point")
     args = parser.parse_args()
     lines = []
     for point in all_points(args):
-        lines.append(json.dumps({"machine": args.machine, **asdict(point), "ratio": round(point.ratio, 4)}))
+        row = {"machine": args.machine, **asdict(point), "ratio": point.ratio, "interval": point.interval}
+        lines.append(json.dumps(_rounded(row)))
         print(line(point), flush=True)
     if args.output is not None:
         args.output.write_text("\n".join(lines) + "\n")

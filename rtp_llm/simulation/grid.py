@@ -5,8 +5,11 @@ Load is a fraction of the rate that an undivided fleet answers when all it will 
 
 from __future__ import annotations
 
+import math
+import operator
 import random
-from collections.abc import Callable, Iterable, Iterator
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rtp_llm.router.placement import DECODE, PREFILL, Policy
@@ -28,6 +31,9 @@ CHUNKS = (1.0, 0.9)  # of the goal's ITL, what engines of the undivided fleet ai
 WARM_UP = 0.2  # of the requests aren't judged
 SECONDS = 4.0
 LEAST_REQUESTS, MOST_REQUESTS = 400, 2500
+HOPELESS = 0.1  # below the best after the first draws
+# Two-sided 95% quantiles of Student's t by degrees of freedom, from 1.
+STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Point:
-    """Goodput: the part of the requests that met the goal."""
+    """Goodput: the part of the requests that met the goal, the mean over all draws of the arrivals."""
 
     prompt_tokens: int
     output_tokens: int
@@ -56,11 +62,43 @@ class Point:
     split: float  # the best of the fixed splits
     num_prefill: int  # of which it is
     cost: float
+    gains: tuple[float, ...]  # by draw: of `cost` over the better of both
+
+    @property
+    def better(self) -> float:
+        return max(self.undivided, self.split)
 
     @property
     def ratio(self) -> float:
-        """Of `cost` to the better of both."""
-        return self.cost / max(self.undivided, self.split)
+        """Of `cost` to the better of both; infinite where these met nothing."""
+        return self.cost / self.better if self.better else math.inf if self.cost else 1.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """In which the ratio lies with 95%, by Student's t over the draws."""
+        within = _half_width(self.gains) / self.better if self.better else 0.0
+        return self.ratio - within, self.ratio + within
+
+
+def _half_width(draws: Sequence[float]) -> float:
+    """Of the mean's 95% interval. REQUIRES: two draws."""
+    degrees = len(draws) - 1
+    t = STUDENT_95[min(degrees, len(STUDENT_95)) - 1]
+    return t * statistics.stdev(draws) / math.sqrt(len(draws))
+
+
+def _is_decided(gains: Sequence[float], better: float, bar: float) -> bool:
+    """Whether the interval of 1 + gain / better doesn't hold `bar`."""
+    return abs(statistics.fmean(gains) + (1 - bar) * better) >= _half_width(gains)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often arrivals are drawn: until the interval of the ratio lies on one side of `bar`."""
+
+    least: int = 3
+    most: int = 3
+    bar: float = 0.98
 
 
 def grid(
@@ -68,14 +106,35 @@ def grid(
     prompts: Iterable[int] = PROMPTS,
     outputs: Iterable[int] = OUTPUTS,
     loads: Iterable[float] = LOADS,
-    seeds: Iterable[int] = (1, 2, 3),
+    draws: Draws = Draws(),
 ) -> Iterator[Point]:
     for prompt in prompts:
         for output in outputs:
             workload = Workload(machine, prompt, output)
             saturated = workload.saturated_rate()
             for load in loads:
-                yield workload.point(load, load * saturated, tuple(seeds))
+                yield workload.point(load, load * saturated, draws)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A fleet that isn't `cost`'s: undivided, where all prefill, or a split in which prompts meet no decodes."""
+
+    num_prefill: int
+    make: Callable[[], Policy]
+    chunk: float = 1.0  # of the goal's ITL
+
+    @property
+    def is_undivided(self) -> bool:
+        return self.num_prefill == NUM_WORKERS
+
+
+FIXED = [
+    Fixed(num, make, chunk)
+    for make in (RoundRobin, LeastLoaded)
+    for num in range(1, NUM_WORKERS + 1)
+    for chunk in (CHUNKS if num == NUM_WORKERS else CHUNKS[:1])
+]
 
 
 class Workload:
@@ -108,14 +167,38 @@ class Workload:
         first, last = count // 4, 3 * count // 4
         return (last - first) / (ends[last] - ends[first])
 
-    def point(self, load: float, rate: float, seeds: tuple[int, ...]) -> Point:
-        fixed = {num: self._fixed(num, rate, seeds) for num in range(1, NUM_WORKERS + 1)}
-        undivided = fixed.pop(NUM_WORKERS)
-        num_prefill = max(fixed, key=lambda num: fixed[num])
+    def point(self, load: float, rate: float, draws: Draws) -> Point:
         learned = self._cost_policy(StepCost())
         self.run(learned, NUM_WORKERS // 2, rate, seed=0, chunk=1.0)
-        cost = self._mean(lambda: self._cost_policy(learned.fleet_cost), NUM_WORKERS // 2, rate, seeds, chunk=1.0)
-        return Point(self._prompt, self._output, load, rate, undivided, fixed[num_prefill], num_prefill, cost)
+        race: dict[Fixed, list[float]] = {fixed: [] for fixed in FIXED}
+        cost: list[float] = []
+        for seed in range(1, draws.most + 1):
+            for fixed, goodputs in race.items():
+                goodputs.append(self._goodput(fixed.make(), fixed.num_prefill, rate, seed, fixed.chunk))
+            cost.append(self._goodput(self._cost_policy(learned.fleet_cost), NUM_WORKERS // 2, rate, seed, 1.0))
+            best = max(race.values(), key=statistics.fmean)
+            gains = tuple(map(operator.sub, cost, best))
+            if seed >= draws.least and _is_decided(gains, statistics.fmean(best), draws.bar):
+                break
+            if seed == draws.least:  # who can't be the best any more is drawn no further
+                least = statistics.fmean(best) - HOPELESS
+                kinds = (True, False)
+                kept = [max(_of_kind(race, kind), key=lambda fixed: statistics.fmean(race[fixed])) for kind in kinds]
+                race = {f: runs for f, runs in race.items() if f in kept or statistics.fmean(runs) >= least}
+        mean = {fixed: statistics.fmean(goodputs) for fixed, goodputs in race.items()}
+        undivided = max(mean[fixed] for fixed in _of_kind(race, True))
+        split = max(_of_kind(race, False), key=mean.__getitem__)
+        return Point(
+            prompt_tokens=self._prompt,
+            output_tokens=self._output,
+            load=load,
+            rate=rate,
+            undivided=undivided,
+            split=mean[split],
+            num_prefill=split.num_prefill,
+            cost=statistics.fmean(cost),
+            gains=gains,
+        )
 
     def run(self, policy: Policy, num_prefill: int, rate: float, seed: int, chunk: float) -> SimulatedCluster:
         """Poisson arrivals at `rate`, to their end."""
@@ -131,20 +214,9 @@ class Workload:
         clock.run()
         return cluster
 
-    def _fixed(self, num_prefill: int, rate: float, seeds: tuple[int, ...]) -> float:
-        """The best that a policy that doesn't predict makes of this split; prompts meet no decodes unless it is undivided."""
-        makes: tuple[Callable[[], Policy], ...] = (RoundRobin, LeastLoaded)
-        chunks = CHUNKS if num_prefill == NUM_WORKERS else CHUNKS[:1]
-        return max(self._mean(make, num_prefill, rate, seeds, chunk) for make in makes for chunk in chunks)
-
-    def _mean(
-        self, make: Callable[[], Policy], num_prefill: int, rate: float, seeds: tuple[int, ...], chunk: float
-    ) -> float:
-        goodputs = []
-        for seed in seeds:
-            requests = self.run(make(), num_prefill, rate, seed, chunk).requests
-            goodputs.append(self.goal.goodput(requests[int(WARM_UP * len(requests)) :]))
-        return sum(goodputs) / len(goodputs)
+    def _goodput(self, policy: Policy, num_prefill: int, rate: float, seed: int, chunk: float) -> float:
+        requests = self.run(policy, num_prefill, rate, seed, chunk).requests
+        return self.goal.goodput(requests[int(WARM_UP * len(requests)) :])
 
     def _cost_policy(self, known: StepCost) -> Cost:
         ttft_s, itl_s = self.goal.targets(self._request(0, 0.0))
@@ -152,6 +224,10 @@ class Workload:
 
     def _request(self, number: int, arrival: float) -> SimulatedRequest:
         return SimulatedRequest(number=number, arrival=arrival, prompt_tokens=self._prompt, output_tokens=self._output)
+
+
+def _of_kind(race: Iterable[Fixed], is_undivided: bool) -> list[Fixed]:
+    return [fixed for fixed in race if fixed.is_undivided == is_undivided]
 
 
 def _pools(num_prefill: int) -> dict[str, str]:

@@ -15,4 +15,16 @@ H200 = Machine(
     wire_bytes_per_s=20e9,
 )
 
-MACHINES = {machine.name: machine for machine in (H200,)}
+# The shape of Qwen2.5-0.5B in bfloat16 on one core of a 2 vCPU Zen 5 (avx512bf16): benchmarks/results/cpu_engine.jsonl. KV:
+# 24 layers x 2 heads x 64 x 2 x 2 bytes, 4 GiB of it. The wire is an assumption: 10 Gbit/s.
+CPU = Machine(
+    name="cpu",
+    cost=StepCost(base_s=32.3e-3, sequence_s=3.78e-3, context_s=3.14e-6, row_s=3.62e-3, pair_s=0.946e-6),
+    kv_tokens=350_000,
+    kv_bytes_per_token=12_288,
+    wire_bytes_per_s=1.25e9,
+    max_num_batched_tokens=512,
+    max_num_seqs=64,
+)
+
+MACHINES = {machine.name: machine for machine in (H200, CPU)}

@@ -65,7 +65,7 @@ def test_what_is_too_long_for_the_pools_is_left_out_and_said(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--machine", "abacus"], "machine must be one of h200, got abacus"),
+        (["--machine", "abacus"], "machine must be one of cpu, h200, got abacus"),
         (["--trace", "nothing.jsonl"], "trace nothing.jsonl: "),
         (["--steps", "nothing.json"], "measured steps nothing.json: "),
         (["--prefill.autoscaling.max", "0"], "prefill.autoscaling.max: Input should be greater than or equal to 1"),

@@ -1,9 +1,12 @@
 """The product simulator: the real policies over workers whose steps take what they are said to."""
 
+import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +17,12 @@ from rtp_llm.router.placement.round_robin import RoundRobin
 from rtp_llm.router.placement.step_cost import Step, StepCost
 from rtp_llm.simulation.clock import Clock
 from rtp_llm.simulation.cluster import LATENCY_S, SimulatedCluster
-from rtp_llm.simulation.grid import Machine, Workload
-from rtp_llm.simulation.machines import H200
+from rtp_llm.simulation.grid import Draws, Machine, Point, Workload
+from rtp_llm.simulation.machines import CPU, H200
 from rtp_llm.simulation.request import SimulatedRequest
 from rtp_llm.simulation.worker import Engine
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 COST = StepCost(base_s=0.004, sequence_s=1e-4, context_s=0.0, row_s=1e-5, pair_s=0.0)
 ENGINE = Engine(cost=COST, kv_tokens=100_000, kv_bytes_per_token=1000.0, wire_bytes_per_s=1e9)
 
@@ -125,8 +129,18 @@ def test_the_goal_is_so_many_times_what_an_idle_worker_takes() -> None:
 @pytest.mark.parametrize(("prompt", "output", "load"), [(512, 32, 0.95), (2048, 256, 0.7)])
 def test_cost_is_no_worse_than_an_undivided_fleet_nor_than_a_split(prompt: int, output: int, load: float) -> None:
     workload = Workload(H200, prompt, output)
-    point = workload.point(load, load * workload.saturated_rate(), (1,))
+    point = workload.point(load, load * workload.saturated_rate(), Draws(2, 2))
     assert point.ratio >= 0.98
+
+
+def test_the_interval_of_a_ratio_is_students_over_the_draws() -> None:
+    point = Point(64, 32, 0.7, 10.0, undivided=0.8, split=0.5, num_prefill=4, cost=0.9, gains=(0.05, 0.1, 0.15))
+    assert point.ratio == pytest.approx(1.125)
+    within = 4.303 * 0.05 / 3**0.5 / 0.8  # t of two degrees of freedom, the gains' deviation is 0.05
+    assert point.interval == pytest.approx((1.125 - within, 1.125 + within))
+    nothing = replace(point, undivided=0.0, split=0.0)
+    assert nothing.interval == (nothing.ratio, nothing.ratio) == (math.inf, math.inf)
+    assert replace(nothing, cost=0.0).ratio == 1.0
 
 
 def test_cost_refuses_what_can_not_meet_its_goal_and_the_rest_meets_it() -> None:
@@ -169,6 +183,13 @@ def test_cost_avoids_a_pair_whose_wire_is_slow_and_uses_it_again_when_that_is_fa
 
 
 def test_machines_are_named_with_what_was_measured() -> None:
+    for row in map(json.loads, (RESULTS / "cpu_engine.jsonl").read_text().splitlines()):
+        if "decode" in row:
+            measured, predicted = row["step_ms"], CPU.cost.decode_s(row["decode"], row["decode"] * row["context"])
+            assert predicted == pytest.approx(measured / 1e3, rel=0.07)
+        elif "prefill" in row:
+            predicted = CPU.cost.seconds(Step.of_prompt(row["prefill"]))
+            assert predicted == pytest.approx(row["median_ms"] / 1e3, rel=0.05)
     assert isinstance(H200, Machine) and H200.cost.decode_s(1, 1100) == pytest.approx(3.88e-3, rel=0.02)
     for tokens, seconds in ((512, 12.1e-3), (2048, 48.65e-3), (8192, 226.7e-3)):
         assert H200.cost.seconds(Step.of_prompt(tokens)) == pytest.approx(seconds, rel=0.03)
