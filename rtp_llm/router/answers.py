@@ -162,4 +162,5 @@ def _joined(parts: list[Delta]) -> Delta:
         logprobs=[logprob for part in parts for logprob in part.logprobs],
         tool_calls=joined_calls([call for part in parts for call in part.tool_calls]),
         finish_reason=parts[-1].finish_reason if parts else None,
+        stop_reason=parts[-1].stop_reason if parts else None,
     )

@@ -24,14 +24,21 @@ from typing import Any, TypeAlias, overload
 
 from rtp_llm.config import Config
 from rtp_llm.errors import InvalidRequestError, OverloadedError, RtpLlmError, UnavailableError
+from rtp_llm.router.anthropic_body import MessagesBody
 from rtp_llm.router.reading import Asked, BodyReader, BodyTooLargeError
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
-from rtp_llm.router.token_bodies import TOKEN_ROUTES, TokenBody
+from rtp_llm.router.token_bodies import TokenBody
+from rtp_llm.router.token_routes import TOKEN_ROUTES
 
 log = logging.getLogger(__name__)
 
 Kind: TypeAlias = "type[Body] | type[TokenBody]"
-KINDS: tuple[Kind, ...] = (CompletionBody, ChatBody, *dict.fromkeys(kind for _, kind in TOKEN_ROUTES.values()))
+KINDS: tuple[Kind, ...] = (
+    CompletionBody,
+    ChatBody,
+    MessagesBody,
+    *dict.fromkeys(route.kind for route in TOKEN_ROUTES.values()),
+)
 HEAD = struct.Struct("!BQ")  # which of KINDS, bytes that follow
 MAX_WAITING = 32  # bodies that wait for their turn
 PIECE_BYTES = 256 << 10  # handed to the transport at once

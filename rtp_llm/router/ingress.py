@@ -31,14 +31,17 @@ from rtp_llm.router import http10, spans
 from rtp_llm.router.access import Access, AccessError
 from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answers import Answers, Question
+from rtp_llm.router.anthropic_body import MessagesBody
+from rtp_llm.router.anthropic_writer import MESSAGES
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
-from rtp_llm.router.responses import CHATS, COMPLETIONS, error_object
+from rtp_llm.router.responses import CHATS, COMPLETIONS, error_body, error_object
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.terms import Terms
-from rtp_llm.router.token_bodies import TOKEN_ROUTES, TokenBody
-from rtp_llm.router.writer import PING, Form, Writer
+from rtp_llm.router.token_bodies import TokenBody
+from rtp_llm.router.token_routes import TOKEN_ROUTES, TokenRoute
+from rtp_llm.router.writer import PING, ErrorBody, Form, Writer
 from rtp_llm.tracing import Tracing, trace_id_of
 
 log = logging.getLogger(__name__)
@@ -151,12 +154,16 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     async def chat_completions(http: HttpRequest) -> Response:
         return await _endpoint(http, backend(), ChatBody, CHATS)
 
+    async def messages(http: HttpRequest) -> Response:
+        return await _endpoint(http, backend(), MessagesBody, MESSAGES)
+
     # Starlette's routes: FastAPI's read a request's parameters for 0.1 ms, and these take it as it is.
     app.add_route("/v1/completions", completions, methods=["POST"])
     app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
+    app.add_route("/v1/messages", messages, methods=["POST"])
 
-    for path, (name, kind) in TOKEN_ROUTES.items():
-        app.add_route(path, _telling(backend, name, kind), methods=["POST"])
+    for path, route in TOKEN_ROUTES.items():
+        app.add_route(path, _telling(backend, route), methods=["POST"])
 
     @app.get("/version")
     async def version() -> Response:
@@ -236,11 +243,9 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     return Cors(app, origins=lambda: backend().cors_origins)
 
 
-def _telling(
-    backend: Callable[[], Backend], endpoint: str, kind: type[TokenBody]
-) -> Callable[[HttpRequest], Awaitable[Response]]:
+def _telling(backend: Callable[[], Backend], route: TokenRoute) -> Callable[[HttpRequest], Awaitable[Response]]:
     async def tell(http: HttpRequest) -> Response:
-        return await _tell(http, backend(), endpoint, kind)
+        return await _tell(http, backend(), route)
 
     return tell
 
@@ -270,21 +275,21 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
         return _error_response(error)
 
 
-async def _tell(http: HttpRequest, backend: Backend, endpoint: str, kind: type[TokenBody]) -> Response:
+async def _tell(http: HttpRequest, backend: Backend, route: TokenRoute) -> Response:
     """What a TokenBody gets."""
     try:
         backend.access.check_user(_authorization(http))
         _check_content_type(http)
         with backend.admission():
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
-            response = Response(await backend.tell(kind, body), media_type="application/json")
+            response = Response(await backend.tell(route.kind, body), media_type="application/json")
     except ClientDisconnect:
         response = Response(status_code=499)
     except Exception as error:
         if not isinstance(error, RtpLlmError):
-            log.exception("%s failed", endpoint)
-        response = _error_response(error)
-    backend.count(endpoint, response.status_code)
+            log.exception("%s failed", route.endpoint)
+        response = _error_response(error, route.error_body)
+    backend.count(route.endpoint, response.status_code)
     return response
 
 
@@ -310,7 +315,7 @@ async def _endpoint(http: HttpRequest, backend: Backend, kind: type[Body], form:
     except Exception as error:
         if not isinstance(error, RtpLlmError):
             log.exception("%s failed", form.endpoint)
-        response, failure = _error_response(error, form), str(error)
+        response, failure = _error_response(error, form.error_body), str(error)
     if not isinstance(response, EventStream):  # a stream counts when it ends
         _over(backend, form, account, response.status_code, failure)
     return response
@@ -336,7 +341,9 @@ def _over(backend: Backend, form: Form, account: RequestAccount, status: int, fa
 
 
 def _authorization(http: HttpRequest) -> str | None:
-    return http.headers.get("authorization")
+    """As OpenAI's clients send it, or Anthropic's."""
+    authorization, key = http.headers.get("authorization"), http.headers.get("x-api-key")
+    return f"Bearer {key}" if authorization is None and key is not None else authorization
 
 
 async def _answer(
@@ -443,8 +450,8 @@ async def _events(
         yield each
 
 
-def _error_response(error: Exception, form: Form = CHATS) -> JSONResponse:
-    status, body = form.error_body(error)
+def _error_response(error: Exception, error_body: ErrorBody = error_body) -> JSONResponse:
+    status, body = error_body(error)
     headers = ERROR_HEADERS.get(status)
     if isinstance(error, DeadlineUnreachableError):
         seconds = error.retry_after_s

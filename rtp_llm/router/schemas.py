@@ -112,6 +112,16 @@ class AnyBody(BaseModel):
     model: str | None = None
 
     @classmethod
+    def refused_tables(cls) -> tuple[Table, ...]:
+        """Fields that are refused unless they ask for nothing."""
+        return (BOTH, cls.refused)
+
+    @classmethod
+    def prepared(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A body in this class's fields."""
+        return content
+
+    @classmethod
     def known_fields(cls) -> frozenset[str]:
         """Names of a body's fields that are looked at; others are ignored."""
         return frozenset((*cls.model_fields, *BOTH, *cls.refused))
@@ -283,8 +293,8 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
     if not isinstance(content, dict):
         raise InvalidRequestError(f"the body must be a JSON object, found {type(content).__name__}")
     try:
-        refuse(content, BOTH, cls.refused)
-        body: BodyT = cls.model_validate(content)
+        refuse(content, *cls.refused_tables())
+        body: BodyT = cls.model_validate(cls.prepared(content))
         return body
     except ValidationError as error:
         # Lists fail fast, so there are no more than a few.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rtp_llm.router.account import MAX_ANSWERS, AnswerAccount, RequestAccount
 from rtp_llm.tracing import Attributes, Traced
 
-OPERATIONS = {"chat_completions": "chat", "completions": "text_completion"}  # OpenTelemetry's names
+OPERATIONS = {"chat_completions": "chat", "completions": "text_completion", "messages": "chat"}  # OpenTelemetry's names
 
 
 def end(trace: Traced, account: RequestAccount, endpoint: str, model: str, status: int, error: str) -> None:

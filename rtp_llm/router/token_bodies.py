@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from rtp_llm.errors import InvalidRequestError
 from rtp_llm.router.reading import BodyReader
@@ -17,7 +16,7 @@ Encoded: TypeAlias = "tuple[list[int], list[tuple[int, int]]]"  # ids, where eac
 
 
 class TokenBody(AnyBody):
-    """Of an endpoint of TOKEN_ROUTES."""
+    """Of an endpoint of token_routes.py."""
 
     @abstractmethod
     def told(self, reader: BodyReader) -> bytes:
@@ -33,8 +32,8 @@ class RenderBody(ChatBody, TokenBody):
 
     def told(self, reader: BodyReader) -> bytes:
         text = reader.rendered(self)
-        ids, _ = _encoded(reader, "messages", text, bool(self.add_special_tokens))
-        return _json({"prompt": text, "prompt_token_ids": ids, "count": len(ids)})
+        ids, _ = encoded(reader, "messages", text, bool(self.add_special_tokens))
+        return json_of({"prompt": text, "prompt_token_ids": ids, "count": len(ids)})
 
 
 class TokenizeBody(ChatBody, TokenBody):
@@ -51,14 +50,14 @@ class TokenizeBody(ChatBody, TokenBody):
         """As vLLM's /tokenize."""
         ids, _ = self._encoded(reader)
         names = [reader.tokenizer.token_text(token) for token in ids] if self.return_token_strs else None
-        return _json({"count": len(ids), "max_model_len": reader.context, "tokens": ids, "token_strs": names})
+        return json_of({"count": len(ids), "max_model_len": reader.context, "tokens": ids, "token_strs": names})
 
     def _encoded(self, reader: BodyReader) -> Encoded:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequestError("one of prompt and messages is wanted", param="prompt")
         if self.prompt is None:
-            return _encoded(reader, "messages", reader.rendered(self), bool(self.add_special_tokens))
-        return _encoded(reader, "prompt", self.prompt, self.add_special_tokens is not False)
+            return encoded(reader, "messages", reader.rendered(self), bool(self.add_special_tokens))
+        return encoded(reader, "prompt", self.prompt, self.add_special_tokens is not False)
 
 
 class EncodeBody(TokenizeBody):
@@ -69,7 +68,7 @@ class EncodeBody(TokenizeBody):
         answer: dict[str, Any] = {"token_ids": ids, "tokens": [reader.tokenizer.token_text(token) for token in ids]}
         if self.return_offsets_mapping:
             answer["offset_mapping"] = offsets
-        return _json(answer)
+        return json_of(answer)
 
 
 class DetokenizeBody(TokenBody):
@@ -80,27 +79,15 @@ class DetokenizeBody(TokenBody):
     def told(self, reader: BodyReader) -> bytes:
         for token in (min(self.tokens, default=0), max(self.tokens, default=0)):
             reader.check_token(token, "tokens")
-        return _json({"prompt": reader.tokenizer.decode(self.tokens, skip_special_tokens=False)})
+        return json_of({"prompt": reader.tokenizer.decode(self.tokens, skip_special_tokens=False)})
 
 
-# Path → (the endpoint's name in metrics, the body that it takes).
-TOKEN_ROUTES: Final[Mapping[str, tuple[str, type[TokenBody]]]] = MappingProxyType(
-    {
-        "/tokenize": ("tokenize", TokenizeBody),
-        "/detokenize": ("detokenize", DetokenizeBody),
-        "/tokenizer/encode": ("tokenizer_encode", EncodeBody),
-        "/v1/chat/render": ("chat_render", RenderBody),
-        "/chat/render": ("chat_render", RenderBody),
-    }
-)
-
-
-def _encoded(reader: BodyReader, field: str, text: str, add_special_tokens: bool) -> Encoded:
+def encoded(reader: BodyReader, field: str, text: str, add_special_tokens: bool) -> Encoded:
     try:
         return reader.tokenizer.encode_with_offsets(text, add_special_tokens=add_special_tokens)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{field}: {error.message}", param=field) from error
 
 
-def _json(answer: dict[str, Any]) -> bytes:
+def json_of(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.router.answers import Answers, Question
@@ -32,13 +32,16 @@ class Writer(Protocol):
         """When one is not; the stream ends with it."""
 
 
+ErrorBody: TypeAlias = Callable[[Exception], tuple[int, dict[str, Any]]]  # (HTTP status, body) of an error
+
+
 @dataclass(frozen=True)
 class Form:
     """How an endpoint writes."""
 
     endpoint: str  # its name in metrics and logs
     writer: Callable[[str, Question], Writer]  # of a response; the model's name
-    error_body: Callable[[Exception], tuple[int, dict[str, Any]]]  # (HTTP status, body) of an error
+    error_body: ErrorBody
 
 
 def event(body: dict[str, Any], name: str = "") -> bytes:
