@@ -93,7 +93,11 @@ class JsonText:
         while True:
             at = self._after_space(at)
             if closers[-1] and patience <= 0:
-                if found := self._items(at, closers[-1]):
+                try:
+                    found = self._items(at, closers[-1])
+                except RecursionError as error:  # not to be found again some levels further in
+                    raise json.JSONDecodeError("Nested too deeply", text, at) from error
+                if found:
                     items, at, left_open = found
                     if size is not None:
                         size.items(items, len(closers) - 1)
@@ -153,10 +157,7 @@ class JsonText:
         # The last comma lies in a text or in an item: blank the texts, and close what is open before the last comma left.
         blank = _string.sub(lambda found: " " * len(found.group()), text).partition('"')[0]
         cut = blank.rfind(",")
-        brackets = re.sub(r"[^\[\]{}]", "", blank[: max(cut, 0)])
-        while brackets != (shorter := brackets.replace("[]", "").replace("{}", "")):
-            brackets = shorter
-        closers = [closer, *brackets.translate(CLOSERS)]
+        closers = [closer, *_left_open(blank[: max(cut, 0)]).translate(CLOSERS)]
         items, end = _scanned(opener + text[: max(cut, 0)] + "".join(reversed(closers)))
         return (items, at + cut, closers) if items and end == cut + 1 + len(closers) else None
 
@@ -238,11 +239,29 @@ class JsonText:
             raise json.JSONDecodeError(f"Expecting {char!r} delimiter", self.text, at)
 
 
+def _left_open(text: str) -> str:
+    """The brackets of `text` that nothing in it closes, where it has no strings. Each depth costs a look at all of them.
+
+    Raises:
+        RecursionError: they are nested too deeply.
+    """
+    brackets = re.sub(r"[^\[\]{}]", "", text)
+    for _ in range(MAX_DEPTH):
+        if brackets == (shorter := brackets.replace("[]", "").replace("{}", "")):
+            return brackets
+        brackets = shorter
+    raise RecursionError
+
+
 def _scanned(text: str) -> tuple[Any, int]:
-    """The value at the beginning, and its end; None: it is none."""
+    """The value at the beginning, and its end; None: it is none.
+
+    Raises:
+        RecursionError: it is nested too deeply.
+    """
     try:
         return _scan(text, 0)  # type: ignore[no-any-return]
-    except (StopIteration, ValueError, RecursionError):
+    except (StopIteration, ValueError):
         return None, 0
 
 

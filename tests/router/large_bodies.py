@@ -74,4 +74,6 @@ def large_bodies(size: int) -> Iterator[LargeBody]:
     yield chat("a huge role", '{"messages": [{"content": "a", "role": "', "a", '"}]}', 400, "")
     yield completion("deep nesting", '{"prompt": ', "[", "}", 400, "")
     yield completion("deep nesting, ignored", f'{COMPLETION}, "x": ', '{"a":', "}", 400, "")
+    deep = "[" * 30_000 + "]" * 30_000
+    yield completion("deep nesting, closed", f'{{"x": {deep}, "y": [', "1", '], "prompt": "a"}')
     yield completion("no JSON", f'{COMPLETION}, "x": [', "1", ",]}")

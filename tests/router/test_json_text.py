@@ -12,7 +12,7 @@ import pytest
 
 from rtp_llm.errors import InvalidRequestError
 from rtp_llm.router import json_text
-from rtp_llm.router.json_text import JsonText
+from rtp_llm.router.json_text import RUN_CHARS, JsonText
 
 MIB = 1 << 20
 AT_ONCE = 3 * MIB * sys.getsizeof({"a": 1}) // 184  # a dictionary of Python 3.10 takes 232 bytes, not 184
@@ -65,6 +65,31 @@ def test_depth_is_limited_without_recursion() -> None:
     for opener in ("[", '{"a":'):
         with pytest.raises(json.JSONDecodeError, match="deep"):
             read(b'{"a": ' + opener.encode() * MIB, "")
+
+
+@pytest.mark.parametrize(("opener", "closer"), [("[", "]"), ('{"a":', "}")])
+def test_a_deep_value_that_is_closed_is_looked_at_once(
+    opener: str, closer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once in some levels, nor as often as it is deep."""
+    looks = []
+    items, left_open = JsonText._items, json_text._left_open
+
+    def look(self: JsonText, at: int, closer: str) -> Any:
+        looks.append(at)
+        return items(self, at, closer)
+
+    monkeypatch.setattr(JsonText, "_items", look)
+    deep = opener * 3000 + "1" + closer * 3000
+    body = f'{{"x": [{",".join([deep] * 20)}], "a": "{"x, " * (RUN_CHARS // 2)}"}}'
+    with pytest.raises(json.JSONDecodeError, match="deep"):
+        read(body.encode(), "a")
+    assert len(looks) <= 2
+    assert left_open("[1,{[],{},[") == "[{["
+    deepest = json_text.MAX_DEPTH - 1
+    assert left_open("{" + "[" * deepest + "]" * deepest) == "{"
+    with pytest.raises(RecursionError):
+        left_open("[" * 300 + "]" * 300)
 
 
 # What becomes large: many values in few bytes.
