@@ -18,12 +18,12 @@ def worker_row(worker: RemoteWorker, now: float) -> dict[str, Any]:
         "max_queued_tokens": load.max_queued_tokens,
         "available_concurrency": worker.view().free_slots,
         "max_concurrency": load.slots,
-        "step_latency_ms": worker.last_step_s * 1e3 if worker.last_step_s else None,
+        "step_latency_ms": round(worker.last_step_s * 1e3, 3) if worker.last_step_s else None,
         "available_kv_cache": load.free_blocks * load.block_tokens,
         "total_kv_cache": load.total_blocks * load.block_tokens,
         "block_size": load.block_tokens,
         "max_seq_len": worker.hello.max_model_len,
-        "age_ms": (now - worker.load_at) * 1e3,
+        "age_ms": round((now - worker.load_at) * 1e3),
     }
     return row | (said if worker.is_live and worker.has_said_load else dict.fromkeys(said))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from rtp_llm.tracing import Attributes, Traced, Tracing
+from rtp_llm.tracing import Attributes, Traced, Tracing, trace_id_of
 from rtp_llm.wire.convert import key_of
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import peer_pb2, router_pb2, types_pb2
@@ -82,7 +82,7 @@ class WorkerSpans:
 
     def _begin(self, key: types_pb2.Key, request: types_pb2.Request, role: str) -> None:
         """Perhaps not for the first time: a sender repeats its Reserve."""
-        if not request.traceparent or key_of(key) in self._live:
+        if not trace_id_of(request.traceparent) or key_of(key) in self._live:
             return
         trace = self._tracing.begin(f"worker {role}", time.monotonic(), request.traceparent, request.tracestate)
         if trace is None or not trace.is_recorded:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,8 @@ from rtp_llm.router.access import Access
 from rtp_llm.router.account import MAX_ANSWERS, MAX_ERROR_CHARS, RequestAccount
 from rtp_llm.router.ingress import build_ingress
 from tests.router.test_ingress import CHAT, ScriptedBackend
+
+DOCUMENTED = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
 
 
 @pytest.fixture
@@ -108,3 +112,23 @@ async def test_a_line_names_the_tenant_and_no_key(backend: ScriptedBackend, line
     assert accepted["tenant"] == "alice"
     assert (refused["status"], refused["error"], "tenant" in refused) == (401, "the API key is wrong", False)
     assert "-key" not in json.dumps([accepted, refused])
+
+
+def documented(heading: str) -> set[str]:
+    """First cells of the table under this heading of docs/observability.md."""
+    section = DOCUMENTED.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+async def test_the_documentation_names_each_field_and_each_phase(lines: Any) -> None:
+    account = RequestAccount("id", time.monotonic() - 1)
+    account.tenant, account.trace_id = "alice", "0af7"
+    for _ in range(MAX_ANSWERS + 1):
+        answer = account.answer()
+        answer.asked = answer.placed = answer.first_token = answer.handed_over = answer.last_token = account.arrived
+        answer.arrival = (0.5, 0.25)
+    account.close("completions", 500, "an error")
+    [line] = lines()
+    assert documented("The access log") == set(line) | set(line["answers"][0])
+    assert documented("Phases") == set(line["answers"][0]["ms"])

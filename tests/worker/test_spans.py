@@ -134,7 +134,7 @@ def test_a_token_that_could_not_be_sampled_is_an_error_and_no_output() -> None:
     assert span.attributes["gen_ai.usage.output_tokens"] == 2 and not span.status.is_ok
 
 
-@pytest.mark.parametrize("traceparent", ["", f"00-{TRACE}-{SPAN}-00"])
+@pytest.mark.parametrize("traceparent", ["", "no trace", f"00-{TRACE}-{SPAN}-00"])
 def test_what_nobody_records_has_no_span_here(traceparent: str) -> None:
     w = Bench("w")
     w.spans.router_said(submit(traceparent=traceparent))
