@@ -326,7 +326,7 @@ def _trace(http: HttpRequest, backend: Backend, form: Form, account: RequestAcco
     traceparent = http.headers.get("traceparent", "")
     account.trace_id = trace_id_of(traceparent) if traceparent else ""
     if backend.tracing is not None:
-        name = f"{spans.OPERATIONS[form.endpoint]} {backend.model_name}"
+        name = f"{spans.operation_of(form.endpoint)} {backend.model_name}"
         tracestate = ",".join(http.headers.getlist("tracestate"))
         account.trace = backend.tracing.begin(name, account.arrived, traceparent, tracestate)
         if account.trace is not None:

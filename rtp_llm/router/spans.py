@@ -5,7 +5,10 @@ from __future__ import annotations
 from rtp_llm.router.account import MAX_ANSWERS, AnswerAccount, RequestAccount
 from rtp_llm.tracing import Attributes, Traced
 
-OPERATIONS = {"chat_completions": "chat", "completions": "text_completion", "messages": "chat"}  # OpenTelemetry's names
+
+def operation_of(endpoint: str) -> str:
+    """By OpenTelemetry's names."""
+    return "text_completion" if endpoint == "completions" else "chat"
 
 
 def end(trace: Traced, account: RequestAccount, endpoint: str, model: str, status: int, error: str) -> None:
@@ -25,7 +28,7 @@ def _usage(account: RequestAccount, endpoint: str, model: str) -> Attributes:
     answers = account.answers
     first = min((each.first_token for each in answers if each.first_token is not None), default=None)
     found: Attributes = {
-        "gen_ai.operation.name": OPERATIONS[endpoint],
+        "gen_ai.operation.name": operation_of(endpoint),
         "gen_ai.provider.name": "rtp_llm",
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,

@@ -39,10 +39,12 @@ class TracedBackend(ScriptedBackend):
         return await super().ask(*arguments)
 
 
-async def post(backend: ScriptedBackend, body: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
+async def post(
+    backend: ScriptedBackend, body: dict[str, Any], headers: dict[str, str], path: str = "/v1/chat/completions"
+) -> httpx.Response:
     app = build_ingress(lambda: backend)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://router") as http:
-        return await http.post("/v1/chat/completions", json=body, headers=headers)
+        return await http.post(path, json=body, headers=headers)
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -85,6 +87,21 @@ async def test_what_the_client_does_not_sample_is_not_told_to_workers() -> None:
     backend = TracedBackend()
     await post(backend, CHAT, CLIENTS | {"traceparent": CLIENTS["traceparent"][:-1] + "0"})
     assert (backend.spans(), backend.told) == ((), [("", "")])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/chat/completions", CHAT, "chat demo"),
+        ("/v1/completions", {"prompt": "x"}, "text_completion demo"),
+        ("/v1/messages", {**CHAT, "max_tokens": 5}, "chat demo"),
+    ],
+)
+async def test_each_way_to_ask_has_a_span(path: str, body: dict[str, Any], name: str) -> None:
+    backend = TracedBackend()
+    assert (await post(backend, body, {}, path)).status_code == 200
+    [span] = backend.spans()
+    assert span.name == name
 
 
 @pytest.mark.parametrize(("error", "status"), [(WorkerLostError("lost thrice"), "ERROR"), (None, "UNSET")])
