@@ -58,6 +58,7 @@ SectionT = TypeVar("SectionT", bound=_Section)
 class ModelSettings(_Section):
     path: str = Field(DEMO_MODEL, description="directory with config.json, safetensors and tokenizer files")
     served_name: str | None = Field(None, description="name in the API; default: the directory's name")
+    aliases: str = Field("", description="other names that requests may call it by, with commas between")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type that weights are multiplied in")
     max_model_len: int | None = Field(None, ge=2, description="prompt + output tokens; default: the model's context")
     tool_parser: str = Field(
@@ -624,6 +625,12 @@ class Config(_Section):
     @property
     def served_name(self) -> str:
         return self.model.served_name or Path(self.model.path).resolve().name
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Under which requests may ask; the first is the served one."""
+        others = (name.strip() for name in self.model.aliases.split(","))
+        return (self.served_name, *dict.fromkeys(name for name in others if name and name != self.served_name))
 
 
 def load_config(

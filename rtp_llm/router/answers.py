@@ -41,6 +41,7 @@ class Question:
     prompts: Sequence[Prompt]
     stream: bool
     include_usage: bool
+    model: str = ""  # as the request calls it; empty: it doesn't
     continuous_usage: bool = False  # each chunk has the usage so far
     return_timings: bool = False
     return_token_ids: bool = False

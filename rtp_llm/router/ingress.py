@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing
 from typing import Any, Protocol, TypeAlias
 
@@ -65,6 +65,11 @@ class Backend(Protocol):
 
     @property
     def model_name(self) -> str: ...
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """That requests may ask for; the first is `model_name`."""
+        ...
 
     @property
     def max_model_len(self) -> int: ...
@@ -183,14 +188,15 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     @app.get("/v1/models")
     async def models(http: HttpRequest) -> Response:
         backend().access.check_user(_authorization(http))
-        return JSONResponse({"object": "list", "data": [_model_card(backend())]})
+        names = backend().model_names
+        return JSONResponse({"object": "list", "data": [_model_card(backend(), name) for name in names]})
 
     @app.get("/v1/models/{name:path}")
     async def model(http: HttpRequest, name: str) -> Response:
         backend().access.check_user(_authorization(http))
-        if name != backend().model_name:
+        if name not in backend().model_names:
             return _error_response(ModelNotFoundError.of(name, backend().model_name))
-        return JSONResponse(_model_card(backend()))
+        return JSONResponse(_model_card(backend(), name))
 
     @app.get("/live")
     async def live() -> Response:
@@ -397,7 +403,7 @@ async def _read_body(http: HttpRequest, limit: int, timeout_s: float) -> bytearr
 async def _respond(
     form: Form, question: Question, backend: Backend, account: RequestAccount, client: ClientWatch
 ) -> Response:
-    writer = form.writer(backend.model_name, question)
+    writer = form.writer(question.model or backend.model_name, question)
     answers = Answers(writer.id, question.prompts)
     if not question.stream:
         choices = await answers.collect()
@@ -459,11 +465,12 @@ def _error_response(error: Exception, error_body: ErrorBody = error_body) -> JSO
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-def _model_card(backend: Backend) -> dict[str, Any]:
+def _model_card(backend: Backend, name: str) -> dict[str, Any]:
     return {
-        "id": backend.model_name,
+        "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "rtp_llm",
+        "root": backend.model_name,
         "max_model_len": backend.max_model_len,
     }

@@ -54,6 +54,7 @@ class Asked:
     limit_field: str | None  # that set max_tokens
     stream: bool
     include_usage: bool
+    model: str = ""  # as the body calls it
     continuous_usage: bool = False
     return_timings: bool = False
     return_token_ids: bool = False
@@ -67,6 +68,7 @@ class BodyReader:
     """Bodies of one served model. Thread-safe."""
 
     def __init__(self, config: Config) -> None:
+        self.model_names = config.model_names
         self.model_name = config.served_name
         self.tokenizer = Tokenizer.load(config.model.path)
         self._chat_template = ChatTemplate.load(config.model.path)
@@ -125,7 +127,7 @@ class BodyReader:
         return parse_body(cls, content)
 
     def _check_model(self, name: object) -> None:
-        if isinstance(name, str) and name != self.model_name:
+        if isinstance(name, str) and name not in self.model_names:
             raise ModelNotFoundError.of(name, self.model_name)
 
     def _read_messages(self, text: JsonText, field: str, at: int) -> tuple[Any, int]:
@@ -226,6 +228,7 @@ class BodyReader:
             sampling=sampling,
             limit_field=body.limit_field,
             stream=bool(body.stream),
+            model=body.model or "",
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
             return_timings=bool(body.return_timings),

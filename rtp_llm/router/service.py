@@ -250,6 +250,10 @@ class Service:
         return self.reader.model_name
 
     @property
+    def model_names(self) -> Sequence[str]:
+        return self.reader.model_names
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of the longest request, prompt and answer: what the context and the workers' KV pools leave."""
         held = self.fleet.longest_request()
@@ -395,6 +399,7 @@ class Service:
         return Question(
             prompts=prompts,
             stream=asked.stream,
+            model=asked.model,
             include_usage=asked.include_usage,
             continuous_usage=asked.continuous_usage,
             return_timings=asked.return_timings,

@@ -17,6 +17,7 @@ MAX_MODEL_LEN = 1024
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     settings = {
         "model.served_name": "demo",
+        "model.aliases": "gpt-demo, demo,claude-demo",
         "model.max_model_len": MAX_MODEL_LEN,
         "router.max_body_bytes": MAX_BODY_BYTES,
     }

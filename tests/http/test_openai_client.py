@@ -26,8 +26,11 @@ async def client(cluster: Cluster) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def test_models_are_listed_and_found_by_name(client: openai.AsyncOpenAI) -> None:
-    assert [model.id async for model in await client.models.list()] == ["demo"]
-    assert (await client.models.retrieve("demo")).id == "demo"
+    assert [model.id async for model in await client.models.list()] == ["demo", "gpt-demo", "claude-demo"]
+    for name in ("demo", "gpt-demo"):
+        assert (await client.models.retrieve(name)).id == name
+        answer = await client.completions.create(model=name, prompt="The", max_tokens=1)
+        assert answer.model == name
     with pytest.raises(openai.NotFoundError, match="gpt-4"):
         await client.models.retrieve("gpt-4")
 

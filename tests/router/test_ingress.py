@@ -78,6 +78,7 @@ def reader() -> BodyReader:
 
 class ScriptedBackend:
     model_name = "demo"
+    model_names = ("demo", "other")
     max_model_len = 128
     max_body_bytes = 1 << 20
     upload_timeout_s = 10.0
