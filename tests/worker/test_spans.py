@@ -95,6 +95,15 @@ def test_the_spans_of_a_handover_are_a_chain_from_router_to_sender_to_receiver()
     assert found["gen_ai.usage.output_tokens"] == 3 and "rtp_llm.prefill_s" not in found
 
 
+def test_a_reserve_that_is_repeated_begins_nothing_anew() -> None:
+    r = Bench("r")
+    reserve = peer_pb2.SenderMessage(reserve=peer_pb2.Reserve(key=key(), request=request()))
+    r.spans.sender_said(reserve)
+    begun = dict(r.spans._live)
+    r.spans.sender_said(reserve)
+    assert r.spans._live == begun
+
+
 def test_who_runs_it_alone_has_one_span_of_both_parts() -> None:
     w = Bench("w")
     w.spans.router_said(submit())
