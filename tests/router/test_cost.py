@@ -327,6 +327,17 @@ def test_step_costs_are_learned_from_steps() -> None:
         assert learned.seconds(asked) == pytest.approx(KNOWN.seconds(asked), rel=0.06)
 
 
+@pytest.mark.parametrize("times", [0.1, 1000.0])
+def test_step_costs_are_learned_as_soon_on_a_machine_that_is_slower_or_faster(times: float) -> None:
+    here, there = StepCost(), StepCost()
+    for rows in (1, 2, 1, 3, 2, 4) * 5:
+        for step in (Step(decode_rows=rows, context_tokens=1500 * rows), Step.of_prompt(512 * rows)):
+            here.observe(step, KNOWN.seconds(step))
+            there.observe(step, times * KNOWN.seconds(step))
+    for name in ("base_s", "sequence_s", "context_s", "row_s", "pair_s"):
+        assert getattr(there, name) == pytest.approx(times * getattr(here, name), rel=1e-6)
+
+
 def test_a_fit_learns_on_after_a_long_time_of_equal_steps() -> None:
     learned = StepCost()
     for _ in range(20_000):

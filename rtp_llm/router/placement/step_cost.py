@@ -19,6 +19,7 @@ from dataclasses import dataclass
 FORGETTING = 0.5 ** (1 / 200)  # 200: the half-life of a sample, in samples
 REFIT_PARTS = 8  # weights are solved for anew when samples have come that are so small a part of all,
 MAX_UNSOLVED = 8  # at the latest after so many: solving costs several times what a sample does
+TYPICAL_S = 0.005  # of a step
 HIDDEN = 1.2  # times the reading of the weights: steps that take less show no prefill cost
 
 
@@ -47,8 +48,9 @@ class LinearFit:
     it began with as far as samples don't say otherwise. No weight is below zero."""
 
     def __init__(self, scales: Sequence[float], trust: Sequence[float], weights: Sequence[float]) -> None:
-        """`scales`: typical size of each x. `trust`: how easily each weight leaves what it began with (`weights`); the first
-        samples, which don't tell them apart, move the trusted one."""
+        """`scales`: typical size of each x. `trust`: how easily each weight leaves what it began with (`weights`), where the
+        first y is TYPICAL_S, and as easily where a machine is slower or faster; the first samples, which don't tell them
+        apart, move the trusted one."""
         self._scales = list(scales)
         self._held = [1 / each for each in trust]
         self._begin = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
@@ -59,6 +61,8 @@ class LinearFit:
 
     def observe(self, x: Sequence[float], y: float) -> None:
         """REQUIRES: y > 0."""
+        if self._num_samples == 0:
+            self._held = [each * (TYPICAL_S / y) ** 2 for each in self._held]
         self._num_samples += 1
         self._num_unsolved += 1
         relative = [value / scale / y for value, scale in zip(x, self._scales, strict=True)]
