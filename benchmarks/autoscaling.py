@@ -129,7 +129,7 @@ def measure(
 ) -> dict[str, Any]:
     flags = [f"--router.ttft-target-ms={options.ttft_ms:g}", f"--engine.itl-target-ms={options.itl_ms:g}"]
     if name == "autoscaled":
-        flags += SCALED["prefill"] + SCALED["decode"]
+        flags += SCALED["prefill"] + SCALED["decode"] + options.flags.split()
     else:
         prefill, decode = name.split(":")
         flags += ["--prefill", prefill, "--decode", decode]
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--speed", type=float, default=0.3, help="of the trace's rate")
     parser.add_argument("--fixed", default="", help="sizes beside it, prefill:decode, with commas between")
+    parser.add_argument("--flags", default="", help="more of `rtp-llm serve`, where pools are autoscaled")
     parser.add_argument("--no-autoscaled", action="store_true", help="fixed sizes alone")
     parser.add_argument("--ttft-ms", type=float, default=2000.0)
     parser.add_argument("--itl-ms", type=float, default=100.0)
