@@ -155,4 +155,4 @@ def test_a_collector_that_is_gone_holds_nobody_up(endpoint: str) -> None:
         begun.end({})
     closing = time.monotonic()
     tracing.close()
-    assert time.monotonic() - closing < FLUSH_S + 1  # the SDK's own end waits for 30
+    assert time.monotonic() - closing < 5 * FLUSH_S  # the SDK's own end waits for 30
