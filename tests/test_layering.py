@@ -36,9 +36,9 @@ INCLUDE_HOMES = {
     r"(pybind11/|Python\.h)": ("bindings",),
 }
 
-NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task", "tracing"}
+NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task", "tracing", "pool_state"}
 BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory", "prefix"}
-BELOW_WORKER = BELOW_ENGINE | {"engine", "autoscaling"}
+BELOW_WORKER = BELOW_ENGINE | {"engine", "loaded_weights", "autoscaling"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
 NATIVE = {"_native", "_engine"}
 
@@ -51,6 +51,7 @@ IMPORTS = {
     "metrics": {"errors"},
     "tracing": {"errors", "config"},
     "lasting_task": {"errors"},
+    "pool_state": {"config"},
     "host_memory": set(),
     "prefix": NATIVE,
     "autoscaling": {"config"},
@@ -58,7 +59,8 @@ IMPORTS = {
     "replica": {"config", "serve_internals"},
     "wire": NOUNS,
     "model": NOUNS,
-    "engine": BELOW_ENGINE | NATIVE,
+    "loaded_weights": BELOW_ENGINE | NATIVE,
+    "engine": BELOW_ENGINE | NATIVE | {"loaded_weights"},
     "vllm_arguments": {"errors", "sampling_params"},
     "llm": BELOW_WORKER | {"vllm_arguments"},
     "bench": BELOW_WORKER | NATIVE,

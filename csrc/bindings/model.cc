@@ -155,7 +155,11 @@ void bind_model(py::module_& module) {
       .def(
           "write_random", [](Weights& weights, uint64_t seed) { write_random_weights(weights, seed); }, py::arg("seed"),
           Released(), "Seeded random values for every tensor; the same on every machine.")
-      .def("finish", &Weights::finish, Released(), "Finish packing. Raises, naming every missing tensor.")
+      .def("finish", &Weights::finish, py::arg("version") = 0, Released(),
+           "Finish packing. Raises, naming every missing tensor. A version other than 0 makes the digest another one.")
+      .def("reopen", &Weights::reopen, Released(),
+           "Every tensor is expected again and takes the place of what it was, in its memory. No step may run until "
+           "finish().")
       .def_property_readonly("digest", &Weights::digest)
       .def_property_readonly("config", &Weights::config, py::return_value_policy::reference_internal);
 

@@ -80,7 +80,8 @@ class LinearPacker {
   virtual bool fill_rows(int part, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
                          const Fill& fill);
   virtual void write_bias(int part, const Tensor& bias) = 0;  // [part.rows] f32 or bf16, host memory
-  // Throws InvalidArgument naming spec, part and rows if something is missing.
+  // Throws InvalidArgument naming spec, part and rows if something is missing. Null: the weight was there already
+  // (Ops::repack).
   virtual std::unique_ptr<PackedLinear> finish() = 0;
 };
 
@@ -254,6 +255,9 @@ class Ops {
   virtual ActivationTypes activation_types(DType weight_dtype) const = 0;
 
   virtual std::unique_ptr<LinearPacker> pack(const LinearSpec& spec) = 0;
+  // Rows take the place of those of `weight`, in its memory, and all of them must come. Until then it holds some of
+  // both. REQUIRES: no op that reads it is launched until then, and it outlives the packer.
+  virtual std::unique_ptr<LinearPacker> repack(PackedLinear& weight) = 0;
 
   // Level 0.
   virtual void linear(const LinearArgs& args) = 0;

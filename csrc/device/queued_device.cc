@@ -147,6 +147,7 @@ class QueuedOps final : public Ops {
   bool forms_equal() const override { return ops_.forms_equal(); }
   ActivationTypes activation_types(DType weight_dtype) const override { return ops_.activation_types(weight_dtype); }
   std::unique_ptr<LinearPacker> pack(const LinearSpec& spec) override { return ops_.pack(spec); }
+  std::unique_ptr<LinearPacker> repack(PackedLinear& weight) override { return ops_.repack(weight); }
   int64_t attention_workspace_bytes(int64_t max_rows, int num_heads, int num_kv_heads, int head_dim,
                                     int64_t max_positions) const override {
     return ops_.attention_workspace_bytes(max_rows, num_heads, num_kv_heads, head_dim, max_positions);

@@ -77,6 +77,11 @@ struct LayerPackers {
   std::unique_ptr<LinearPacker> qkv, o, gate_up, down;
 };
 
+// A weight that was packed in its own memory stays where it is.
+void finish_linear(const std::unique_ptr<LinearPacker>& packer, std::unique_ptr<PackedLinear>& weight) {
+  if (std::unique_ptr<PackedLinear> packed = packer->finish()) weight = std::move(packed);
+}
+
 }  // namespace
 
 // One tensor of the file and where it goes: a part of a linear's weight or bias, or a norm.
@@ -124,9 +129,10 @@ struct Weights::Loading {
     tensors.push_back(std::move(tensor));
   }
 
-  // A linear whose part i is the file's tensor names[i] + ".weight" and, with a bias, ".bias".
-  std::unique_ptr<LinearPacker> add_linear(Ops& ops, const LinearSpec& spec, const std::vector<std::string>& names) {
-    std::unique_ptr<LinearPacker> packer = ops.pack(spec);
+  // A linear whose part i is the file's tensor names[i] + ".weight" and, with a bias, ".bias"; `weight`: as it is now.
+  std::unique_ptr<LinearPacker> add_linear(Ops& ops, const std::unique_ptr<PackedLinear>& weight,
+                                           const LinearSpec& spec, const std::vector<std::string>& names) {
+    std::unique_ptr<LinearPacker> packer = weight ? ops.repack(*weight) : ops.pack(spec);
     for (size_t i = 0; i < names.size(); ++i) {
       const int part = static_cast<int>(i);
       const int64_t rows = spec.parts[i].rows;
@@ -137,7 +143,7 @@ struct Weights::Loading {
   }
 
   void add_norm(const std::string& name, int64_t features, Tensor& norm) {
-    norm = make_tensor(nullptr, DType::kF32, {features});
+    if (norm.data == nullptr) norm = make_tensor(nullptr, DType::kF32, {features});
     add({.name = name, .shape = {features}, .norm = &norm});
   }
 
@@ -153,7 +159,7 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
   LayerPackers packers;
 
   add_norm(prefix + "input_layernorm.weight", hidden, weights.input_norm);
-  packers.qkv = add_linear(ops,
+  packers.qkv = add_linear(ops, weights.qkv,
                            {.name = attention + "qkv_proj",
                             .in_features = hidden,
                             .parts = {{"q", q_rows}, {"k", kv_rows}, {"v", kv_rows}},
@@ -164,7 +170,7 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
     add_norm(attention + "q_norm.weight", config.head_dim, weights.q_norm);
     add_norm(attention + "k_norm.weight", config.head_dim, weights.k_norm);
   }
-  packers.o = add_linear(ops,
+  packers.o = add_linear(ops, weights.o,
                          {.name = attention + "o_proj",
                           .in_features = q_rows,
                           .parts = {{"o", hidden}},
@@ -173,7 +179,7 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
                           .row_parallel = true},
                          {attention + "o_proj"});
   add_norm(prefix + "post_attention_layernorm.weight", hidden, weights.post_attention_norm);
-  packers.gate_up = add_linear(ops,
+  packers.gate_up = add_linear(ops, weights.gate_up,
                                {.name = mlp + "gate_up_proj",
                                 .in_features = hidden,
                                 .parts = {{"gate", intermediate}, {"up", intermediate}},
@@ -181,7 +187,7 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
                                 .dtype = config.dtype,
                                 .gated = true},
                                {mlp + "gate_proj", mlp + "up_proj"});
-  packers.down = add_linear(ops,
+  packers.down = add_linear(ops, weights.down,
                             {.name = mlp + "down_proj",
                              .in_features = intermediate,
                              .parts = {{"down", hidden}},
@@ -192,24 +198,10 @@ void Weights::Loading::add_layer(Ops& ops, const ModelConfig& config, int layer,
   layers.push_back(std::move(packers));
 }
 
-Weights::Weights(Device& device, const ModelConfig& config)
-    : device_(device), config_(config), loading_(std::make_unique<Loading>()) {
+Weights::Weights(Device& device, const ModelConfig& config) : device_(device), config_(config) {
   config_.validate();
-  Ops& ops = device_.ops();
-  const bool tied = config_.tie_word_embeddings;
-  const auto vocabulary = [&](const char* name, bool gather) {
-    return LinearSpec{.name = name,
-                      .in_features = config_.hidden_size,
-                      .parts = {{name, config_.vocab_size}},
-                      .dtype = config_.dtype,
-                      .gather = gather};
-  };
-  std::unique_ptr<LinearPacker>& table = tied ? loading_->lm_head : loading_->embedding;
-  table = loading_->add_linear(ops, vocabulary(tied ? "lm_head" : "embed_tokens", true), {"model.embed_tokens"});
   layers_.resize(config_.num_hidden_layers);  // never resized again: tensors point into it
-  for (int i = 0; i < config_.num_hidden_layers; ++i) loading_->add_layer(ops, config_, i, layers_[i]);
-  loading_->add_norm("model.norm.weight", config_.hidden_size, final_norm_);
-  if (!tied) loading_->lm_head = loading_->add_linear(ops, vocabulary("lm_head", false), {"lm_head"});
+  open();
 
   const std::vector<float> frequencies =
       rope_table(config_.head_dim, config_.rope_theta,
@@ -223,6 +215,30 @@ Weights::Weights(Device& device, const ModelConfig& config)
 }
 
 Weights::~Weights() = default;
+
+void Weights::open() {
+  loading_ = std::make_unique<Loading>();
+  Ops& ops = device_.ops();
+  const bool tied = config_.tie_word_embeddings;
+  const auto vocabulary = [&](const char* name, bool gather) {
+    return LinearSpec{.name = name,
+                      .in_features = config_.hidden_size,
+                      .parts = {{name, config_.vocab_size}},
+                      .dtype = config_.dtype,
+                      .gather = gather};
+  };
+  std::unique_ptr<LinearPacker>& table = tied ? loading_->lm_head : loading_->embedding;
+  table = loading_->add_linear(ops, tied ? lm_head_ : embedding_, vocabulary(tied ? "lm_head" : "embed_tokens", true),
+                               {"model.embed_tokens"});
+  for (int i = 0; i < config_.num_hidden_layers; ++i) loading_->add_layer(ops, config_, i, layers_[i]);
+  loading_->add_norm("model.norm.weight", config_.hidden_size, final_norm_);
+  if (!tied) loading_->lm_head = loading_->add_linear(ops, lm_head_, vocabulary("lm_head", false), {"lm_head"});
+}
+
+void Weights::reopen() {
+  check(!digest_.empty(), "weights that were never finished can't be written anew");
+  open();
+}
 
 std::vector<ExpectedTensor> Weights::expected() const {
   check(!finished(), "weights are finished: nothing is expected any more");
@@ -289,7 +305,7 @@ int64_t Weights::read(const std::string& name, int64_t first_row, int64_t rows, 
   return from.num_read();
 }
 
-void Weights::finish() {
+void Weights::finish(uint64_t version) {
   check(!finished(), "weights are finished already");
   check_complete();
   for (FileTensor& tensor : loading_->tensors) {
@@ -301,19 +317,21 @@ void Weights::finish() {
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
     LayerPackers& packers = loading_->layers[i];
-    layers_[i].qkv = packers.qkv->finish();
-    layers_[i].o = packers.o->finish();
-    layers_[i].gate_up = packers.gate_up->finish();
-    layers_[i].down = packers.down->finish();
+    finish_linear(packers.qkv, layers_[i].qkv);
+    finish_linear(packers.o, layers_[i].o);
+    finish_linear(packers.gate_up, layers_[i].gate_up);
+    finish_linear(packers.down, layers_[i].down);
   }
-  if (loading_->embedding) embedding_ = loading_->embedding->finish();
-  lm_head_ = loading_->lm_head->finish();
+  if (loading_->embedding) finish_linear(loading_->embedding, embedding_);
+  finish_linear(loading_->lm_head, lm_head_);
 
   std::string summary = config_.canonical_text();
   for (const FileTensor& tensor : loading_->tensors)
     summary +=
         concat(tensor.name, " ", name_of(tensor.file_dtype), " ", shape_text(tensor.shape), " ", tensor.sum, "\n");
-  digest_ = sha256_hex(summary);
+  if (version != 0) summary += concat("version ", version, "\n");
+  // Where it is the same nothing is written: other threads read it.
+  if (std::string digest = sha256_hex(summary); digest != digest_) digest_ = std::move(digest);
   loading_.reset();
 }
 
@@ -332,13 +350,15 @@ void Weights::check_complete() const {
 
 void Weights::place(Tensor& tensor, const std::string& tag, const float* values) {
   const int64_t bytes = tensor.numel() * size_of(tensor.dtype);
-  buffers_.push_back(device_.allocate(bytes, tag));
-  tensor.data = buffers_.back().data();
+  if (tensor.data == nullptr) {
+    buffers_.push_back(device_.allocate(bytes, tag));
+    tensor.data = buffers_.back().data();
+  }
   device_.copy(tensor.data, values, bytes);
 }
 
 const std::string& Weights::digest() const {
-  check(finished(), "the model digest is known when the weights are finished");
+  check(!digest_.empty(), "the model digest is known when the weights are finished");
   return digest_;
 }
 

@@ -50,11 +50,16 @@ class Weights {
   int64_t read(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype, int file,
                int64_t offset);
   // Finishes packing. Throws InvalidArgument naming every missing or incomplete tensor (the first
-  // 10 and a count); writing may go on then.
-  void finish();
+  // 10 and a count); writing may go on then. `version` makes the digest another one where it isn't 0.
+  void finish(uint64_t version = 0);
 
-  // Model digest: SHA-256 hex of config and of (name, dtype, shape, byte sum) of each tensor,
-  // summed while loading; the same for any order and size of chunks. REQUIRES: finished.
+  // From here on every tensor is expected again, and takes the place of what it was, in the same memory; also after a
+  // load that was broken off. The digest stays that of before until finish(). REQUIRES: finished once; no step runs
+  // until it is finished again.
+  void reopen();
+
+  // Model digest: SHA-256 hex of config, of (name, dtype, shape, byte sum) of each tensor,
+  // summed while loading, and of the version; the same for any order and size of chunks. REQUIRES: finished once.
   const std::string& digest() const;
 
   bool finished() const { return loading_ == nullptr; }
@@ -68,11 +73,12 @@ class Weights {
  private:
   struct Loading;
   struct FileTensor;
+  void open();
   // The tensor, whose rows are known to fit and to come once.
   FileTensor& claim(const std::string& name, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype);
   void write_rows(FileTensor& tensor, int64_t first_row, int64_t rows, DType dtype, const void* data);
   void check_complete() const;
-  // Device memory for the tensor, filled with `values`.
+  // Device memory for the tensor, unless it has its own, filled with `values`.
   void place(Tensor& tensor, const std::string& tag, const float* values);
 
   Device& device_;

@@ -64,6 +64,24 @@ def load_weights(
     """Fill and finish `sink` from the files in `directory`, or with seeded random values (`load_format="dummy"`).
 
     Raises:
+        ModelLoadError: as fill_weights.
+    """
+    fill_weights(directory, config, sink, load_format=load_format, seed=seed, progress=progress)
+    sink.finish()
+
+
+def fill_weights(
+    directory: str | Path,
+    config: ModelConfig,
+    sink: WeightSink,
+    *,
+    load_format: str = "safetensors",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """The same, without the end: `sink` is finished by the caller.
+
+    Raises:
         ModelLoadError: no files, or one is truncated; a tensor is missing, unknown, mis-shaped or of an unsupported
             type. Names file, tensor, expected and found.
     """
@@ -73,7 +91,19 @@ def load_weights(
         _load_files(Path(directory), config, sink, progress)
     else:
         raise ModelLoadError(f"load_format {load_format!r} is unknown, there are safetensors, dummy")
-    sink.finish()
+
+
+def check_weights(directory: str | Path, config: ModelConfig, expected: Sequence[ExpectedTensor]) -> None:
+    """Whether fill_weights would find all of `expected`, and each file as long as its header says: headers are read, tensors
+    are not.
+
+    Raises:
+        ModelLoadError: as fill_weights; or there are no safetensors files.
+    """
+    with Checkpoint(Path(directory)) as checkpoint:
+        if checkpoint.empty:
+            raise ModelLoadError(f"{directory}: no weights: no *.safetensors")
+        _plan(checkpoint, config, expected)
 
 
 def num_readers() -> int:
@@ -126,7 +156,7 @@ def _load_files(directory: Path, config: ModelConfig, sink: WeightSink, progress
 
             load_torch_files(directory, config, sink)
             return
-        plan = _plan(checkpoint, config, sink)
+        plan = _plan(checkpoint, config, sink.expected())
         in_file_order = sorted(plan.items(), key=lambda pair: (pair[1].file, pair[1].offset))
         pieces = [piece for slot, tensor in in_file_order for piece in _pieces(slot, tensor)]
         done, total = 0, sum(tensor.num_bytes for tensor in plan.values())
@@ -137,9 +167,9 @@ def _load_files(directory: Path, config: ModelConfig, sink: WeightSink, progress
                     progress(done, total)
 
 
-def _plan(checkpoint: Checkpoint, config: ModelConfig, sink: WeightSink) -> dict[str, StoredTensor]:
+def _plan(checkpoint: Checkpoint, config: ModelConfig, expected: Sequence[ExpectedTensor]) -> dict[str, StoredTensor]:
     """Which stored tensor fills each slot; complete and well-shaped."""
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in sink.expected()}
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in expected}
     names = {tensor.name for tensor in checkpoint.tensors}
     plan: dict[str, StoredTensor] = {}
     for tensor in checkpoint.tensors:

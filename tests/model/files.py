@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,23 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]
         data += content
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def with_layers_exchanged(model: Path, to: Path, one: int = 0, other: int = 1) -> Path:
+    """A copy of `model` in which two layers have each other's weights: another model of the same shapes."""
+    shutil.copytree(
+        model, to, ignore=lambda directory, names: [name for name in names if (Path(directory) / name).is_dir()]
+    )
+    content = (model / "model.safetensors").read_bytes()
+    length = struct.unpack_from("<Q", content)[0]
+    names = {f"model.layers.{one}.": f"model.layers.{other}.", f"model.layers.{other}.": f"model.layers.{one}."}
+    header = {}
+    for name, entry in json.loads(content[8 : 8 + length]).items():
+        prefix = next((prefix for prefix in names if name.startswith(prefix)), "")
+        header[names.get(prefix, "") + name[len(prefix) :]] = entry
+    text = json.dumps(header).encode()
+    (to / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    return to
 
 
 def pattern(name: str, shape: Sequence[int], dtype: str = "F32") -> bytes:

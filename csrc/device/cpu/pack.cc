@@ -49,8 +49,9 @@ void write_panel(DType dtype, const In* x, int64_t row_stride, int64_t features,
 
 class PanelPacker final : public LinearPacker {
  public:
-  PanelPacker(LinearSpec spec, int leaves, Device& device)
-      : packed_(std::make_unique<PanelLinear>(std::move(spec), leaves, device)),
+  explicit PanelPacker(std::unique_ptr<PanelLinear> made) : PanelPacker(*made) { made_ = std::move(made); }
+  explicit PanelPacker(PanelLinear& given)
+      : packed_(&given),
         row_written_(static_cast<size_t>(this->spec().out_features())),
         bias_written_(this->spec().parts.size()) {
     int64_t first = 0;
@@ -74,9 +75,10 @@ class PanelPacker final : public LinearPacker {
   }
   void mark_rows(const LinearPart& part, int64_t first, int64_t count, int64_t first_of_part);
 
-  std::unique_ptr<PanelLinear> packed_;
-  std::vector<int64_t> first_row_;  // of each part
-  std::mutex mutex_;                // guards row_written_
+  PanelLinear* packed_;                // null: finished
+  std::unique_ptr<PanelLinear> made_;  // null: it was there
+  std::vector<int64_t> first_row_;     // of each part
+  std::mutex mutex_;                   // guards row_written_
   std::vector<bool> row_written_;
   std::vector<bool> bias_written_;
 };
@@ -140,7 +142,8 @@ std::unique_ptr<PackedLinear> PanelPacker::finish() {
             " of part '", part.name, "' (", part.rows, " rows) is missing");
     check(!spec().bias || bias_written_[i], "weight '", spec().name, "': bias of part '", part.name, "' is missing");
   }
-  return std::move(packed_);
+  packed_ = nullptr;
+  return std::move(made_);
 }
 
 }  // namespace
@@ -150,7 +153,14 @@ std::unique_ptr<LinearPacker> CpuOps::pack(const LinearSpec& spec) {
         spec.out_features(), ", ", spec.in_features, "]");
   check(spec.dtype == DType::kF32 || spec.dtype == DType::kBF16, "weight '", spec.name,
         "': dtype must be float32 or bfloat16, got ", name_of(spec.dtype));
-  return std::make_unique<PanelPacker>(spec, spec.row_parallel ? tree_leaves_ : 1, device_);
+  return std::make_unique<PanelPacker>(
+      std::make_unique<PanelLinear>(spec, spec.row_parallel ? tree_leaves_ : 1, device_));
+}
+
+std::unique_ptr<LinearPacker> CpuOps::repack(PackedLinear& weight) {
+  auto* panels = dynamic_cast<PanelLinear*>(&weight);
+  check(panels != nullptr, "weight '", weight.spec().name, "' is another backend's");
+  return std::make_unique<PanelPacker>(*panels);
 }
 
 }  // namespace rtp_llm::cpu

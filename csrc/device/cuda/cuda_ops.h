@@ -27,6 +27,7 @@ class CudaOps final : public Ops {
   ActivationTypes activation_types(DType weight_dtype) const override;
 
   std::unique_ptr<LinearPacker> pack(const LinearSpec& spec) override;
+  std::unique_ptr<LinearPacker> repack(PackedLinear& weight) override;
 
   void linear(const LinearArgs& args) override;
   void embedding(const EmbeddingArgs& args) override;

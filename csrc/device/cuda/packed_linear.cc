@@ -68,7 +68,7 @@ namespace {
 class CudaPacker final : public LinearPacker {
  public:
   CudaPacker(CudaDevice& device, UploadRing& ring, const LinearSpec& spec, int leaves)
-      : device_(device), ring_(ring), spec_(spec), leaves_(leaves), rows_written_(spec.parts.size()) {
+      : CudaPacker(device, ring, spec, nullptr, nullptr) {
     check(spec.dtype == DType::kBF16, "backend 'cuda': ", spec.name, " in ", name_of(spec.dtype),
           " is not supported, bfloat16 is");
     check(spec.in_features > 0 && spec.in_features % 8 == 0, spec.name, ": ", spec.in_features,
@@ -76,10 +76,15 @@ class CudaPacker final : public LinearPacker {
     check(!spec.gated ||
               (spec.parts.size() == 2 && spec.parts[0].rows == spec.parts[1].rows && spec.parts[0].rows % 8 == 0),
           spec.name, ": gate and up must have the same number of rows, a multiple of 8");
-    weights_ = device.allocate(packed_bytes(spec.out_features(), spec.in_features), "weights." + spec.name);
-    if (spec.bias)
-      bias_ = device.allocate(spec.out_features() * size_of(DType::kF32), "weights." + spec.name + ".bias");
+    Buffer weights = device.allocate(packed_bytes(spec.out_features(), spec.in_features), "weights." + spec.name);
+    Buffer bias;
+    if (spec.bias) bias = device.allocate(spec.out_features() * size_of(DType::kF32), "weights." + spec.name + ".bias");
+    made_ = std::make_unique<CudaLinear>(spec, leaves, std::move(weights), std::move(bias));
+    weights_ = made_->weights();
+    bias_ = made_->bias();
   }
+  CudaPacker(CudaDevice& device, UploadRing& ring, CudaLinear& given)
+      : CudaPacker(device, ring, given.spec(), given.weights(), given.bias()) {}
 
   void write_rows(int part, int64_t first_row, const Tensor& rows) override {
     const int64_t count = rows.shape[0], width = rows.ndim == 2 ? rows.shape[1] : 0;
@@ -114,7 +119,7 @@ class CudaPacker final : public LinearPacker {
                           .out_features = static_cast<int>(spec_.out_features()),
                           .first_row = static_cast<int>((spec_.gated ? 0 : first_of(part)) + first_row),
                           .interleave = spec_.gated ? part : -1,
-                          .weights = weights_.data()};
+                          .weights = weights_};
     piece.send(bytes, [&] { pack_rows(device_.stream(), packed); });
     rows_written_[static_cast<size_t>(part)] += rows;
     return true;
@@ -128,12 +133,11 @@ class CudaPacker final : public LinearPacker {
     for (int64_t i = 0; i < to.rows; ++i)
       values[static_cast<size_t>(i)] =
           bias.dtype == DType::kF32 ? bias.as<const float>()[i] : to_f32(bias.as<const BFloat16>()[i]);
-    auto* const at = static_cast<float*>(bias_.data());
     if (!spec_.gated) {
-      device_.copy(at + first_of(part), values.data(), to.rows * size_of(DType::kF32));
+      device_.copy(bias_ + first_of(part), values.data(), to.rows * size_of(DType::kF32));
     } else {
       for (int64_t i = 0; i < to.rows; i += 8)
-        device_.copy(at + packed_row(static_cast<int>(i), part), values.data() + i, 8 * size_of(DType::kF32));
+        device_.copy(bias_ + packed_row(static_cast<int>(i), part), values.data() + i, 8 * size_of(DType::kF32));
     }
     ++biases_written_;
   }
@@ -145,10 +149,12 @@ class CudaPacker final : public LinearPacker {
     check(!spec_.bias || biases_written_ == static_cast<int>(spec_.parts.size()), spec_.name, ": ", biases_written_,
           " of ", spec_.parts.size(), " biases were written");
     ring_.drain();
-    return std::make_unique<CudaLinear>(spec_, leaves_, std::move(weights_), std::move(bias_));
+    return std::move(made_);
   }
 
  private:
+  CudaPacker(CudaDevice& device, UploadRing& ring, const LinearSpec& spec, void* weights, float* bias)
+      : device_(device), ring_(ring), spec_(spec), weights_(weights), bias_(bias), rows_written_(spec.parts.size()) {}
   const LinearPart& part_of(int part) const {
     check(part >= 0 && part < static_cast<int>(spec_.parts.size()), spec_.name, ": part ", part, " out of range, has ",
           spec_.parts.size());
@@ -163,8 +169,9 @@ class CudaPacker final : public LinearPacker {
   CudaDevice& device_;
   UploadRing& ring_;
   const LinearSpec spec_;
-  const int leaves_;
-  Buffer weights_, bias_;
+  std::unique_ptr<CudaLinear> made_;  // null: it was there
+  void* weights_;
+  float* bias_;
   std::vector<std::atomic<int64_t>> rows_written_;  // of each part
   int biases_written_ = 0;
 };
@@ -174,6 +181,13 @@ class CudaPacker final : public LinearPacker {
 std::unique_ptr<LinearPacker> CudaOps::pack(const LinearSpec& spec) {
   device_.bind_thread();
   return std::make_unique<CudaPacker>(device_, *upload_, spec, spec.row_parallel ? tree_leaves_ : 1);
+}
+
+std::unique_ptr<LinearPacker> CudaOps::repack(PackedLinear& weight) {
+  auto* linear = dynamic_cast<CudaLinear*>(&weight);
+  check(linear != nullptr, "weight '", weight.spec().name, "' is another backend's");
+  device_.bind_thread();
+  return std::make_unique<CudaPacker>(device_, *upload_, *linear);
 }
 
 }  // namespace rtp_llm::cuda

@@ -17,6 +17,8 @@ class CudaLinear final : public PackedLinear {
   CudaLinear(LinearSpec spec, int leaves, Buffer weights, Buffer bias)
       : PackedLinear(std::move(spec)), leaves_(leaves), weights_(std::move(weights)), bias_(std::move(bias)) {}
 
+  void* weights() { return weights_.data(); }
+  float* bias() { return static_cast<float*>(bias_.data()); }
   const void* weights() const { return weights_.data(); }
   const float* bias() const { return static_cast<const float*>(bias_.data()); }  // null: none
   int leaves() const { return leaves_; }      // of the tree that its products are summed as over K

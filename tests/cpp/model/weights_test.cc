@@ -170,6 +170,68 @@ TEST(the_digest_sees_config_dtype_and_bytes) {
   CHECK_EQ(digest_of_file(DType::kF32, 0), zeros);
 }
 
+TEST(weights_written_anew_lie_where_the_old_ones_did_and_compute_as_fresh_ones) {
+  for (const bool tied : {false, true}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      ModelConfig config = tiny_config(dtype);
+      config.tie_word_embeddings = tied;
+      config.attention_bias = config.mlp_bias = true;
+      const auto device = open_cpu();
+      const auto made = [&](uint64_t seed) {
+        auto weights = std::make_unique<Weights>(*device, config);
+        write_random_weights(*weights, seed);
+        weights->finish();
+        return weights;
+      };
+      const std::vector<int32_t> prompt = random_tokens(20, 3);
+      TinyModel fresh(*device, made(2), 16, dtype);
+      TinyModel model(*device, made(1), 16, dtype);
+      CHECK(model.prefill(0, prompt, 20) != fresh.prefill(0, prompt, 20));
+      const auto memory = [&] {
+        std::vector<std::pair<uint64_t, int64_t>> places;
+        for (const Allocation& each : device->allocations()) places.emplace_back(each.address, each.bytes);
+        return places;
+      };
+      const auto before = memory();
+      model.weights->reopen();
+      write_random_weights(*model.weights, 2);
+      model.weights->finish();
+      CHECK(memory() == before);
+      CHECK_EQ(model.weights->digest(), fresh.weights->digest());
+      CHECK(model.prefill(1, prompt, 20) == fresh.prefill(1, prompt, 20));
+    }
+  }
+}
+
+TEST(a_load_that_was_broken_off_can_be_begun_again) {
+  const auto device = open_cpu();
+  TinyModel model(*device, tiny_config(), 16, DType::kF32);
+  const std::string digest = model.weights->digest();
+  const auto logits = model.prefill(0, random_tokens(20, 3), 20);
+  model.weights->reopen();
+  const std::vector<float> ones(48 * 101, 1.0f);
+  model.weights->write("lm_head.weight", 0, 101, 48, DType::kF32, ones.data());
+  CHECK_THROWS_WITH(model.weights->finish(), InvalidArgument, "tensors are missing");
+  CHECK_EQ(model.weights->digest(), digest);  // until it is finished
+  model.weights->reopen();
+  write_test_weights(*model.weights);
+  CHECK_EQ(model.weights->digest(), digest);
+  CHECK(model.prefill(1, random_tokens(20, 3), 20) == logits);
+}
+
+TEST(a_version_makes_another_digest_of_the_same_weights) {
+  const auto device = open_cpu();
+  const auto digest_of_version = [&](uint64_t version) {
+    Weights weights(*device, tiny_config());
+    write_random_weights(weights, 1);
+    weights.finish(version);
+    return weights.digest();
+  };
+  CHECK(digest_of_version(0) != digest_of_version(1));
+  CHECK(digest_of_version(1) != digest_of_version(2));
+  CHECK_EQ(digest_of_version(1), digest_of_version(1));
+}
+
 TEST(random_weights_depend_on_the_seed_alone) {
   const auto digest_of_seed = [](uint64_t seed) {
     const auto device = open_cpu();
