@@ -204,6 +204,7 @@ void bind_load(py::module_& module) {
       .def_readonly("step", &EngineLoad::step)
       .def_readonly("step_running_s", &EngineLoad::step_running_s)
       .def_readonly("steps", &EngineLoad::steps)
+      .def_readonly("paused", &EngineLoad::paused)
       .def_readonly("prompt_tokens_computed", &EngineLoad::prompt_tokens_computed)
       .def_readonly("decode_tokens_computed", &EngineLoad::decode_tokens_computed)
       .def_readonly("preemptions", &EngineLoad::preemptions)
@@ -258,6 +259,12 @@ void bind_engine(py::module_& module) {
       .def("add", &Engine::add, py::arg("spec"), py::arg("role") = Role::kAlone, free_gil)
       .def("cancel", &Engine::cancel, py::arg("key"), free_gil)
       .def("release", &Engine::release, py::arg("key"), free_gil)
+      .def("pause", &Engine::pause, free_gil, "No step begins until resume(); load().paused once none runs.")
+      .def("resume", &Engine::resume, free_gil)
+      .def("give_up_all", &Engine::give_up_all, free_gil, "End every sequence as if the engine had lost it.")
+      .def(
+          "withdraw_cache", [](Engine& engine) { engine.block_pool().withdraw_all(); }, free_gil,
+          "What the prefix cache knows is worth nothing any more.")
       .def("notify_through", &notify_through, py::arg("eventfd"),
            "Before start: the eventfd that outputs make readable.")
       .def("take_outputs", &Engine::take_outputs, free_gil)

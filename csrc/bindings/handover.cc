@@ -208,6 +208,7 @@ void bind_session_events(py::module_& m) {
       Field{"max_queued_tokens", &event::FromRouter::max_queued_tokens}, Field{"invalid", &event::FromRouter::invalid});
   bind_struct<RouterConnected>(m, "RouterConnected", Field{"router_epoch", &RouterConnected::router_epoch});
   bind_struct<RouterLost>(m, "RouterLost", Field{"router_epoch", &RouterLost::router_epoch});
+  bind_struct<DrainingEnded>(m, "DrainingEnded");
   bind_struct<event::FromSender>(m, "FromSender", Field{"sender", &event::FromSender::sender},
                                  Field{"body", &event::FromSender::body},
                                  Field{"invalid", &event::FromSender::invalid});

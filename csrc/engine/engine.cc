@@ -153,6 +153,21 @@ void Engine::join(SequenceSpec spec, std::vector<int32_t> blocks) {
   state_->post({Command::Kind::kJoin, key, std::move(sequence)});
 }
 
+void Engine::pause() {
+  const std::lock_guard lock(state_->mutex);
+  state_->pausing = state_->woken = true;
+  state_->wakeup.notify_one();
+}
+
+void Engine::resume() {
+  const std::lock_guard lock(state_->mutex);
+  state_->pausing = state_->load.paused = false;
+  state_->woken = true;
+  state_->wakeup.notify_one();
+}
+
+void Engine::give_up_all() { state_->post({Command::Kind::kGiveUpAll, {}, nullptr}); }
+
 void Engine::cancel(const RequestKey& key) { state_->post({Command::Kind::kCancel, key, nullptr}); }
 
 void Engine::release(const RequestKey& key) { state_->post({Command::Kind::kRelease, key, nullptr}); }

@@ -54,6 +54,7 @@ struct EngineLoad {
   uint64_t decode_tokens_computed = 0;
   uint64_t preemptions = 0;
   uint64_t prefix_hit_tokens = 0;
+  bool paused = false;  // between steps, none is launched, and none begins before resume()
 };
 
 class Engine : public EnginePort {
@@ -66,6 +67,14 @@ class Engine : public EnginePort {
   void set_listener(EngineListener* listener) override;  // before start(); outlives the engine
   void start();
   void stop() override;
+
+  // No step begins from here on; those that are launched end, and then load().paused says so. What is asked meanwhile
+  // is queued, and cancel and release are obeyed.
+  void pause();
+  void resume();
+  // Ends every sequence as if its engine had lost it: on_finished(kCancelled), without an output. Takes effect within
+  // one chunk, paused or not; senders that are held wait for release().
+  void give_up_all();
 
   // Throws InvalidArgument, as add() would, if this spec can never run here.
   void validate(const SequenceSpec& spec, Role role) const override;

@@ -25,7 +25,7 @@ namespace rtp_llm {
 
 // What another thread asks of the engine thread.
 struct Command {
-  enum class Kind : uint8_t { kAdd, kJoin, kCancel, kRelease };
+  enum class Kind : uint8_t { kAdd, kJoin, kCancel, kRelease, kGiveUpAll };
   Kind kind;
   RequestKey key;
   std::unique_ptr<Sequence> sequence;  // kAdd, kJoin
@@ -61,8 +61,10 @@ struct Engine::State {
   void run();
   bool wait(bool idle);
   bool step();
+  bool may_begin();
   void admit();
   void cancel(const RequestKey& key);
+  void give_up_all();
   void release(const RequestKey& key);
   void announce(const Schedule& schedule);
   void end_notice();
@@ -113,6 +115,7 @@ struct Engine::State {
   EngineLoad load;
   std::optional<std::string> failure;
   bool woken = false;
+  bool pausing = false;
   bool stopping = false;
 
   std::atomic<std::chrono::steady_clock::time_point> running_since{};  // the step that runs now; zero: none

@@ -32,16 +32,26 @@ void Engine::State::run() {
 bool Engine::State::step() {
   admit();
   end_notice();
-  const Schedule& schedule = scheduler.schedule(cost);
-  announce(schedule);
-  const bool launched = !schedule.empty();
-  if (launched) launch(schedule);
+  bool launched = false;
+  if (may_begin()) {
+    const Schedule& schedule = scheduler.schedule(cost);
+    announce(schedule);
+    launched = !schedule.empty();
+    if (launched) launch(schedule);
+  }
   outputs.publish(columns);
   if (in_flight.empty()) return false;
   if (launched && in_flight.size() <= steps_ahead) return true;
   publish(in_flight.front());
   in_flight.erase(in_flight.begin());
   return true;
+}
+
+// Whether a step may begin: not in a pause, which stands when all launched ones have ended.
+bool Engine::State::may_begin() {
+  std::lock_guard lock(mutex);
+  load.paused = pausing && in_flight.empty();
+  return !pausing;
 }
 
 // Takes the inbox; when idle, blocks until there is something in it or blocks became free. False: stop.
@@ -69,6 +79,7 @@ void Engine::State::admit() {
         break;
       case Command::Kind::kCancel: cancel(command.key); break;
       case Command::Kind::kRelease: release(command.key); break;
+      case Command::Kind::kGiveUpAll: give_up_all(); break;
     }
     if (command.sequence) sequences.emplace(command.key, std::move(command.sequence));
   }
@@ -87,6 +98,13 @@ void Engine::State::cancel(const RequestKey& key) {
     return scheduler.hold(sequence);  // a push may be reading its blocks
   scheduler.finish(sequence);
   forget(key);
+}
+
+void Engine::State::give_up_all() {
+  std::vector<RequestKey> keys;
+  for (const auto& [key, sequence] : sequences) keys.push_back(key);
+  std::sort(keys.begin(), keys.end());
+  for (const RequestKey& key : keys) cancel(key);
 }
 
 void Engine::State::release(const RequestKey& key) {
@@ -280,6 +298,7 @@ void Engine::State::refresh() {
   counted.preemptions = scheduler.num_preemptions();
   counted.prefix_hit_tokens = scheduler.num_hit_tokens();
   std::lock_guard lock(mutex);
+  counted.paused = load.paused;
   load = counted;
   inbox_tokens = inbox_sequences = 0;
   for (const Command& command : inbox) {  // came since wait()

@@ -36,6 +36,8 @@ struct RouterConnected {
 struct RouterLost {
   uint64_t router_epoch = 0;
 };
+// The worker drains no longer: it takes new work of every router again.
+struct DrainingEnded {};
 // Of a Reserve the poster adds what the engine knows.
 struct FromSender {
   WorkerKey sender;
@@ -127,10 +129,10 @@ struct Tick {};
 
 namespace rtp_llm {
 
-using Event =
-    std::variant<event::FromRouter, event::RouterConnected, event::RouterLost, event::FromSender, event::FromReceiver,
-                 event::SenderLost, event::ReceiverLost, event::HeartbeatDue, event::Scheduled, event::LayersComputed,
-                 event::Prefilled, event::Output, event::Finished, event::Rejected, event::RoomChanged, event::PushDone,
-                 event::ReceiveDone, event::EndpointFailed, event::EndpointClosed, event::Tick>;
+using Event = std::variant<event::FromRouter, event::RouterConnected, event::RouterLost, event::DrainingEnded,
+                           event::FromSender, event::FromReceiver, event::SenderLost, event::ReceiverLost,
+                           event::HeartbeatDue, event::Scheduled, event::LayersComputed, event::Prefilled,
+                           event::Output, event::Finished, event::Rejected, event::RoomChanged, event::PushDone,
+                           event::ReceiveDone, event::EndpointFailed, event::EndpointClosed, event::Tick>;
 
 }  // namespace rtp_llm

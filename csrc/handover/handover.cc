@@ -23,6 +23,8 @@ void Handover::handle(const Event& event, Seconds now, Actions& out) {
       routers_.connected(body.router_epoch);
     } else if constexpr (std::is_same_v<T, event::RouterLost>) {
       routers_.lost(body.router_epoch, now);
+    } else if constexpr (std::is_same_v<T, event::DrainingEnded>) {
+      routers_.end_draining();
     } else if constexpr (std::is_same_v<T, event::FromSender>) {
       from_sender(body, now, out);
     } else if constexpr (std::is_same_v<T, event::SenderLost> || std::is_same_v<T, event::RoomChanged> ||

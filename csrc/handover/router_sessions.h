@@ -31,6 +31,7 @@ class RouterSessions {
   // No new work of this router: it has acknowledged that the worker drains.
   void acknowledge_draining(uint64_t router_epoch) { draining_.insert(router_epoch); }
   bool draining(uint64_t router_epoch) const { return draining_.contains(router_epoch); }
+  void end_draining() { draining_.clear(); }
 
  private:
   HandoverTimes times_;

@@ -102,14 +102,20 @@ int32_t BlockPool::insert(int32_t block, const BlockHash& hash) {
 
 void BlockPool::withdraw(std::span<const BlockHash> hashes) {
   Lock lock(mutex_);
-  for (const BlockHash& hash : hashes) {
-    const std::optional<int32_t> block = cache_.find(hash);
-    if (!block) continue;
-    cache_.erase(*block);
-    if (blocks_[*block].state != State::kCached) continue;
-    set_state(*block, State::kFree);
-    free_.push_back(*block);
-  }
+  for (const BlockHash& hash : hashes)
+    if (const std::optional<int32_t> block = cache_.find(hash)) forget(*block);
+}
+
+void BlockPool::withdraw_all() {
+  Lock lock(mutex_);
+  for (int32_t block = 0; block < num_blocks_; ++block) forget(block);
+}
+
+void BlockPool::forget(int32_t block) {
+  cache_.erase(block);
+  if (blocks_[block].state != State::kCached) return;
+  set_state(block, State::kFree);
+  free_.push_back(block);
 }
 
 // ---- Grants

@@ -115,6 +115,8 @@ class BlockPool {
   // What the hashes are known by is wrong: no match or grant finds it from here on. Who refers to the blocks keeps
   // them; released they become free.
   void withdraw(std::span<const BlockHash> hashes);
+  // The same for all that is known.
+  void withdraw_all();
 
   // --- Grants (receiver). `num_blocks` blocks: the longest known run of `hashes` is referenced, the rest
   // is fresh, in state granted. `promised`: what the sequences of the grants that stand may need once they
@@ -170,6 +172,7 @@ class BlockPool {
   int count_of(State state) const { return num_in_state_[static_cast<int>(state)]; }
   std::vector<int32_t> known_run(std::span<const BlockHash> hashes, int max_blocks) const;
   void refer_to_known(std::span<const int32_t> blocks);  // that have a hash
+  void forget(int32_t block);                            // its hash
   void set_state(int32_t block, State state);
   int32_t take_one(State state);  // a free block, else the least recently released cached one
   std::vector<int32_t> take(int count, State state);

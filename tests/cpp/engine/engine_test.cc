@@ -47,6 +47,65 @@ TEST(a_stop_id_and_an_eos_id_end_the_answer_with_their_token) {
   CHECK(rig.run_one(ignoring).tokens == whole.tokens);
 }
 
+TEST(no_step_begins_in_a_pause_and_the_answer_is_the_same_afterwards) {
+  for (const bool queued : {false, true}) {
+    Rig plain;
+    const SequenceSpec spec = spec_of(1, random_tokens(40, 2), 60);
+    const Answer undisturbed = plain.run_one(spec);
+
+    Rig rig({.queued = queued, .delay_seed = 7});
+    rig.engine->add(spec, Role::kAlone);
+    rig.start();
+    rig.wait_for_tokens(spec.key, 5);
+    rig.engine->pause();
+    while (!rig.engine->load().paused) std::this_thread::yield();
+    const EngineLoad at_rest = rig.engine->load();
+    CHECK_EQ(at_rest.running, 1);
+    const SequenceSpec later = spec_of(2, random_tokens(10, 3), 8);
+    rig.engine->add(later, Role::kAlone);
+    rig.engine->cancel(key_of(3));  // so that there is something to wait for: nobody has this key
+    while (rig.engine->load().queued_tokens == 0) std::this_thread::yield();
+    CHECK_EQ(rig.engine->load().steps, at_rest.steps);
+    CHECK(rig.engine->load().paused);
+    rig.engine->resume();
+    CHECK(rig.wait_for(spec.key) == undisturbed);
+    CHECK_EQ(rig.wait_for(later.key).tokens.size(), 8);
+    CHECK(!rig.engine->load().paused);
+    rig.check_idle();
+  }
+}
+
+TEST(a_cancel_is_obeyed_in_a_pause) {
+  Rig rig;
+  const SequenceSpec spec = spec_of(1, random_tokens(40, 2), 200);
+  rig.engine->add(spec, Role::kAlone);
+  rig.start();
+  rig.wait_for_tokens(spec.key, 2);
+  rig.engine->pause();
+  rig.engine->cancel(spec.key);
+  rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
+  rig.check_idle();
+  rig.engine->resume();
+  CHECK_EQ(rig.run_one(spec_of(2, random_tokens(10, 2), 5)).tokens.size(), 5);
+}
+
+TEST(what_is_given_up_ends_as_cancelled_and_leaves_nothing) {
+  Rig rig;
+  const SequenceSpec running = spec_of(1, random_tokens(40, 2), 200), waiting = spec_of(2, random_tokens(10, 3), 8);
+  rig.engine->add(running, Role::kAlone);
+  rig.start();
+  rig.wait_for_tokens(running.key, 2);
+  rig.engine->pause();
+  while (!rig.engine->load().paused) std::this_thread::yield();
+  rig.engine->add(waiting, Role::kAlone);
+  rig.engine->add(spec_of(4, random_tokens(20, 4), 8), Role::kSender);
+  rig.engine->give_up_all();
+  rig.ear.wait([&] { return rig.ear.finished.size() == 3; });
+  for (const auto& [key, finish] : rig.ear.finished) CHECK(finish == FinishReason::kCancelled);
+  CHECK(rig.engine->load().paused);
+  rig.check_idle();
+}
+
 TEST(min_tokens_keeps_eos_and_stop_ids_out_until_then) {
   RigOptions options;
   std::vector<int32_t> half;  // of the vocabulary: an answer would end soon

@@ -116,6 +116,14 @@ TEST(a_submit_of_a_router_that_acknowledged_draining_is_busy) {
   CHECK(!s.did<action::EnqueueSequence>());
 }
 
+TEST(a_worker_that_drains_no_longer_takes_submits_again) {
+  Sending s;
+  s.from_router(message::DrainingAcknowledged{});
+  s.post(event::DrainingEnded{});
+  s.submit();
+  CHECK(s.did<action::EnqueueSequence>());
+}
+
 TEST(a_doubled_submit_does_nothing) {
   Sending s;
   s.submit();

@@ -485,6 +485,23 @@ TEST(withdrawing_leaves_what_lies_behind_an_unknown_hash_and_beside_it) {
   CHECK_EQ(pool.count_cached(std::vector{hash(3)}), 1);
 }
 
+TEST(nothing_is_known_when_all_is_withdrawn_and_who_follows_the_cache_hears_it) {
+  BlockPool pool(10, 16);
+  fill_cache(pool, 3, 1);
+  const Blocks used = pool.allocate(1).value();
+  pool.insert(used[0], hash(4));
+  const uint64_t before = pool.last_cache_event();
+  pool.withdraw_all();
+  CHECK_EQ(pool.count_cached(std::vector{hash(1)}), 0);
+  CHECK_EQ(pool.count_cached(std::vector{hash(4)}), 0);
+  CHECK_EQ(pool.counts().cached, 0);
+  CHECK_EQ(pool.counts().free, 9);
+  CHECK_EQ(pool.counts().referenced, 1);  // who refers to it keeps it
+  CHECK_EQ(pool.cache_events(before + 1).value().size(), 4);
+  CHECK(pool.cache_snapshot().hashes.empty());
+  pool.check_integrity();
+}
+
 TEST(threads_may_share_a_pool) {
   BlockPool pool(64, 16);
   std::vector<std::thread> threads;
