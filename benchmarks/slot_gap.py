@@ -64,7 +64,7 @@ def engine(config: Config, slots: int, hidden: int) -> NativeEngine:
             eos_token_ids=[],
         ),
     )
-    return NativeEngine(device=device, native=native, model_digest=weights.digest)
+    return NativeEngine(device=device, native=native, weights=weights, dtype="float32")
 
 
 async def answer(router: Dispatcher, decode: Any, number: int, tokens: int) -> dict[str, float]:

@@ -13,10 +13,10 @@ import os
 import secrets
 import select
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from rtp_llm._native import _engine
@@ -25,13 +25,13 @@ from rtp_llm.errors import (
     ConfigError,
     EngineError,
     InvalidRequestError,
-    ModelLoadError,
     PromptTooLongError,
     UnavailableError,
 )
 from rtp_llm.host_memory import free_memory
+from rtp_llm.loaded_weights import LoadedWeights, WeightsSource
 from rtp_llm.model.config import read_generation_defaults, read_model_config
-from rtp_llm.model.weights import load_weights, untied_from_its_embedding
+from rtp_llm.model.weights import untied_from_its_embedding
 from rtp_llm.prefix import BLOCK_HASH_BYTES, block_hashes
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.sampling_params import UINT64, Integer
@@ -45,8 +45,12 @@ class NativeEngine:
 
     device: Any  # _engine.Device
     native: Any  # _engine.Engine
-    model_digest: str
+    weights: LoadedWeights
     dtype: str  # that weights are multiplied in
+
+    @property
+    def model_digest(self) -> str:
+        return self.weights.digest
 
     @property
     def max_model_len(self) -> int:
@@ -87,6 +91,23 @@ class NativeEngine:
     def stop(self) -> None:
         """Join the engine thread."""
         self.native.stop()
+
+    def pause(self) -> None:
+        """No step begins until resume(); load().paused says that none runs any more. Cancelled sequences end meanwhile."""
+        self.native.pause()
+
+    def resume(self) -> None:
+        self.native.resume()
+
+    def give_up_all(self) -> None:
+        """End every sequence as if the engine had lost it: what speaks for it has it tried again."""
+        self.native.give_up_all()
+
+    def adopt_weights(self) -> None:
+        """What was written over the weights counts from now on; nothing that is cached does any more. REQUIRES: paused, and no
+        sequence is here."""
+        self.weights.adopt()
+        self.native.withdraw_cache()
 
     def take_outputs(self) -> Any:
         """TokenColumns since the last call."""
@@ -133,9 +154,16 @@ def supported_isas() -> list[str]:
     return list(_engine.supported_isas())
 
 
-def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, workers_here: int = 1) -> NativeEngine:
+def build(
+    model: ModelSettings,
+    settings: EngineSettings,
+    *,
+    seed: int = 0,
+    workers_here: int = 1,
+    weights_from: WeightsSource | None = None,
+) -> NativeEngine:
     """Read the model's files, pack its weights, allocate and warm up. `seed`: of random weights (load_format "dummy");
-    `workers_here`: how many share this host's memory, this one included.
+    `workers_here`: how many share this host's memory, this one included; `weights_from`: instead of the model's own.
 
     A pool that holds less than the context is said, and limits `max_model_len`.
 
@@ -155,12 +183,9 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
     memory = free_memory() // workers_here  # before this worker takes of it
     Integer(0, UINT64).take("seed", seed)
     device = _engine.open_device(settings.device, num_threads=settings.num_threads, isa=settings.isa)
-    try:
-        weights = _engine.Weights(device, _engine.ModelConfig(**config.native_fields(dtype)))
-    except InvalidRequestError as error:  # no request is there yet: the configuration is wrong
-        raise ModelLoadError(f"{Path(model.path) / 'config.json'}: {error.message}") from error
-    load_weights(model.path, config, weights, load_format=model.load_format, seed=seed)
-    decoder = _engine.Decoder(device, weights)
+    own = WeightsSource(path=model.path, load_format=model.load_format, seed=seed)
+    weights = LoadedWeights(device, config, dtype, weights_from or own)
+    decoder = _engine.Decoder(device, weights.native)
     kv_dtype = dtype if settings.kv_dtype == "auto" else settings.kv_dtype
     block_bytes = decoder.kv_layout(kv_dtype, settings.block_tokens).block_bytes
     if device.memory() is not None:  # so that what it leaves is what the KV pool may have
@@ -187,7 +212,7 @@ def build(model: ModelSettings, settings: EngineSettings, *, seed: int = 0, work
         engine = _engine.Engine(device, decoder, native_config)
     except InvalidRequestError as error:  # no request is there yet: a setting is wrong
         raise ConfigError(f"engine: {error.message}") from error
-    return NativeEngine(device=device, native=engine, model_digest=decoder.model_digest, dtype=dtype)
+    return NativeEngine(device=device, native=engine, weights=weights, dtype=dtype)
 
 
 def _dtype(resolved: str, asked: str, device: str) -> str:
@@ -302,6 +327,29 @@ class Engine:
             self._loop.remove_reader(self._outputs_fd)
         self.native.stop()
         os.close(self._outputs_fd)
+
+    def replace_weights(self, source: WeightsSource) -> None:
+        """Others take the place of the weights; blocks until they have. REQUIRES: nobody adds, and nobody waits for outputs.
+
+        Raises:
+            ModelError: they don't fit, or can't be read. The old ones are in use.
+            EngineError: nor can the old ones, any more: the engine is closed.
+        """
+        native = self.native
+        native.weights.check(source.path)
+        native.pause()
+        native.give_up_all()  # what was cancelled and has not ended
+        while not native.load().paused or native.load().running or native.load().waiting:
+            self._raise_failure()
+            time.sleep(0.001)
+        try:
+            native.weights.overwrite(source)
+            native.adopt_weights()
+        except EngineError:
+            self.close()
+            raise
+        finally:
+            native.resume()
 
     def next_key(self, choice: int = 0) -> Any:
         """A key that was not used before."""

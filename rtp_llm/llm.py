@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -13,6 +15,7 @@ from rtp_llm import vllm_arguments
 from rtp_llm.config import load_config
 from rtp_llm.engine import Engine, Inbox, build
 from rtp_llm.errors import ChatTemplateError, InvalidRequestError, shortened
+from rtp_llm.loaded_weights import WeightsSource
 from rtp_llm.model.answer_text import AnswerText, TokenLogprob
 from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import read_generation_defaults
@@ -127,6 +130,7 @@ class LLM:
         self._defaults = dict(read_generation_defaults(model).sampling)
         self._seeds = random.Random(seed)
         self._request_ids = count()
+        self._turns = _Turns()
         self.engine = Engine(native)
 
     def __enter__(self) -> LLM:
@@ -138,6 +142,19 @@ class LLM:
     def close(self) -> None:
         """End the engine's thread. Idempotent."""
         self.engine.close()
+
+    def update_weights(self, directory: str | Path) -> None:
+        """Serve other weights of the same model from here on: those in `directory` take the place of these, in the same memory.
+        Requests that run end on the old ones first; requests that come meanwhile wait. Nothing that was cached is hit again.
+
+        Raises:
+            ModelError: they don't fit; names file and tensor. The old ones are in use.
+            EngineError: they were not what their headers said, and the old ones can't be read any more: this LLM is closed.
+        """
+        version = self.engine.native.weights.source.version + 1
+        source = WeightsSource(path=str(Path(directory).absolute()), version=version)
+        with self._turns.alone():
+            self.engine.replace_weights(source)
 
     def get_tokenizer(self) -> Tokenizer:
         """
@@ -287,6 +304,10 @@ class LLM:
         return [p if p.seed is not None else replace(p, seed=self._seeds.getrandbits(63)) for p in params]
 
     def _run(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        with self._turns.shared():
+            return self._answer(prompts, params)
+
+    def _answer(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> list[RequestOutput]:
         results = []
         inbox = Inbox(self.engine)
         running: dict[Any, _Answer] = {}
@@ -323,6 +344,40 @@ class LLM:
         else:
             inbox.forget(key)
         answer.result.finished = all(o.finish_reason is not None for o in answer.result.outputs)
+
+
+class _Turns:
+    """Threads that share an engine, and one that wants it alone: it goes before those that come after it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sharing = 0
+        self._is_wanted_alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_wanted_alone)
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sharing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_wanted_alone)
+            self._is_wanted_alone = True
+            self._changed.wait_for(lambda: self._sharing == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_wanted_alone = False
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)

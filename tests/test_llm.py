@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,9 +22,10 @@ from rtp_llm.errors import (
     ModelLoadError,
     PromptTooLongError,
 )
+from rtp_llm.loaded_weights import WeightsSource
 from rtp_llm.model.safetensors_file import SafetensorsFile
 from rtp_llm.request import Request
-from tests.model.files import write_safetensors
+from tests.model.files import with_layers_exchanged, write_safetensors
 from tests.model.tokenizer_files import with_bos
 
 GREEDY = SamplingParams(temperature=0, max_tokens=32)
@@ -450,6 +452,113 @@ def test_a_small_pool_preempts_and_answers_the_same(llm: LLM) -> None:
         assert [output.outputs for output in small.generate(prompts, params)] == expected
         assert small.engine.native.load().preemptions > 0
         assert_idle(small)
+
+
+def test_weights_are_replaced_in_place_and_answers_are_those_of_a_fresh_llm(llm: LLM, tmp_path: Path) -> None:
+    other = with_layers_exchanged(Path(DEMO_MODEL), tmp_path / "other")
+    prompts = [list(range(3, 60)), list(range(200, 230))]
+    params = SamplingParams(temperature=0.8, seed=5, max_tokens=24, logprobs=2, ignore_eos=True)
+    old = [result.outputs for result in llm.generate(prompts, params)]
+    with LLM(model=str(other), max_model_len=512) as fresh:
+        new = [result.outputs for result in fresh.generate(prompts, params)]
+    assert new != old
+    with LLM(model=DEMO_MODEL, max_model_len=512) as updated:
+        assert [result.outputs for result in updated.generate(prompts, params)] == old
+        memory = updated.engine.native.allocations()
+        digests = [updated.engine.native.model_digest]
+        for directory, expected in ((other, new), (other, new), (DEMO_MODEL, old)):
+            updated.update_weights(directory)
+            first, again = updated.generate(prompts, params), updated.generate(prompts, params)
+            assert [result.outputs for result in first] == expected
+            assert [result.outputs for result in again] == expected
+            assert [result.num_cached_tokens for result in first] == [0, 0]  # nothing of other weights is hit
+            assert again[0].num_cached_tokens > 0
+            digests.append(updated.engine.native.model_digest)
+        assert len(set(digests)) == 4  # also where the same weights came back
+        assert updated.engine.native.allocations() == memory
+        assert_idle(updated)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name_and_the_old_ones_stay(llm: LLM, tmp_path: Path) -> None:
+    good = with_layers_exchanged(Path(DEMO_MODEL), tmp_path / "good")
+    expected = llm.generate([[5, 6, 7]], GREEDY)[0].outputs
+
+    def wrong(name: str, file: str, change: Callable[[bytes], bytes]) -> Path:
+        shutil.copytree(good, tmp_path / name)
+        (tmp_path / name / file).write_bytes(change((tmp_path / name / file).read_bytes()))
+        return tmp_path / name
+
+    cases = {
+        tmp_path / "nowhere": "No such file",
+        wrong("config", "config.json", lambda text: text.replace(b"1e-06", b"1e-05")): "rms_norm_eps is 1e-05",
+        wrong("short", "model.safetensors", lambda content: content[:-100]): "truncated",
+        wrong("named", "model.safetensors", lambda content: content.replace(b"q_proj", b"x_proj", 1)): "x_proj",
+        wrong("shape", "model.safetensors", _with_another_shape): "expected shape",
+    }
+    memory = llm.engine.native.allocations()
+    for directory, words in cases.items():
+        with pytest.raises(ModelLoadError, match=words):
+            llm.update_weights(directory)
+        assert llm.generate([[5, 6, 7]], GREEDY)[0].outputs == expected
+    assert llm.engine.native.allocations() == memory
+
+
+def _with_another_shape(content: bytes) -> bytes:
+    """The same bytes, a tensor's rows and columns exchanged."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["model.layers.0.mlp.down_proj.weight"]["shape"].reverse()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+@pytest.mark.parametrize("old_is_gone", [False, True])
+def test_an_update_that_fails_halfway_restores_the_old_weights_or_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old_is_gone: bool
+) -> None:
+    first = with_layers_exchanged(Path(DEMO_MODEL), tmp_path / "first")
+    second = with_layers_exchanged(Path(DEMO_MODEL), tmp_path / "second", 0, 2)
+    with LLM(model=str(first), max_model_len=64) as llm:
+        expected = llm.generate([[5, 6, 7]], GREEDY)[0].outputs
+        weights = llm.engine.native.weights
+        fill, filled = weights._fill, []
+
+        def fails_once(source: WeightsSource) -> None:
+            fill(source)  # all of it is written over
+            filled.append(source.path)
+            if len(filled) == 1:
+                raise ModelLoadError("the disk is gone")
+
+        monkeypatch.setattr(weights, "_fill", fails_once)
+        if old_is_gone:
+            shutil.rmtree(first)
+            with pytest.raises(EngineError, match=r"the disk is gone; the old ones can't be read again: .*first"):
+                llm.update_weights(second)
+            with pytest.raises(EngineError, match="closed"):
+                llm.generate([[5, 6, 7]], GREEDY)
+            return
+        with pytest.raises(ModelLoadError, match="the disk is gone"):
+            llm.update_weights(second)
+        assert filled == [str(second), str(first)]
+        assert llm.generate([[5, 6, 7]], GREEDY)[0].outputs == expected
+
+
+def test_requests_that_run_end_on_the_old_weights_and_later_ones_wait_for_the_new(llm: LLM, tmp_path: Path) -> None:
+    other = with_layers_exchanged(Path(DEMO_MODEL), tmp_path / "other")
+    long = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
+    old = llm.generate([[5, 6, 7]], long)[0].outputs
+    with LLM(model=DEMO_MODEL, max_model_len=512) as updated, ThreadPoolExecutor(3) as threads:
+        running = threads.submit(updated.generate, [[5, 6, 7]], long)
+        while updated.engine.native.load().decode_tokens_computed < 3:
+            time.sleep(0.001)
+        updating = threads.submit(updated.update_weights, other)
+        while not (updated._turns._is_wanted_alone or updating.done()):
+            time.sleep(0.001)
+        later = threads.submit(updated.generate, [[5, 6, 7]], long)
+        assert running.result()[0].outputs == old
+        updating.result()
+        assert later.result()[0].outputs != old
+        assert later.result()[0].outputs == updated.generate([[5, 6, 7]], long)[0].outputs
 
 
 def test_weights_that_are_no_numbers_are_an_error_that_says_so(tmp_path: Path) -> None:

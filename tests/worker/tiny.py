@@ -100,7 +100,7 @@ def tiny_engine(
             eos_token_ids=[],
         ),
     )
-    return NativeEngine(device=device, native=native, model_digest=weights.digest, dtype="float32")
+    return NativeEngine(device=device, native=native, weights=weights, dtype="float32")
 
 
 @contextlib.asynccontextmanager
@@ -267,7 +267,9 @@ class RouterEnd:
         else:
             self.router.notices.append((self.id, str(kind), getattr(message, str(kind))))
             if kind == "draining":
-                self.session.send(pb.RouterMessage(draining_acknowledged=pb.DrainingAcknowledged()))
+                self.session.send(
+                    pb.RouterMessage(draining_acknowledged=pb.DrainingAcknowledged(round=message.draining.round))
+                )
         self.router.heard()
 
     def broken(self, reason: str) -> None:
