@@ -23,6 +23,7 @@ RUN = {
     "local.yaml",
     "one_host.yaml",
     "autoscaled.yaml",
+    "two_models.yaml",
     "two_hosts.yaml",
     "nothing.yaml",
     "environment.sh",

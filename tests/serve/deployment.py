@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -96,11 +97,10 @@ class Deployment:
         """Process id → title, of the whole tree."""
         return {pid: title(pid) for pid in descendants(self.process.pid)} | {self.process.pid: "rtp-llm serve"}
 
-    def replicas(self, name: str) -> list[int]:
+    def replicas(self, name: str, application: str = APPLICATION) -> list[int]:
         """Process ids of the replicas of this deployment."""
-        return [
-            pid for pid, text in self.processes().items() if text.startswith(f"ray::ServeReplica:{APPLICATION}:{name}")
-        ]
+        start = f"ray::ServeReplica:{application}:{name}"
+        return [pid for pid, text in self.processes().items() if text.startswith(start)]
 
     def replica(self, name: str) -> int:
         """Process id of its one replica."""
@@ -125,25 +125,35 @@ class FileDeployment(Deployment):
     """deploy/ray's file for Serve on a Ray of its own, started as docs/deployment.md says: the variables of environment.sh
     first. Only the ports and the place of HAProxy's files are others, so that two may stand on one host."""
 
-    def __init__(self, file: str, state: Path) -> None:
+    def __init__(
+        self,
+        file: str,
+        state: Path,
+        edit: Callable[[dict[str, Any]], None] = lambda declared: None,
+        path: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`edit(declared)` changes what is deployed; `path`: where its first application answers; `env`: Ray's, in addition."""
+        self._path = path
         declared = yaml.safe_load((ROOT / "deploy" / "ray" / file).read_text())
         self._port = declared["http_options"]["port"] = _free_port()
-        path = state / file
-        path.write_text(yaml.safe_dump(declared))
+        edit(declared)
+        written = state / file
+        written.write_text(yaml.safe_dump(declared))
         places = {
             name: value
             for name, value in serve_environment(HttpSettings(), state).items()
             if re.fullmatch(r"RAY_SERVE_\w+_(LOC|PATH|BASE|FILE|PORT)", name) and "BINARY" not in name
         }
-        script = f"source deploy/ray/environment.sh && exec serve run --address local {path}"
+        script = f"source deploy/ray/environment.sh && exec serve run --address local {written}"
         binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        env = environment() | places | {"PATH": binaries}
-        self._start(["bash", "-euc", script], env, ROOT, ready="Submitted deploy config")
+        variables = environment() | places | {"PATH": binaries} | dict(env or {})
+        self._start(["bash", "-euc", script], variables, ROOT, ready="Submitted deploy config")
         wait_for(self._answers, timeout_s=START_TIMEOUT_S)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self._port}{self._path}"
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
