@@ -454,7 +454,8 @@ class HttpSettings(_Section):
     )
     admin_key_file: str = Field(
         "",
-        description="file with the key that /metrics asks for; empty: it is open, or, with api_keys_file, closed",
+        description="file with the key that /metrics, /pause, /resume and /update_weights ask for; empty: they are open, or, "
+        "with api_keys_file, closed",
     )
     cors_origins: str = Field(
         "", description="origins whose pages may call from a browser, with commas between; `*`: all"

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError
 
+from rtp_llm.pool_state import UNASKED, ApplicationState, newest
+
 log = logging.getLogger("rtp_llm.directory")
 
 ROUTER = "router"  # a member that is no worker
@@ -26,6 +28,7 @@ REGISTER_EVERY_S = 1.0
 LEASE_S = 3.0
 WATCH_TIMEOUT_S = 30.0
 RETRY_S = 0.5
+STATE_TRIES = 5
 DESERTED_AFTER_S = 2 * WATCH_TIMEOUT_S  # longer than any member or router of a deployment is silent
 # What Ray raises while actor, node or head are away; OSError: its own connection failed, ValueError: the name is unknown.
 AWAY = (RayError, asyncio.TimeoutError, OSError, ValueError)
@@ -39,6 +42,7 @@ class Member:
     epoch: int
     pool: str
     address: str
+    state: ApplicationState = UNASKED  # what it holds that administrators have asked for
 
 
 class Membership(Protocol):
@@ -91,8 +95,9 @@ class Directory:
         self._version = random.getrandbits(48) << 16
         self._changed = asyncio.Event()
 
-    async def register(self, member: Member) -> None:
-        """Begin or renew the lease of `member`. A new epoch of an id replaces the old one."""
+    async def register(self, member: Member) -> ApplicationState:
+        """Begin or renew the lease of `member`. A new epoch of an id replaces the old one. Returns the newest state that any
+        member holds."""
         self._was_called()
         if (lease := self._leases.pop(member.id, None)) is not None:
             lease.cancel()
@@ -101,6 +106,7 @@ class Directory:
         if self._members.get(member.id) != member:
             self._members[member.id] = member
             self._change()
+        return newest(member.state.base, (each.state for each in self._members.values()))
 
     async def withdraw(self, member: Member) -> None:
         """`member` takes no new work. Idempotent; a later epoch of its id stays."""
@@ -141,14 +147,29 @@ class DirectoryClient:
         self._name = name
         self._actor: Any = None
 
-    async def keep_registered(self, member: Member) -> None:
-        """Register `member` every second until cancelled; never fails: the directory may be away for a while."""
+    async def keep_registered(
+        self, member: Callable[[], Member], heard: Callable[[ApplicationState], None] = lambda state: None
+    ) -> None:
+        """Register `member()` every second until cancelled, and pass on the newest state that is answered; never fails: the
+        directory may be away for a while."""
         while True:
             try:
-                await asyncio.wait_for(self._call("register", member), LEASE_S)
+                heard(await asyncio.wait_for(self._call("register", member()), LEASE_S))
             except AWAY as error:
                 self._forget_actor("register", error)
             await asyncio.sleep(REGISTER_EVERY_S)
+
+    async def newest_state(self, base: str) -> ApplicationState:
+        """What the members hold, where the configuration says `base`. That of nobody if the directory is away for long: who
+        registers hears of it later."""
+        for _ in range(STATE_TRIES):
+            try:
+                _, members = await asyncio.wait_for(self._call("members"), LEASE_S)
+                return newest(base, (member.state for member in members))
+            except AWAY as error:
+                self._forget_actor("members", error)
+                await asyncio.sleep(RETRY_S)
+        return newest(base, ())
 
     async def withdraw(self, member: Member) -> None:
         """One try: without it the lease ends by itself."""

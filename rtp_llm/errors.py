@@ -8,10 +8,12 @@ RtpLlmError
 │   ├── UnsupportedModelError    an architecture or option that this engine doesn't compute
 │   └── ModelLoadError           a file is missing, truncated or mis-shaped
 ├── ConfigError              a setting is wrong; names its path and value
+├── ConflictError            another operation on the same thing is under way (HTTP 409)
 ├── OverloadedError          no room now, try again (HTTP 429)
 │   └── DeadlineUnreachableError  the request's first token would come after its deadline
 ├── UnavailableError         no worker, device or library that could serve (HTTP 503)
-│   └── DeadlineError        the request ran out of time (HTTP 504)
+│   ├── DeadlineError        the request ran out of time (HTTP 504)
+│   └── AbortedError         the request was ended by who runs the server
 ├── WorkerLostError          the third worker was lost under one request (HTTP 500)
 ├── ProtocolError            a peer speaks another version or layout, or breaks the protocol
 ├── TaskError                a background task that must go on has ended (HTTP 500)
@@ -112,6 +114,12 @@ class ConfigError(RtpLlmError, ValueError):
     """A setting is wrong; the message names its path and value."""
 
 
+class ConflictError(RtpLlmError):
+    """Another operation on the same thing is under way."""
+
+    http_status = 409
+
+
 class OverloadedError(RtpLlmError):
     """No room now; the same request may work later."""
 
@@ -136,6 +144,10 @@ class DeadlineError(UnavailableError):
     """The request ran out of time."""
 
     http_status = 504
+
+
+class AbortedError(UnavailableError):
+    """A request was ended by who runs the server: what is there of its answer is the answer."""
 
 
 class WorkerLostError(RtpLlmError):

@@ -121,7 +121,7 @@ async def test_clients_outlive_what_ray_raises_while_its_head_is_away(monkeypatc
 
     monkeypatch.setattr("rtp_llm.directory._actor", find_actor)
     watch = DirectoryClient("d").watch()
-    registering = asyncio.ensure_future(DirectoryClient("d").keep_registered(A))
+    registering = asyncio.ensure_future(DirectoryClient("d").keep_registered(lambda: A))
     await until(watch, [A])
     registering.cancel()
 
@@ -152,7 +152,7 @@ async def until(watch: AsyncIterator[Sequence[Member]], wanted: list[Member]) ->
 async def test_the_actor_may_be_killed_and_its_members_are_back_within_seconds(local_ray: Any) -> None:
     name = "directory-under-test"
     worker, router = DirectoryClient(name), DirectoryClient(name)
-    registering = [asyncio.ensure_future(worker.keep_registered(each)) for each in (A, B)]
+    registering = [asyncio.ensure_future(worker.keep_registered(lambda each=each: each)) for each in (A, B)]
     try:
         await until(router.watch(), [A, B])
         watch = router.watch()

@@ -146,11 +146,11 @@ class AnswerText:
             stop_reason=stop_reason,
         )
 
-    def cut(self) -> Delta:
-        """What was held back of an answer that ends here for want of time."""
+    def cut(self, finish_reason: str = FINISH_REASONS[FinishReason.LENGTH]) -> Delta:
+        """What was held back of an answer that ends here, by default for want of time."""
         rest = self._detokenizer.finish() if self._detokenizer is not None else ""
         text = self._stops.push(rest, may_end=False) + self._stops.finish()
-        return Delta(text=text, finish_reason=FINISH_REASONS[FinishReason.LENGTH])
+        return Delta(text=text, finish_reason=finish_reason)
 
     def _stop_reason(self, last: TokenOutput) -> int | str | None:
         if self._stops.matched is not None:

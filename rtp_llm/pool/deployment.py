@@ -31,16 +31,27 @@ class PoolWorker:
         self._at_stop = AsyncExitStack()  # first: Serve awaits __del__ after a constructor that failed, too
         config = prepare_replica(sections)
         name = f"{self.pool}-{serve.get_replica_context().replica_id.unique_id}"
-        self._worker = await Worker.load(config, self.pool, name, workers_here=workers_on(config, _this_node()))
+        self._directory = DirectoryClient(config.worker.directory)
+        self._worker = await Worker.load(
+            config,
+            self.pool,
+            name,
+            workers_here=workers_on(config, _this_node()),
+            state=await self._directory.newest_state(config.model.path),
+        )
         self._at_stop.callback(self._end_by_force)
         self._at_stop.push_async_callback(self._worker.stop)
         await self._worker.start()
-        key = self._worker.key
-        self._member = Member(id=key.id, epoch=key.epoch, pool=str(self.pool), address=self._worker.address)
-        self._directory = DirectoryClient(config.worker.directory)
-        registering = self._directory.keep_registered(self._member)
-        self._registration = LastingTask(f"the registration of {key}", registering)
+        registering = self._directory.keep_registered(self._member, self._worker.control.heard)
+        self._registration = LastingTask(f"the registration of {self._worker.key}", registering)
         self._at_stop.push_async_callback(self._leave)
+
+    def _member(self) -> Member:
+        """As it is now."""
+        worker, key = self._worker, self._worker.key
+        return Member(
+            id=key.id, epoch=key.epoch, pool=str(self.pool), address=worker.address, state=worker.control.state
+        )
 
     def check_health(self) -> None:
         """Raises when an engine or transfer thread has ended or stands still, or nobody could find this worker: Serve replaces
@@ -61,7 +72,7 @@ class PoolWorker:
 
     async def _leave(self) -> None:
         self._registration.cancel()
-        await self._directory.withdraw(self._member)
+        await self._directory.withdraw(self._member())
         await self._worker.drain()
 
 

@@ -39,9 +39,9 @@ class Router:
         self._service = Service(config, self._directory)
         self._at_stop.push_async_callback(self._service.close)
         self._service.start()
-        self._member = await self._service.listen()
-        registering = self._directory.keep_registered(self._member)
-        self._registration = LastingTask(f"the registration of {self._member.id}", registering)
+        member = await self._service.listen()
+        registering = self._directory.keep_registered(self._service.member)
+        self._registration = LastingTask(f"the registration of {member.id}", registering)
         self._at_stop.push_async_callback(self._leave)
         # What is there now stays: a full collection would look through all of it, 100 ms of the loop's time.
         gc.collect()
@@ -72,7 +72,7 @@ class Router:
 
     async def _leave(self) -> None:
         self._registration.cancel()
-        await self._directory.withdraw(self._member)
+        await self._directory.withdraw(self._service.member())
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended."""

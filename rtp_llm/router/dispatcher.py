@@ -12,8 +12,9 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 
 from rtp_llm.config import RouterSettings
-from rtp_llm.errors import DeadlineError, OverloadedError, RtpLlmError, SuspectError, UnavailableError
+from rtp_llm.errors import AbortedError, DeadlineError, OverloadedError, RtpLlmError, SuspectError, UnavailableError
 from rtp_llm.metrics import RouterMetrics
+from rtp_llm.pool_state import PauseMode
 from rtp_llm.request import Request, TokenOutput
 from rtp_llm.router import request_machine as machine
 from rtp_llm.router.account import AnswerAccount, current_account
@@ -232,9 +233,17 @@ class Dispatcher:
         for answer in list(self._answers.values()):
             self._run(answer, answer.machine.handle(machine.Lost(worker)))
 
-    def draining(self, worker: WorkerKey) -> None:
+    def draining(self, worker: WorkerKey, pause: PauseMode | None) -> None:
         self._draining.add(worker)
+        if pause is PauseMode.ABORT:
+            aborted = AbortedError("the pool was paused: this answer ends here")
+            for answer in list(self._answers.values()):
+                if worker in answer.machine.workers():
+                    self._end(answer, aborted)
         self._acknowledge_draining()
+
+    def undrained(self, worker: WorkerKey) -> None:
+        self._draining.discard(worker)
 
     def observe(self, event: FleetEvent) -> None:
         self._policy.observe([event])
@@ -403,6 +412,10 @@ class Dispatcher:
         self._metrics.tenant_requests_waiting.labels(tenant).set(self._waiting.num_waiting(tenant))
 
     def _give_up_waiting(self, answer: Answer) -> None:
+        if self._fleet.is_paused:  # it waits as long as that lasts, and then anew
+            answer.wait_until = self._loop.time() + self._settings.queue_timeout_s
+            answer.wait_timer = self._loop.call_at(answer.wait_until, self._give_up_waiting, answer)
+            return
         found, longest = len(self._fleet.snapshot), self._fleet.longest_request()
         text = f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
         if _is_too_long(answer, longest):

@@ -17,17 +17,19 @@ from typing import Any, Protocol, TypeVar
 from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.lasting_task import LastingTask
 from rtp_llm.metrics import RouterMetrics
+from rtp_llm.pool_state import ApplicationState, PauseMode, newest
 from rtp_llm.router import request_machine as machine
 from rtp_llm.router.cache_feed import CacheFeed
 from rtp_llm.router.placement import FleetEvent, Snapshot, StepMeasured, ViewChanged, WorkerGone, WorkerView
 from rtp_llm.router.placement.load import WorkerLedger, WorkerLoad
 from rtp_llm.router.placement.step_cost import Step
 from rtp_llm.router.request_machine import WorkerSaid
-from rtp_llm.wire.convert import arrival_times_of, error_of, key_of, outputs_of
+from rtp_llm.wire.convert import arrival_times_of, error_of, key_of, outputs_of, pause_of
 from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.session import SessionTiming, WorkerSession, router_metrics, tell_router
 from rtp_llm.wire.v1.router_pb2 import (
+    Draining,
     DrainingAcknowledged,
     Load,
     RouterMessage,
@@ -40,7 +42,7 @@ from rtp_llm.wire.v1.router_pb2 import (
 log = logging.getLogger("rtp_llm.router")
 
 # live: gets requests; refused: it won't have this router, or serves something else.
-WORKER_STATES = ("live", "draining", "connecting", "unreachable", "refused")
+WORKER_STATES = ("live", "draining", "paused", "connecting", "unreachable", "refused")
 
 
 class FleetListener(Protocol):
@@ -49,8 +51,12 @@ class FleetListener(Protocol):
     def said(self, said: WorkerSaid) -> None:
         """An output, or a notice about a key."""
 
-    def draining(self, worker: WorkerKey) -> None:
-        """It wants no new work. Answered by `Fleet.acknowledge_draining` once no live answer names it."""
+    def draining(self, worker: WorkerKey, pause: PauseMode | None) -> None:
+        """It wants no new work: for good, or until `undrained`, what runs there being ended for ABORT. Answered by
+        `Fleet.acknowledge_draining` once no live answer names it."""
+
+    def undrained(self, worker: WorkerKey) -> None:
+        """Its pause is over."""
 
     def resumed(self, worker: WorkerKey) -> None:
         """The session is back, nothing is lost: time for an Attach."""
@@ -88,8 +94,11 @@ def step_of(message: StepSample) -> Step:
     )
 
 
-def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Iterator[WorkerSaid]:
-    """What `worker` says about keys; nothing for a message that a later version added.
+def said_of(
+    message: WorkerMessage, worker: WorkerKey, router_epoch: int, preempted: bool = False
+) -> Iterator[WorkerSaid]:
+    """What `worker` says about keys; nothing for a message that a later version added. `preempted`: it is paused, so what it
+    gives up is no fault.
 
     Raises:
         ProtocolError: as outputs_of and arrival_times_of.
@@ -107,7 +116,7 @@ def said_of(message: WorkerMessage, worker: WorkerKey, router_epoch: int) -> Ite
     elif kind == "committed":
         yield machine.Committed(key_of(message.committed.key), worker, arrival_times_of(message.committed))
     elif kind == "fenced":
-        yield machine.Fenced(key_of(message.fenced.key), worker)
+        yield machine.Fenced(key_of(message.fenced.key), worker, preempted)
     elif kind == "started":
         yield machine.Started(key_of(message.started.key), worker)
 
@@ -122,6 +131,8 @@ class RemoteWorker:
         self.load_at = 0.0  # when the last Load came, by the loop's clock
         self.last_step_s = 0.0  # of the last step with rows that it told of; 0: of none
         self.draining = False
+        self.pause: PauseMode | None = None  # what it drains for; None: it leaves
+        self.draining_round = 0
         self.is_refused = False  # by it, for ever
         self.departed = False  # the membership doesn't name it any more
         self._ledger = WorkerLedger()
@@ -152,7 +163,7 @@ class RemoteWorker:
         if self.is_refused or (self.is_live and not self._fleet.serves_this_model(self)):
             return "refused"
         if self.is_live:
-            return "draining" if self.draining else "live"
+            return "paused" if self.pause is not None else "draining" if self.draining else "live"
         return "unreachable" if self.session.failure else "connecting"
 
     @property
@@ -212,11 +223,11 @@ class RemoteWorker:
     def connected(self, hello: WorkerMessage, *, resumed: bool) -> None:
         self.hello = hello.hello
         self.key = WorkerKey(self.member.id, hello.hello.worker.epoch)
+        self.draining, self.pause = False, None  # else it says so again
         if resumed:
             self._fleet.reconsider(self)
             self._fleet.listener.resumed(self.key)
             return
-        self.draining = False
         self._ledger = WorkerLedger()
         self._fleet.reconsider(self)
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
@@ -231,16 +242,23 @@ class RemoteWorker:
         elif kind in ("cache_snapshot", "cache_events"):
             self._heard_of_cache(message)
         elif kind == "draining":
-            self.draining = True
-            self._fleet.listener.draining(self.key)
-            self._fleet.reconsider(self)
-            self._fleet.listener.room_changed()  # the other pool may stand in for it
+            self._drains(message.draining)
         else:
             if kind == "busy":
                 self._ledger.load = self.load.when_busy(message.busy.queued_tokens, message.busy.limit)
                 self._fleet.view_changed(self)
-            for said in said_of(message, self.key, self._fleet.router_epoch):
+            for said in said_of(message, self.key, self._fleet.router_epoch, self.pause is not None):
                 self._fleet.listener.said(said)
+
+    def _drains(self, said: Draining) -> None:
+        self.draining, self.pause = not said.ended, pause_of(said.pause)
+        self.draining_round = said.round
+        if said.ended:
+            self._fleet.listener.undrained(self.key)
+        else:
+            self._fleet.listener.draining(self.key, self.pause)
+        self._fleet.reconsider(self)
+        self._fleet.listener.room_changed()  # the other pool may stand in for it
 
     def broken(self, reason: str) -> None:
         log.info("session with worker %s broke: %s", self.key, reason)
@@ -310,8 +328,10 @@ class Fleet:
         credentials: Credentials = NO_CREDENTIALS,
         max_model_len: int = 0,
         watches_caches: bool = False,
+        state: ApplicationState | None = None,
     ) -> None:
-        """`watches_caches`: the listener observes CacheReset and CacheChanged, too."""
+        """`watches_caches`: the listener observes CacheReset and CacheChanged, too; `state`: that nobody has changed."""
+        self.state = state or ApplicationState()  # the newest that this router has heard of
         self._watches_caches = watches_caches
         self.credentials = credentials
         self.max_model_len = max_model_len  # of the model, as this router is configured
@@ -378,7 +398,24 @@ class Fleet:
         return self._longest
 
     def acknowledge_draining(self, key: WorkerKey) -> None:
-        self.send(key, RouterMessage(draining_acknowledged=DrainingAcknowledged()))
+        if (worker := self.find(key)) is not None:
+            acknowledged = DrainingAcknowledged(round=worker.draining_round)
+            worker.session.send(RouterMessage(draining_acknowledged=acknowledged))
+
+    @property
+    def is_paused(self) -> bool:
+        """A pool is paused, and no worker takes new work."""
+        pauses = self.state.is_paused or any(each.pause is not None for each in self._workers.values() if each.is_live)
+        return pauses and all(view.draining for view in self._snapshot.values())
+
+    def hear(self, state: ApplicationState) -> None:
+        """Of a state that somebody holds, or that this router makes."""
+        self.state = newest(self.state.base, [self.state, state])
+
+    def met(self) -> list[RemoteWorker]:
+        """All of this model that were met and are not lost, whatever weights they serve, by id."""
+        met = (each for each in self._workers.values() if each.key.epoch != 0 and each.hello.model == self.model)
+        return sorted(met, key=lambda each: each.member.id)
 
     def find(self, key: WorkerKey) -> RemoteWorker | None:
         """The worker if this incarnation of it is the one that is known now."""
@@ -454,9 +491,11 @@ class Fleet:
     def reconsider(self, worker: RemoteWorker) -> None:
         """It came, went, or began to drain."""
         changed = [worker]
-        if self._reference is None or not any(map(self._serves, chain([worker], self._workers.values()))):
-            live = (each for each in self._workers.values() if each.is_live and each.hello.model == self.model)
-            first = next(live, None)
+        everybody = list(chain([worker], self._workers.values()))
+        if self._reference is None or not any(self._serves(each) and not each.draining for each in everybody):
+            # Those that take new work come first, and of the others those that serve now.
+            live = (each for each in self.met() if each.is_live)
+            first = min(live, key=lambda each: (each.draining, not self._serves(each)), default=None)
             self._reference = None if first is None else first.hello.model_digest
             changed = list(self._workers.values())
         for each in changed:
@@ -465,12 +504,13 @@ class Fleet:
     def _enter_or_leave(self, worker: RemoteWorker) -> None:
         id = worker.member.id
         if self._serves(worker) and worker.has_said_load:
-            is_new = id not in self._snapshot
+            before = self._snapshot.get(id)
+            is_new = before is None
             self._snapshot[id] = view = worker.view()
             self.listener.observe(ViewChanged(view))
             if is_new and self._watches_caches:
                 worker.watch_cache()
-            if is_new or view.draining:
+            if before is None or view.draining or before.draining:
                 self._membership_changed()
         elif self._snapshot.pop(id, None) is not None:
             self.listener.observe(WorkerGone(id))
@@ -539,6 +579,8 @@ class Fleet:
 
     async def _watch(self) -> None:
         async for members in self._membership.watch():
+            for each in members:
+                self.hear(each.state)
             self._members = {member.id: member for member in members if member.pool != ROUTER}
             self._routers = [member for member in members if member.pool == ROUTER and member.id != self.router_id]
             for worker in list(self._workers.values()):

@@ -22,17 +22,17 @@ from rtp_llm.errors import (
     DeadlineUnreachableError,
     InvalidRequestError,
     RtpLlmError,
-    TaskError,
     UnavailableError,
     shortened,
 )
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.router import http10, spans
-from rtp_llm.router.access import Access, AccessError
+from rtp_llm.router.access import Access
 from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.anthropic_body import MessagesBody
 from rtp_llm.router.anthropic_writer import MESSAGES
+from rtp_llm.router.control_routes import Pools, add_control_routes
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
@@ -127,6 +127,9 @@ class Backend(Protocol):
     def tracing(self) -> Tracing | None:
         """None: nobody wants spans."""
         ...
+
+    @property
+    def pools(self) -> Pools: ...
 
     def check_health(self) -> None:
         """Raises when a background task has ended that this router can't do without."""
@@ -246,6 +249,12 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         app.add_route(f"{prefix}/worker_status", worker_status, methods=["GET", "POST"])
         app.add_route(f"{prefix}/cache_status", cache_status, methods=["GET", "POST"])
 
+    def check_admin(http: HttpRequest) -> None:
+        backend().access.check_admin(_authorization(http))
+        if http.method == "POST":
+            _check_content_type(http)
+
+    add_control_routes(app, check_admin, lambda: backend().pools)
     return Cors(app, origins=lambda: backend().cors_origins)
 
 
@@ -271,8 +280,7 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
         text = f"{param}: {first['msg']}, got {shortened(first.get('input'))}"
         return JSONResponse(error_object(400, text, param), status_code=400)
 
-    @app.exception_handler(AccessError)
-    @app.exception_handler(TaskError)
+    @app.exception_handler(RtpLlmError)
     async def refused(http: HttpRequest, error: RtpLlmError) -> Response:
         return _error_response(error)
 

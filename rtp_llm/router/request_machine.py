@@ -75,6 +75,7 @@ class Released:
 class Fenced:
     key: RequestKey
     worker: WorkerKey
+    preempted: bool = False  # by an administrator: it counts as no loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Fence:
 class Place:
     """Plan this answer: the machine waits for Planned (or Ended)."""
 
-    cause: str  # "first", "busy", "released", "fenced", "lost"
+    cause: str  # "first", "busy", "released", "fenced", "lost", "preempted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,7 @@ class RequestMachine:
             return []
         if isinstance(event, Released):
             return self._sender_gave_up(event.worker, "released")
-        return self._fenced(event.worker)
+        return self._fenced(event.worker, event.preempted)
 
     # --- One method a row of the table.
 
@@ -286,24 +287,24 @@ class RequestMachine:
         return []
 
     def _sender_gave_up(self, worker: WorkerKey, cause: str) -> list[Action]:
-        """Released or Fenced from S: R decides, if there is one."""
+        """Released, Fenced or preempted at S: R decides, if there is one."""
         if self.state is not State.RUN or worker != self.sender:
             return []
         loss = cause == "fenced"  # unknown after an Attach, or given up by its engine
-        if not loss:
+        if cause == "released":
             self.releases += 1
         if self.receiver is not None:
             return self._judge(self.receiver, began_by_loss=loss)
         return self._retry("lost" if loss else cause, loss=loss)
 
-    def _fenced(self, worker: WorkerKey) -> list[Action]:
+    def _fenced(self, worker: WorkerKey, preempted: bool) -> list[Action]:
         if worker == self.receiver:
             if self.state is State.JUDGE:
                 return self._retry("fenced", loss=self._judges_a_loss)
             if self.state is State.STREAM:
-                return self._retry("lost", loss=True)
+                return self._retry("preempted" if preempted else "lost", loss=not preempted)
             return []
-        return self._sender_gave_up(worker, "fenced")
+        return self._sender_gave_up(worker, "preempted" if preempted else "fenced")
 
     def _lost(self, worker: WorkerKey) -> list[Action]:
         self.prefer = tuple(each for each in self.prefer if each != worker)

@@ -15,6 +15,7 @@ from rtp_llm.autoscaling.figures import RouterFigures
 from rtp_llm.config import Config, Pool
 from rtp_llm.directory import ROUTER, Member, Membership
 from rtp_llm.errors import (
+    AbortedError,
     ConfigError,
     DeadlineError,
     DeadlineUnreachableError,
@@ -26,6 +27,7 @@ from rtp_llm.errors import (
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta, named_by_id
 from rtp_llm.model.parts import AnswerParts
+from rtp_llm.pool_state import ApplicationState
 from rtp_llm.request import Request
 from rtp_llm.router import status
 from rtp_llm.router.access import Access
@@ -36,6 +38,7 @@ from rtp_llm.router.body_process import BodyProcess
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import WORKER_STATES, Fleet
 from rtp_llm.router.placement import policy_of, watches_caches
+from rtp_llm.router.pool_control import PoolControl
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.reading import Asked, BodyReader
 from rtp_llm.router.schemas import Body
@@ -49,6 +52,7 @@ from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, e
 
 # Sections of the configuration that hold no secret.
 SHOWN_SETTINGS = {"model", "engine", "transfer", "handover", "prefill", "decode", "autoscaling", "router"}
+ABORTED = "abort"  # vLLM's finish reason
 SMALL_BODY_BYTES = 4 << 10  # what is no larger is read on the loop, in at most 3 ms: a thread's turn takes 0.2
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
 MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
@@ -126,6 +130,10 @@ class TokenizedPrompt:
             cut = text.cut()
             outcome, account.end = "finished", cut.finish_reason or ""
             yield cut if parts is None else parts.take(cut)
+        except AbortedError:
+            outcome, account.end = "aborted", ABORTED
+            cut = text.cut(ABORTED)
+            yield cut if parts is None else parts.take(cut)
         except RtpLlmError as error:
             outcome, account.end = "failed", type(error).__name__
             if isinstance(error, OverloadedError):
@@ -175,7 +183,9 @@ class Service:
             credentials=credentials,
             max_model_len=self.reader.context,
             watches_caches=watches_caches(policy),
+            state=ApplicationState(base=config.model.path),
         )
+        self.pools = PoolControl(self.fleet, pause_timeout_s=config.worker.drain_timeout_s)
         self.dispatcher = Dispatcher(self.fleet, policy, config.router, self.metrics_here)
         self.tracing = Tracing.of(config.otel, {"service.instance.id": self.fleet.router_id, "rtp_llm.pool": ROUTER})
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
@@ -219,10 +229,21 @@ class Service:
         Raises:
             UnavailableError: worker.host can't be listened on.
         """
-        address = await self._server.start()
-        return Member(id=self.fleet.router_id, epoch=self.fleet.router_epoch, pool=ROUTER, address=address)
+        await self._server.start()
+        return self.member()
+
+    def member(self) -> Member:
+        """As it is now. REQUIRES: listen()."""
+        return Member(
+            id=self.fleet.router_id,
+            epoch=self.fleet.router_epoch,
+            pool=ROUTER,
+            address=self._server.address,
+            state=self.fleet.state,
+        )
 
     async def close(self) -> None:
+        await self.pools.close()
         await self.bodies.close()
         await self._server.stop()
         await self.fleet.close()
@@ -322,7 +343,8 @@ class Service:
                 self.metrics_here.workers.labels(pool.value, state).set(states[pool.value, state])
 
     def count_answer(self, outcome: str, num_tokens: int) -> None:
-        """How an answer of the request that is handled here has ended: finished, failed or cancelled, with so many tokens."""
+        """How an answer of the request that is handled here has ended: finished, failed, cancelled or aborted, with so many
+        tokens."""
         account = current_account()
         if account.tenant:
             self.metrics_here.tenant_output_tokens.labels(account.tenant).inc(num_tokens)

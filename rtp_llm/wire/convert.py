@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rtp_llm import errors
+from rtp_llm.config import Pool
 from rtp_llm.errors import InvalidRequestError, ProtocolError, RtpLlmError
+from rtp_llm.pool_state import ApplicationState, PauseMode, PoolState
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.wire.key import RequestKey, WorkerKey
 from rtp_llm.wire.v1 import router_pb2, types_pb2
@@ -214,11 +216,55 @@ def outputs_of(message: router_pb2.Outputs, router_epoch: int) -> Iterator[tuple
         )
 
 
+def application_state_message(state: ApplicationState) -> router_pb2.ApplicationState:
+    def of(pool: Pool) -> router_pb2.PoolState:
+        each = state.of(pool)
+        return router_pb2.PoolState(weights=each.weights, version=each.version, pause=each.pause or "")
+
+    return router_pb2.ApplicationState(
+        number=state.number, base=state.base, prefill=of(Pool.PREFILL), decode=of(Pool.DECODE)
+    )
+
+
+def application_state_of(message: router_pb2.ApplicationState) -> ApplicationState:
+    """
+    Raises:
+        ProtocolError: a pause mode that this version doesn't know.
+    """
+
+    def of(pool: router_pb2.PoolState) -> PoolState:
+        return PoolState(weights=pool.weights, version=pool.version, pause=pause_of(pool.pause))
+
+    return ApplicationState(
+        number=message.number, base=message.base, prefill=of(message.prefill), decode=of(message.decode)
+    )
+
+
+def pause_of(text: str) -> PauseMode | None:
+    """
+    Raises:
+        ProtocolError: a pause mode that this version doesn't know.
+    """
+    try:
+        return PauseMode(text) if text else None
+    except ValueError as error:
+        raise ProtocolError(f"pause: {text!r:.40} is unknown") from error
+
+
 def error_of(message: router_pb2.Failed) -> RtpLlmError:
     """The typed error that a worker named; an unknown name becomes EngineError and is kept in the text."""
-    cls = getattr(errors, message.type, None)
+    return _error(message.type, message.message, message.param)
+
+
+def control_error_of(reply: router_pb2.ControlReply) -> RtpLlmError | None:
+    """Why a worker has not done what it was asked; None: it has."""
+    return _error(reply.error, reply.message) if reply.error else None
+
+
+def _error(name: str, message: str, param: str = "") -> RtpLlmError:
+    cls = getattr(errors, name, None)
     if not (isinstance(cls, type) and issubclass(cls, RtpLlmError)):
-        return errors.EngineError(f"{message.type}: {message.message}")
+        return errors.EngineError(f"{name}: {message}")
     if issubclass(cls, InvalidRequestError):
-        return cls(message.message, param=message.param or None)
-    return cls(message.message)
+        return cls(message, param=param or None)
+    return cls(message)

@@ -179,6 +179,11 @@ class Endpoint(Generic[OutT, InT]):
         connection.put(data)
         return True
 
+    def hang_up(self, reason: str) -> None:
+        """End the connection; what waits to be written is lost. The session stands."""
+        if self._connection is not None:
+            self._connection.end(reason)
+
     async def finish(self, timeout_s: float) -> None:
         """Write what waits, at most so long, then end the connection; the other end gets it all before it sees the end."""
         connection = self._connection

@@ -72,6 +72,11 @@ class Acceptor(Generic[OutT, InT]):
         if self._endpoints.get(endpoint.id) is endpoint:
             del self._endpoints[endpoint.id]
 
+    def hang_up(self, reason: str) -> None:
+        """End all connections. The sessions stand: the other ends connect again, and hear this end's hello as it is then."""
+        for endpoint in self._endpoints.values():
+            endpoint.hang_up(reason)
+
     async def finish(self, timeout_s: float = 1.0) -> None:
         """Write out what waits for the other ends, then end their connections. Nobody is lost any more."""
         await asyncio.gather(*(endpoint.finish(timeout_s) for endpoint in self._endpoints.values()))

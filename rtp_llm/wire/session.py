@@ -20,13 +20,16 @@ For a router, per worker of the membership:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from rtp_llm.errors import ProtocolError, UnavailableError
+from rtp_llm.errors import ProtocolError, RtpLlmError, UnavailableError
+from rtp_llm.pool_state import ApplicationState
 from rtp_llm.wire.client import ClientEndpoint
+from rtp_llm.wire.convert import application_state_message, application_state_of, control_error_of
 from rtp_llm.wire.credentials import NO_CREDENTIALS, Credentials
 from rtp_llm.wire.endpoint import (
     CHANNEL_OPTIONS,
@@ -40,6 +43,8 @@ from rtp_llm.wire.server import AcceptedEndpoint, Acceptor, SessionServer
 from rtp_llm.wire.v1 import peer_pb2, router_pb2
 from rtp_llm.wire.v1.peer_pb2 import PeerHello, ReceiverHeartbeat, ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import (
+    ControlReply,
+    ControlRequest,
     EndedWorkersNotice,
     EndedWorkersReply,
     Heartbeat,
@@ -55,6 +60,7 @@ from rtp_llm.wire.v1.types_pb2 import WorkerKey as WorkerKeyMessage
 from rtp_llm.wire.versions import SPOKEN, Hello, Versions
 
 __all__ = [
+    "ControlStep",
     "ReceiverSession",
     "RouterEndpoint",
     "SenderEndpoint",
@@ -62,6 +68,8 @@ __all__ = [
     "SessionServer",
     "SessionTiming",
     "WorkerSession",
+    "control_method",
+    "control_worker",
     "ended_workers_method",
     "metrics_method",
     "router_acceptor",
@@ -200,6 +208,45 @@ async def tell_router(id: str, address: str, credentials: Credentials, digest: b
             raise UnavailableError(f"telling {id}: {describe(error)}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlStep:
+    """What a worker is asked for an administrator: to look at a directory of weights, to become as `state` says."""
+
+    operation: int  # drawn by the router for all steps of one operation
+    check_weights: str = ""
+    state: ApplicationState | None = None
+    pause_timeout_s: float = 0.0
+    is_last: bool = False
+
+
+async def control_worker(
+    id: str, address: str, credentials: Credentials, step: ControlStep, timeout_s: float
+) -> tuple[ApplicationState, RtpLlmError | None]:
+    """The state that the worker has afterwards, and why it has not done what it was asked. Over a channel of its own, as an
+    update ends the worker's sessions.
+
+    Raises:
+        UnavailableError: no connection, or no answer within `timeout_s`.
+        ProtocolError: the worker has a state that this version doesn't know.
+    """
+    request = ControlRequest(
+        operation=step.operation,
+        check_weights=step.check_weights,
+        timeout_s=step.pause_timeout_s,
+        last=step.is_last,
+        state=None if step.state is None else application_state_message(step.state),
+    )
+    async with credentials.channel(address, CHANNEL_OPTIONS) as channel:
+        call = channel.unary_unary(
+            f"/{WORKER_SERVICE}/Control", ControlRequest.SerializeToString, ControlReply.FromString
+        )
+        try:
+            reply: ControlReply = await call(request, timeout=timeout_s, metadata=credentials.metadata)
+        except grpc.RpcError as error:
+            raise UnavailableError(f"worker {id}: {describe(error)}") from error
+    return application_state_of(reply.state), control_error_of(reply)
+
+
 def router_acceptor(
     worker_epoch: int,
     hello: Callable[[], WorkerHello],
@@ -233,6 +280,15 @@ def metrics_method(text: Callable[[], bytes]) -> grpc.RpcMethodHandler[Any, Any]
         return MetricsReply(text=text())
 
     return grpc.unary_unary_rpc_method_handler(answer, MetricsRequest.FromString, MetricsReply.SerializeToString)
+
+
+def control_method(asked: Callable[[ControlRequest], Awaitable[ControlReply]]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The Control call of a worker's service; `asked(request)` runs on the loop."""
+
+    async def answer(request: ControlRequest, context: object) -> ControlReply:
+        return await asked(request)
+
+    return grpc.unary_unary_rpc_method_handler(answer, ControlRequest.FromString, ControlReply.SerializeToString)
 
 
 def ended_workers_method(hear: Callable[[bytes], None]) -> grpc.RpcMethodHandler[Any, Any]:

@@ -55,6 +55,11 @@ class AsSender:
         meeting = self._meetings.get(receiver)
         return meeting is not None and meeting.send(message)
 
+    def leave_all(self, reason: str) -> None:
+        """End all sessions: the next Meet begins anew, with this worker's hello as it is then."""
+        for meeting in list(self._meetings.values()):
+            self.over(meeting, reason)
+
     def ask_endpoint(self, receiver: WorkerKey) -> None:
         """Ask for a fresh nonce. Without a connection nothing happens: the hello of the next one holds it."""
         if (meeting := self._meetings.get(receiver)) is not None:

@@ -1,4 +1,5 @@
-"""Drain: a worker's way out. It takes what was placed before each router knew, finishes it, and leaves."""
+"""Drain: a worker's way out, or into a pause. It takes what was placed before each router knew, finishes it, and then leaves,
+or waits."""
 
 from __future__ import annotations
 
@@ -6,30 +7,47 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from rtp_llm.pool_state import PauseMode
 from rtp_llm.worker.routers import Routers
 
 log = logging.getLogger("rtp_llm.worker")
 
 
 class Drain:
-    """`is_idle()` is asked when something has ended (`look`): nothing runs, waits or is in flight here."""
+    """`is_idle()` is asked when something has ended (`look`): nothing runs, waits or is in flight here. `ended()`: routers may
+    place work here again."""
 
-    def __init__(self, routers: Routers, is_idle: Callable[[], bool]) -> None:
+    def __init__(self, routers: Routers, is_idle: Callable[[], bool], ended: Callable[[], None]) -> None:
         self._routers = routers
         self._is_idle = is_idle
+        self._ended = ended
         self._done = asyncio.Event()
         self._given_up = False
+        self._pause: PauseMode | None = None  # what it is for
 
-    async def run(self, timeout_s: float) -> bool:
-        """Ask the routers for no more work, then wait until all have acknowledged and the worker is idle. False: `timeout_s`
-        came first, or the worker has failed. May be called again."""
-        self._routers.start_draining()
+    def begin(self, pause: PauseMode | None = None) -> None:
+        """Ask the routers for no more work: for good, or for a pause. May be called again."""
+        if not self._given_up:
+            self._done.clear()
+        self._pause = pause
+        self._routers.start_draining(pause)
         self.look()
+
+    def end(self) -> None:
+        """After a pause."""
+        self._routers.stop_draining()
+        self._ended()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Until all routers have acknowledged and the worker is idle. False: `timeout_s` came first, or it has failed."""
         try:
             await asyncio.wait_for(self._done.wait(), timeout_s)
         except asyncio.TimeoutError:
             waiting = self._routers.unacknowledged
-            log.error("drain: not idle after %.0f s; not acknowledged by: %s", timeout_s, ", ".join(waiting) or "none")
+            level = logging.ERROR if self._pause is None else logging.WARNING
+            log.log(
+                level, "drain: not idle after %.0f s; not acknowledged by: %s", timeout_s, ", ".join(waiting) or "none"
+            )
             return False
         return not self._given_up
 

@@ -23,7 +23,9 @@ def draw_epoch() -> int:
 
 @dataclass(kw_only=True)
 class Identity:
-    """Fixed from the start of the process. `describe(here, there)` names what differs between two layouts' JSON."""
+    """Fixed from the start of the process, but for what follows from the weights.
+
+    `describe(here, there)` names what differs between two layouts' JSON."""
 
     key: WorkerKey
     pool: str

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from rtp_llm.pool_state import PauseMode
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.server import Acceptor
@@ -70,6 +71,8 @@ class Routers:
         self._load = Load()
         self._slots_of_others: Callable[[int], int] = lambda router_epoch: 0
         self._draining = False
+        self._pause: PauseMode | None = None  # what the worker drains for; None: it leaves
+        self._round = -1  # of draining
         self.acceptor: Acceptor[WorkerMessage, RouterMessage] = router_acceptor(
             self_key.epoch, hello, self._accept, timing
         )
@@ -126,11 +129,22 @@ class Routers:
                 due = wait if due is None else min(due, wait)
         return due
 
-    def start_draining(self) -> None:
-        """Ask every router, and those that connect later, to place nothing here any more. Idempotent."""
-        self._draining = True
+    def start_draining(self, pause: PauseMode | None = None) -> None:
+        """Ask every router, and those that connect later, to place nothing here any more, or until stop_draining()."""
+        self._draining, self._pause = True, pause
+        self._round += 1
         for session in self._sessions.values():
-            session.endpoint.send(WorkerMessage(draining=Draining()))
+            session.acknowledged = False
+            session.endpoint.send(self._draining_message())
+
+    def stop_draining(self) -> None:
+        """Routers may place work here again."""
+        self._draining, self._pause = False, None
+        for session in self._sessions.values():
+            session.endpoint.send(WorkerMessage(draining=Draining(round=self._round, ended=True)))
+
+    def _draining_message(self) -> WorkerMessage:
+        return WorkerMessage(draining=Draining(round=self._round, pause=self._pause or ""))
 
     @property
     def unacknowledged(self) -> list[str]:
@@ -155,9 +169,13 @@ class Routers:
         self._listener.router_connected(session.endpoint.other_epoch)
         session.send_load(self._load_for(session), asyncio.get_running_loop().time())
         if self._draining:
-            session.endpoint.send(WorkerMessage(draining=Draining()))
+            session.endpoint.send(self._draining_message())
 
     def said(self, session: RouterSession, message: RouterMessage) -> None:
+        if message.HasField("draining_acknowledged"):
+            if not self._draining or message.draining_acknowledged.round != self._round:
+                return  # of a pause that is over
+            session.acknowledged = True
         self._listener.router_said(session.endpoint.other_epoch, message)
 
     def lost(self, session: RouterSession) -> asyncio.TimerHandle:
@@ -194,9 +212,7 @@ class RouterSession:
         self._routers.connected(self)
 
     def message(self, message: RouterMessage) -> None:
-        if message.WhichOneof("message") == "draining_acknowledged":
-            self.acknowledged = True
-        elif message.HasField("watch_cache"):
+        if message.HasField("watch_cache"):
             self.watch, self.cache_told = CacheWatch(message.watch_cache.next), -math.inf
         self._routers.said(self, message)
 

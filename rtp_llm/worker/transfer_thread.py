@@ -129,6 +129,9 @@ class TransferThread:
     def router_lost(self, router_epoch: int) -> None:
         self._post(_engine.event.RouterLost(router_epoch=router_epoch))
 
+    def draining_ended(self) -> None:
+        self._post(_engine.event.DrainingEnded())
+
     def router_said(self, router_epoch: int, message: RouterMessage) -> None:
         if (body := to_native.from_router(message)) is not None:
             self._post(_engine.event.FromRouter(router_epoch=router_epoch, body=body))

@@ -20,20 +20,24 @@ from rtp_llm.autoscaling.figures import WorkerFigures
 from rtp_llm.config import Config, Pool
 from rtp_llm.engine import NativeEngine, build
 from rtp_llm.errors import EngineError
+from rtp_llm.loaded_weights import WeightsSource
+from rtp_llm.pool_state import ApplicationState, PauseMode, PoolState
 from rtp_llm.tracing import Tracing
 from rtp_llm.wire.convert import key_of, outputs_by_router
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
-from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, metrics_method
+from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, control_method, metrics_method
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, Started, WorkerMessage
 from rtp_llm.worker import to_wire
 from rtp_llm.worker.as_receiver import AsReceiver
 from rtp_llm.worker.as_sender import AsSender
+from rtp_llm.worker.control import Control
 from rtp_llm.worker.drain import Drain
 from rtp_llm.worker.figures import Figures, load_message, slots_of_others, worker_figures
 from rtp_llm.worker.identity import Identity, draw_epoch
+from rtp_llm.worker.pause import Pause
 from rtp_llm.worker.routers import Routers
 from rtp_llm.worker.spans import WorkerSpans
 from rtp_llm.worker.transfer_thread import TransferThread
@@ -58,7 +62,15 @@ class Worker:
         UnavailableError: UCX or the gRPC server can't listen.
     """
 
-    def __init__(self, config: Config, pool: Pool, worker_id: str, engine: NativeEngine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        worker_id: str,
+        engine: NativeEngine,
+        state: ApplicationState | None = None,
+    ) -> None:
+        """`state`: by whose weights `engine` was built; default: the configuration's."""
         self._config = config
         self._engine = engine
         self._figures = Figures(max_model_len=engine.max_model_len, block_tokens=engine.block_tokens)
@@ -90,10 +102,18 @@ class Worker:
         self._spans = None if self._tracing is None else WorkerSpans(self._tracing, key, str(pool))
         self._as_receiver = AsReceiver(self.identity, self._transfer.expect, self, timing)
         self._as_sender = AsSender(self.identity, self._transfer, timing, credentials)
-        self._drain = Drain(self._routers, self.is_idle)
+        self._drain = Drain(self._routers, self.is_idle, self._transfer.draining_ended)
+        self._pause = Pause(engine, self._drain, self.is_idle, self.fault)
+        state = state or ApplicationState(base=config.model.path)
+        self.control = Control(self, pool, state, config.worker.drain_timeout_s)
         self._server = SessionServer(config.worker.host, config.worker.advertise_host, credentials)
         self._server.add(
-            WORKER_SERVICE, {"Session": self._routers.acceptor.handler(), "Metrics": metrics_method(self.metrics)}
+            WORKER_SERVICE,
+            {
+                "Session": self._routers.acceptor.handler(),
+                "Metrics": metrics_method(self.metrics),
+                "Control": control_method(self.control.asked),
+            },
         )
         self._server.add(PEER_SERVICE, {"Session": self._as_receiver.acceptor.handler()})
         self._outputs_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -118,17 +138,27 @@ class Worker:
         return self.identity.peer_address
 
     @classmethod
-    async def load(cls, config: Config, pool: Pool, worker_id: str, *, workers_here: int | None = None) -> Worker:
+    async def load(
+        cls,
+        config: Config,
+        pool: Pool,
+        worker_id: str,
+        *,
+        workers_here: int | None = None,
+        state: ApplicationState | None = None,
+    ) -> Worker:
         """Read the model and build the engine off the loop. `workers_here`: how many share this host's memory, this one
-        included; by default all of the configuration.
+        included; by default all of the configuration. `state`: what the others of the application hold.
 
         Raises:
             ModelError: the model's files can't be served.
         """
         settings = config.engine_of(pool)
         workers = workers_here or max(config.max_workers, 1)
-        engine = await asyncio.to_thread(build, config.model, settings, workers_here=workers)
-        return cls(config, pool, worker_id, engine)
+        updated = state.of(pool) if state is not None else PoolState()
+        source = WeightsSource(path=updated.weights, version=updated.version) if updated.version else None
+        engine = await asyncio.to_thread(build, config.model, settings, workers_here=workers, weights_from=source)
+        return cls(config, pool, worker_id, engine, state)
 
     async def start(self) -> None:
         """Start the native threads, then listen."""
@@ -137,12 +167,18 @@ class Worker:
         self._transfer.start(self)
         self._engine.start()
         self._on_pulse()
+        await self.control.start()
         self.identity.peer_address = await self._server.start()
         log.info("worker %s (%s) listens on %s", self.key, self.identity.pool, self.address)
 
     async def drain(self, timeout_s: float | None = None) -> bool:
-        """Take no new work, finish what was placed here. False: the time (default: worker.drain_timeout_s) came first."""
-        return await self._drain.run(self._config.worker.drain_timeout_s if timeout_s is None else timeout_s)
+        """Take no new work, finish what was placed here. False: the time (default: worker.drain_timeout_s) came first. What a
+        pause has stopped here is tried again elsewhere."""
+        if self._engine.load().paused:
+            await self._pause.empty()
+            self._engine.resume()
+        self._drain.begin()
+        return await self._drain.wait(self._config.worker.drain_timeout_s if timeout_s is None else timeout_s)
 
     async def stop(self) -> None:
         """End sessions and threads; what still runs is lost here and retried elsewhere. Idempotent."""
@@ -206,6 +242,36 @@ class Worker:
     def trace(self) -> list[tuple[object, ...]]:
         """When the parts of recent handovers happened; csrc/transfer/trace.h."""
         return self._transfer.trace()
+
+    # --- Controlled
+
+    def check_weights(self, directory: str) -> None:
+        self._engine.weights.check(directory)
+
+    async def pause(self, mode: PauseMode, timeout_s: float) -> None:
+        await self._pause.begin(mode, timeout_s)
+
+    def resume(self) -> None:
+        self._pause.end()
+        self._changed()
+
+    async def update_weights(self, directory: str, version: int) -> None:
+        await self._pause.update(self._source(directory, version), self._renew)
+
+    def _source(self, directory: str, version: int) -> WeightsSource:
+        if directory:
+            return WeightsSource(path=directory, version=version)
+        return WeightsSource(path=self._config.model.path, load_format=self._config.model.load_format)
+
+    def _renew(self) -> None:
+        """This worker has become another one to whoever compares weights: all sessions begin anew with what it is now."""
+        self.identity.model_digest = self._engine.model_digest
+        self.identity.layout_json = self._engine.layout_json
+        self.identity.layout_fingerprint = self._engine.layout_fingerprint
+        reason = "other weights are served here now"
+        self._as_sender.leave_all(reason)
+        self._as_receiver.acceptor.hang_up(reason)
+        self._routers.acceptor.hang_up(reason)
 
     # --- RouterListener; the machines hear the other listeners' events themselves
 

@@ -11,8 +11,17 @@ from prometheus_client import CollectorRegistry
 
 from rtp_llm._native import _engine
 from rtp_llm.config import RouterSettings
-from rtp_llm.errors import DeadlineError, EngineError, OverloadedError, SuspectError, UnavailableError, WorkerLostError
+from rtp_llm.errors import (
+    AbortedError,
+    DeadlineError,
+    EngineError,
+    OverloadedError,
+    SuspectError,
+    UnavailableError,
+    WorkerLostError,
+)
 from rtp_llm.metrics import RouterMetrics
+from rtp_llm.pool_state import PauseMode
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.account import AnswerAccount, RequestAccount
 from rtp_llm.router.dispatcher import Dispatcher
@@ -73,6 +82,7 @@ class ScriptedFleet:
     router_epoch = EPOCH
     num_routers = 1
     model_digest: str | None = None
+    is_paused = False
 
     def __init__(self) -> None:
         self._listener: FleetListener | None = None
@@ -528,12 +538,58 @@ async def test_a_draining_worker_is_acknowledged_when_no_answer_names_it(fleet: 
     router = dispatcher(fleet)
     task = asyncio.create_task(collect(router, request(max_tokens=2)))
     await turn()
-    fleet.listener.draining(D)
+    fleet.listener.draining(D, None)
     assert fleet.acknowledged == []
     fleet.output(P, fleet.key(), 0)
     fleet.output(D, fleet.key(), 1, finish=2)
     await task
     assert fleet.acknowledged == [D]
+
+
+async def test_a_pause_that_aborts_ends_what_names_the_worker_and_nothing_else(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    decoding = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    others = replace(fleet.there[1], id="e", epoch=3)
+    fleet.there = [fleet.there[0], others]
+    elsewhere = asyncio.create_task(collect(router, request()))
+    await turn()
+    fleet.listener.draining(D, PauseMode.ABORT)
+    with pytest.raises(AbortedError):
+        await decoding
+    assert ("d", "cancel") in fleet.kinds() and fleet.acknowledged == [D]
+    assert not elsewhere.done() and router.num_live == 1
+    elsewhere.cancel()
+
+
+async def test_a_pause_that_is_over_is_not_acknowledged_any_more(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request(max_tokens=2)))
+    await turn()
+    fleet.listener.draining(D, PauseMode.KEEP)
+    fleet.listener.undrained(D)
+    fleet.output(P, fleet.key(), 0)
+    fleet.output(D, fleet.key(), 1, finish=2)
+    await task
+    assert fleet.acknowledged == []
+
+
+async def test_what_waits_in_a_pause_waits_as_long_as_it_lasts_and_then_anew(fleet: ScriptedFleet) -> None:
+    fleet.there, there = [], fleet.there
+    fleet.is_paused = True
+    router = dispatcher(fleet, queue_timeout_s=0.01)
+    waiting = asyncio.create_task(collect(router, request(max_tokens=1)))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    fleet.is_paused, fleet.there = False, there
+    fleet.listener.room_changed()
+    await turn()
+    fleet.output(P, fleet.key(), 0, finish=2)
+    assert await waiting == [100]
+    fleet.there = []
+    with pytest.raises(UnavailableError, match="0 are connected"):
+        await collect(router, request())
 
 
 async def test_a_refused_request_fails_with_the_workers_error(fleet: ScriptedFleet) -> None:

@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from rtp_llm.directory import Member, StaticMembership
 from rtp_llm.errors import EngineError, TaskError
 from rtp_llm.metrics import RouterMetrics
+from rtp_llm.pool_state import ApplicationState, PauseMode, PoolState
 from rtp_llm.router import fleet as fleet_module
 from rtp_llm.router.fleet import Fleet, RemoteWorker
 from rtp_llm.router.placement import (
@@ -66,8 +68,11 @@ class Listener:
     def said(self, said: WorkerSaid) -> None:
         self.heard.append(("said", said))
 
-    def draining(self, worker: WorkerKey) -> None:
-        self.heard.append(("draining", worker))
+    def draining(self, worker: WorkerKey, pause: PauseMode | None) -> None:
+        self.heard.append(("draining", worker) if pause is None else (f"paused: {pause}", worker))
+
+    def undrained(self, worker: WorkerKey) -> None:
+        self.heard.append(("undrained", worker))
 
     def resumed(self, worker: WorkerKey) -> None:
         self.heard.append(("resumed", worker))
@@ -318,6 +323,60 @@ async def test_a_draining_worker_is_said_and_takes_nothing(fleet: Fleet) -> None
     worker.message(pb.WorkerMessage(draining=pb.Draining()))
     assert ("draining", WorkerKey("a", 1)) in fleet.listener.heard  # type: ignore[attr-defined]
     assert not worker.view().accepts
+
+
+async def test_a_paused_worker_takes_nothing_until_it_says_so_or_comes_back_without_a_word_of_it(fleet: Fleet) -> None:
+    worker = connect(fleet, "a", max_model_len=64)
+    assert not fleet.is_paused
+    for ends in (pb.WorkerMessage(draining=pb.Draining(round=3, ended=True)), None):
+        worker.message(pb.WorkerMessage(draining=pb.Draining(round=3, pause="wait")))
+        assert fleet.listener.heard[-2:] == [("paused: wait", WorkerKey("a", 1)), ("room_changed", None)]  # type: ignore[attr-defined]
+        assert worker.state == "paused" and fleet.is_paused and not fleet.snapshot["a"].accepts
+        assert fleet.longest_request() is None
+        if ends is not None:
+            worker.message(ends)
+            assert ("undrained", WorkerKey("a", 1)) in fleet.listener.heard  # type: ignore[attr-defined]
+        else:
+            worker.connected(pb.WorkerMessage(hello=worker.hello), resumed=True)
+        assert worker.state == "live" and not fleet.is_paused and fleet.snapshot["a"].accepts
+        assert fleet.longest_request() == 64
+
+
+async def test_what_a_paused_worker_gives_up_is_preempted(fleet: Fleet) -> None:
+    worker = connect(fleet, "a")
+    fenced = pb.WorkerMessage(fenced=pb.Fenced(key=key_message(KEY)))
+    worker.message(fenced)
+    worker.message(pb.WorkerMessage(draining=pb.Draining(pause="keep")))
+    worker.message(fenced)
+    said = [event for kind, event in fleet.listener.heard if kind == "said"]  # type: ignore[attr-defined]
+    assert [event.preempted for event in said] == [False, True]
+
+
+async def test_where_all_of_the_old_weights_are_paused_those_of_new_ones_serve(fleet: Fleet) -> None:
+    old, new = connect(fleet, "a", digest="old"), connect(fleet, "b", digest="new")
+    assert (fleet.model_digest, set(fleet.snapshot)) == ("old", {"a"})
+    old.message(pb.WorkerMessage(draining=pb.Draining(pause="wait")))
+    assert (fleet.model_digest, set(fleet.snapshot)) == ("new", {"b"})
+    old.hello.model_digest = "new"
+    old.connected(pb.WorkerMessage(hello=old.hello), resumed=True)
+    assert set(fleet.snapshot) == {"a", "b"}
+    new.message(pb.WorkerMessage(draining=pb.Draining(pause="wait")))
+    assert set(fleet.snapshot) == {"a", "b"}
+
+
+async def test_a_pool_that_is_paused_while_its_worker_is_away_is_paused(
+    fleet: Fleet, membership: StaticMembership
+) -> None:
+    state = ApplicationState(number=4, decode=PoolState(pause=PauseMode.WAIT))
+    membership.set([replace(member("a"), state=state), member("b")])
+    await asyncio.sleep(0.01)
+    assert fleet.state == state and fleet.is_paused
+    membership.set([replace(member("a"), state=ApplicationState(number=3)), member("b")])
+    await asyncio.sleep(0.01)
+    assert fleet.state == state  # older ones are forgotten
+    membership.set([replace(member("a"), state=ApplicationState(number=5, base="another model"))])
+    await asyncio.sleep(0.01)
+    assert fleet.state == state
 
 
 async def test_the_longest_request_is_what_the_largest_worker_that_stays_holds(

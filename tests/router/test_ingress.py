@@ -13,9 +13,10 @@ import openai
 import pytest
 import pytest_asyncio
 
-from rtp_llm.config import load_config
+from rtp_llm.config import Pool, load_config
 from rtp_llm.errors import DeadlineUnreachableError, OverloadedError, TaskError, WorkerLostError
 from rtp_llm.model.answer_text import Delta, NamedToken, TokenLogprob
+from rtp_llm.pool_state import PauseMode
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import current_account
 from rtp_llm.router.answers import Question
@@ -76,6 +77,29 @@ def reader() -> BodyReader:
     return BodyReader(load_config(environ={}))
 
 
+class ScriptedPools:
+    """Notes what is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def status(self) -> dict[str, Any]:
+        return {"is_paused": False}
+
+    async def pause(self, *asked: Any) -> dict[str, Any]:
+        return self._note("pause", *asked)
+
+    async def resume(self, *asked: Any) -> dict[str, Any]:
+        return self._note("resume", *asked)
+
+    async def update_weights(self, *asked: Any) -> dict[str, Any]:
+        return self._note("update_weights", *asked)
+
+    def _note(self, *asked: Any) -> dict[str, Any]:
+        self.asked.append(asked)
+        return {"status": "ok"}
+
+
 class ScriptedBackend:
     model_name = "demo"
     model_names = ("demo", "other")
@@ -102,6 +126,7 @@ class ScriptedBackend:
         self.arrivals: list[float] = []  # of a request, as who reads it and who answers it know it
         self.counted: list[tuple[str, int]] = []
         self.access = Access({})
+        self.pools = ScriptedPools()
         self.tenants: list[str] = []
         self.terms: list[Terms] = []  # of the headers
         self.refusal: OverloadedError | None = None
@@ -525,7 +550,8 @@ def bearer(key: str) -> dict[str, str]:
 
 PROBES = {"/live", "/ready", "/health", "/ping", "/version"}
 STATUSES = [f"{prefix}/{name}_status" for prefix in ("", "/rtp_llm") for name in ("worker", "cache")]
-ADMINS = {"/metrics", "/load", "/server_info", "/get_server_info", *STATUSES}
+CONTROLS = {"/pause", "/resume", "/update_weights", "/is_paused"}
+ADMINS = {"/metrics", "/load", "/server_info", "/get_server_info", *STATUSES, *CONTROLS}
 
 
 def routes() -> list[tuple[str, str]]:
@@ -563,12 +589,47 @@ async def test_without_key_files_every_route_is_open(http: httpx.AsyncClient) ->
         assert answer.status_code in (200, 400), path  # 400: a chat has no prompt
 
 
+async def test_what_administrators_ask_of_the_pools_has_defaults_and_is_checked(
+    http: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    both = [Pool.PREFILL, Pool.DECODE]
+    assert (await http.get("/is_paused")).json() == {"is_paused": False}
+    for route, body, asked in (
+        ("/pause", None, ("pause", both, PauseMode.WAIT, None)),
+        ("/pause", {"mode": "keep", "pool": "decode", "timeout_s": 3}, ("pause", [Pool.DECODE], PauseMode.KEEP, 3.0)),
+        ("/resume", None, ("resume", both)),
+        ("/update_weights", {"path": "/w"}, ("update_weights", both, "/w", None, None)),
+        (
+            "/update_weights",
+            {"path": "/w", "pool": "prefill", "mode": "abort"},
+            ("update_weights", [Pool.PREFILL], "/w", PauseMode.ABORT, None),
+        ),
+    ):
+        answer = await http.post(route, json=body or {})
+        assert answer.status_code == 200 and backend.pools.asked.pop() == asked
+    for route, content, param in (
+        ("/pause", b'{"mode": "now"}', "mode"),
+        ("/pause", b'{"timeout_s": 0}', "timeout_s"),
+        ("/pause", b'{"path": "/w"}', "path"),
+        ("/resume", b'{"pool": "both"}', "pool"),
+        ("/resume", b"[]", None),
+        ("/resume", b"{", None),
+        ("/update_weights", b"", "path"),
+        ("/update_weights", b'{"path": "w"}', "path"),
+    ):
+        answer = await http.post(route, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+    assert (await http.post("/pause", content=b"{}", headers={"Content-Type": "text/plain"})).status_code == 415
+    assert backend.pools.asked == []
+
+
 @pytest.mark.parametrize("path", sorted(ADMINS))
 async def test_with_users_keys_alone_what_an_admin_sees_is_closed(
     http: httpx.AsyncClient, backend: ScriptedBackend, path: str
 ) -> None:
     backend.access = Access({"alice": "user-key"})
-    answer = await http.get(path, headers=bearer("user-key"))
+    method = "POST" if path in CONTROLS - {"/is_paused"} else "GET"
+    answer = await http.request(method, path, headers=bearer("user-key"))
     assert answer.status_code == 401 and "http.admin_key_file" in answer.json()["error"]["message"]
 
 

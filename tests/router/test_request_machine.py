@@ -531,3 +531,19 @@ def test_a_suspect_that_survives_its_first_steps_is_none_any_more() -> None:
     bench.output(S, 1)
     assert bench.tell(Lost(S)) == [Place("lost")]
     assert not next_attempt(bench).solo
+
+
+def test_what_an_administrator_preempts_is_tried_again_and_is_no_loss() -> None:
+    alone = Bench()
+    for _ in range(alone.machine.max_losses + 1):
+        alone.tell(Planned(W))
+        key = alone.machine.key
+        assert alone.tell(Fenced(key, W, preempted=True)) == [Cancel(W, key), Place("preempted")]
+    streaming = running()
+    streaming.output(R, 0)
+    assert streaming.tell(Fenced(FIRST, R, preempted=True)) == [Cancel(S, FIRST), Cancel(R, FIRST), Place("preempted")]
+    assert streaming.machine.losses == 0
+    judged = running()
+    assert judged.tell(Fenced(FIRST, S, preempted=True)) == [Fence(R, FIRST)]
+    judged.tell(Fenced(FIRST, R, preempted=True))
+    assert (judged.machine.losses, judged.machine.releases) == (0, 0)

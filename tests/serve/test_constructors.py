@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
@@ -147,8 +148,8 @@ class Directory(StaticMembership):
         super().__init__()
         self.members: list[Member] = []
 
-    async def keep_registered(self, member: Member) -> None:
-        self.members.append(member)
+    async def keep_registered(self, member: Callable[[], Member], heard: object = None) -> None:
+        self.members.append(member())
         self.set(self.members)
         await asyncio.Event().wait()
 

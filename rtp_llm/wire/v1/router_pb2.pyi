@@ -297,12 +297,20 @@ class StepSample(_message.Message):
     def __init__(self, decode_rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., attention_pairs: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Draining(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("round", "pause", "ended")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    pause: str
+    ended: bool
+    def __init__(self, round: _Optional[int] = ..., pause: _Optional[str] = ..., ended: bool = ...) -> None: ...
 
 class DrainingAcknowledged(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
 
 class WatchCache(_message.Message):
     __slots__ = ("next",)
@@ -335,3 +343,49 @@ class MetricsReply(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     text: bytes
     def __init__(self, text: _Optional[bytes] = ...) -> None: ...
+
+class PoolState(_message.Message):
+    __slots__ = ("weights", "version", "pause")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    weights: str
+    version: int
+    pause: str
+    def __init__(self, weights: _Optional[str] = ..., version: _Optional[int] = ..., pause: _Optional[str] = ...) -> None: ...
+
+class ApplicationState(_message.Message):
+    __slots__ = ("number", "base", "prefill", "decode")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    base: str
+    prefill: PoolState
+    decode: PoolState
+    def __init__(self, number: _Optional[int] = ..., base: _Optional[str] = ..., prefill: _Optional[_Union[PoolState, _Mapping]] = ..., decode: _Optional[_Union[PoolState, _Mapping]] = ...) -> None: ...
+
+class ControlRequest(_message.Message):
+    __slots__ = ("operation", "check_weights", "state", "timeout_s", "last")
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    CHECK_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    operation: int
+    check_weights: str
+    state: ApplicationState
+    timeout_s: float
+    last: bool
+    def __init__(self, operation: _Optional[int] = ..., check_weights: _Optional[str] = ..., state: _Optional[_Union[ApplicationState, _Mapping]] = ..., timeout_s: _Optional[float] = ..., last: bool = ...) -> None: ...
+
+class ControlReply(_message.Message):
+    __slots__ = ("error", "message", "state")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    message: str
+    state: ApplicationState
+    def __init__(self, error: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[ApplicationState, _Mapping]] = ...) -> None: ...
