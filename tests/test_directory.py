@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from rtp_llm.directory import (
     StaticMembership,
     remove_directory,
 )
+from rtp_llm.pool_state import ApplicationState, PoolState
 
 A = Member(id="a", epoch=1, pool="prefill", address="127.0.0.1:1")
 B = Member(id="b", epoch=2, pool="decode", address="127.0.0.1:2")
@@ -35,6 +37,22 @@ async def test_a_member_leaves_when_its_lease_is_over() -> None:
     assert found == [A]
     _, found = await directory.members(version, timeout_s=2)
     assert found == []
+
+
+async def test_who_registers_hears_of_the_newest_state_that_a_member_of_its_model_holds() -> None:
+    directory = Directory()
+
+    def state(number: int, base: str = "/model") -> ApplicationState:
+        return ApplicationState(number=number, base=base, decode=PoolState(weights=f"/{number}", version=number))
+
+    assert await directory.register(replace(A, state=state(2))) == state(2)
+    assert await directory.register(replace(B, state=state(1))) == state(2)
+    assert await directory.register(replace(B, state=state(3))) == state(3)
+    other = replace(B, id="c", state=state(9, "/another"))  # deployed with another model.path
+    assert await directory.register(other) == state(9, "/another")
+    assert await directory.register(replace(A, state=state(2))) == state(3)
+    await directory.withdraw(B)
+    assert await directory.register(replace(A, state=state(2))) == state(2)  # nothing is stored
 
 
 async def test_registering_again_renews_the_lease_and_changes_nothing() -> None:

@@ -467,7 +467,9 @@ def test_weights_are_replaced_in_place_and_answers_are_those_of_a_fresh_llm(llm:
         memory = updated.engine.native.allocations()
         digests = [updated.engine.native.model_digest]
         for directory, expected in ((other, new), (other, new), (DEMO_MODEL, old)):
+            assert updated.engine.native.cache_snapshot()[1] != b""
             updated.update_weights(directory)
+            assert updated.engine.native.cache_snapshot()[1] == b""
             first, again = updated.generate(prompts, params), updated.generate(prompts, params)
             assert [result.outputs for result in first] == expected
             assert [result.outputs for result in again] == expected

@@ -4,9 +4,20 @@ from typing import Any
 
 import pytest
 
+from rtp_llm.pool_state import PauseMode
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
-from rtp_llm.wire.v1.router_pb2 import Busy, Load, RouterMessage, StepSample, WatchCache, WorkerHello, WorkerMessage
+from rtp_llm.wire.v1.router_pb2 import (
+    Busy,
+    Draining,
+    DrainingAcknowledged,
+    Load,
+    RouterMessage,
+    StepSample,
+    WatchCache,
+    WorkerHello,
+    WorkerMessage,
+)
 from rtp_llm.worker.routers import LOAD_INTERVAL_S, Routers, RouterSession
 
 
@@ -25,14 +36,20 @@ class Listener:
 
     def router_lost(self, router_epoch: int) -> None: ...
 
-    def router_said(self, router_epoch: int, message: RouterMessage) -> None: ...
+    def __init__(self) -> None:
+        self.heard: list[int] = []  # routers that have said something
+
+    def router_said(self, router_epoch: int, message: RouterMessage) -> None:
+        self.heard.append(router_epoch)
 
 
 class Rig:
     """One worker, two routers, a clock that the test sets. Each has got LOAD at 0."""
 
     def __init__(self) -> None:
-        self.routers = Routers(WorkerKey("w", 1), WorkerHello, Listener(), SessionTiming(), expiry_s=10)
+        listener = Listener()
+        self.heard = listener.heard
+        self.routers = Routers(WorkerKey("w", 1), WorkerHello, listener, SessionTiming(), expiry_s=10)
         self.endpoints = [ScriptedEndpoint(1), ScriptedEndpoint(2)]
         self.sessions = [RouterSession(f"r{each.other_epoch}", each, self.routers) for each in self.endpoints]  # type: ignore[arg-type]
         for session in self.sessions:
@@ -225,3 +242,48 @@ async def test_after_a_reconnect_the_cache_is_told_to_who_asks_again(rig: Rig) -
     watch(rig, 0)
     rig.routers.publish_cache(cache, now=2.0)
     assert told(rig, 0) == [("snapshot", 1, 17)]
+
+
+def drainings(rig: Rig) -> list[list[Draining]]:
+    """What each router was told since the last call."""
+    told = [[message.draining for message in each.sent if message.HasField("draining")] for each in rig.endpoints]
+    for each in rig.endpoints:
+        each.sent.clear()
+    return told
+
+
+def acknowledge(rig: Rig, router: int, round: int) -> None:
+    acknowledged = DrainingAcknowledged(round=round)
+    rig.sessions[router].message(RouterMessage(draining_acknowledged=acknowledged))
+
+
+async def test_an_acknowledgement_counts_for_the_draining_that_it_answers_and_for_no_other() -> None:
+    rig = Rig()
+    rig.routers.start_draining(PauseMode.WAIT)
+    assert drainings(rig) == [[Draining(round=0, pause="wait")]] * 2
+    assert rig.routers.unacknowledged == ["r1", "r2"]
+    acknowledge(rig, 0, 0)
+    assert rig.routers.unacknowledged == ["r2"]
+    rig.routers.stop_draining()
+    assert drainings(rig) == [[Draining(round=0, ended=True)]] * 2
+    acknowledge(rig, 1, 0)  # late: it is over
+    assert rig.heard == [1]
+    rig.routers.start_draining()
+    assert drainings(rig) == [[Draining(round=1)]] * 2
+    acknowledge(rig, 1, 0)  # late: of the one before
+    assert rig.routers.unacknowledged == ["r1", "r2"] and rig.heard == [1]
+    acknowledge(rig, 0, 1)
+    acknowledge(rig, 1, 1)
+    assert rig.routers.unacknowledged == [] and rig.heard == [1, 1, 2]
+
+
+async def test_a_router_that_connects_in_a_pause_is_told_of_it_and_one_that_connects_later_is_not() -> None:
+    rig = Rig()
+    rig.routers.start_draining(PauseMode.KEEP)
+    drainings(rig)
+    rig.routers.connected(rig.sessions[0])
+    assert drainings(rig) == [[Draining(round=0, pause="keep")], []]
+    rig.routers.stop_draining()
+    drainings(rig)
+    rig.routers.connected(rig.sessions[0])
+    assert drainings(rig) == [[], []]
