@@ -15,20 +15,20 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
-from rtp_llm.simulation.grid import NUM_WORKERS, OUTPUTS, PROMPTS, Draws, Point, grid
+from rtp_llm.simulation.grid import LOADS, NUM_WORKERS, OUTPUTS, PROMPTS, Draws, Point, grid
 from rtp_llm.simulation.machines import MACHINES
 
 LEAST = 0.98
 
 
-def points(lengths: tuple[str, int, int, Draws]) -> list[Point]:
-    machine, prompt, output, draws = lengths
-    return list(grid(MACHINES[machine], [prompt], [output], draws=draws))
+def points(lengths: tuple[str, int, int, list[float], Draws]) -> list[Point]:
+    machine, prompt, output, loads, draws = lengths
+    return list(grid(MACHINES[machine], [prompt], [output], loads, draws))
 
 
 def all_points(args: argparse.Namespace) -> Iterator[Point]:
     draws = Draws(args.seeds, max(args.most_seeds, args.seeds), LEAST)
-    lengths = [(args.machine, prompt, output, draws) for prompt in PROMPTS for output in OUTPUTS]
+    lengths = [(args.machine, prompt, output, args.loads, draws) for prompt in args.prompts for output in args.outputs]
     with Pool(args.jobs) as pool:
         for found in pool.imap(points, lengths):
             yield from found
@@ -62,6 +62,9 @@ def _rounded(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", choices=sorted(MACHINES), default="h200")
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, metavar="TOKENS")
+    parser.add_argument("--outputs", type=int, nargs="+", default=OUTPUTS, metavar="TOKENS")
+    parser.add_argument("--loads", type=float, nargs="+", default=LOADS, metavar="PART")
     parser.add_argument(
         "--seeds", type=int, default=3, help="arrivals drawn so many times at least; goodput is their mean"
     )
@@ -72,15 +75,14 @@ def main() -> None:
         help="at most: until the ratio's 95%% interval lies on one side of 0.98",
     )
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="a JSON object a point")
+    parser.add_argument("--output", type=Path, help="a JSON object a point, appended")
     args = parser.parse_args()
-    lines = []
     for point in all_points(args):
-        row = {"machine": args.machine, **asdict(point), "ratio": point.ratio, "interval": point.interval}
-        lines.append(json.dumps(_rounded(row)))
         print(line(point), flush=True)
-    if args.output is not None:
-        args.output.write_text("\n".join(lines) + "\n")
+        if args.output is not None:
+            row = {"machine": args.machine, **asdict(point), "ratio": point.ratio, "interval": point.interval}
+            with args.output.open("a") as file:
+                file.write(json.dumps(_rounded(row)) + "\n")
 
 
 if __name__ == "__main__":
