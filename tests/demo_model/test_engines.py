@@ -60,5 +60,6 @@ def test_server_gets_messages_or_the_ids_of_the_rendered_prompt(tool: Tool, url:
     assert generate([prompt(messages, "4", None, False)]) == ["5" + engines.UNFINISHED]
     (chat, first), (completions, second) = Handler.bodies
     assert (chat, completions) == ("/v1/chat/completions", "/v1/completions")
-    assert first == {"model": "demo", "temperature": 0, "max_tokens": 128, "messages": messages}
+    greedy = {"model": "demo", "temperature": 0, "max_tokens": 128}
+    assert first == {**greedy, "messages": messages, "separate_reasoning": False}
     assert second["prompt"] == tokenizer.encode(tool("chatml").prompt_text(messages, None, False)).ids
