@@ -130,6 +130,7 @@ class RemoteWorker:
         self.hello = WorkerHello()
         self.load_at = 0.0  # when the last Load came, by the loop's clock
         self.last_step_s = 0.0  # of the last step with rows that it told of; 0: of none
+        self._has_spoken = False  # in this connection
         self.draining = False
         self.pause: PauseMode | None = None  # what it drains for; None: it leaves
         self.draining_round = 0
@@ -223,11 +224,12 @@ class RemoteWorker:
     def connected(self, hello: WorkerMessage, *, resumed: bool) -> None:
         self.hello = hello.hello
         self.key = WorkerKey(self.member.id, hello.hello.worker.epoch)
-        self.draining, self.pause = False, None  # else it says so again
+        self._has_spoken = False
         if resumed:
             self._fleet.reconsider(self)
             self._fleet.listener.resumed(self.key)
             return
+        self.draining, self.pause = False, None
         self._ledger = WorkerLedger()
         self._fleet.reconsider(self)
         log.info("worker %s (%s) at %s is there", self.key, self.hello.pool, self.member.address)
@@ -237,6 +239,10 @@ class RemoteWorker:
 
     def message(self, message: WorkerMessage) -> None:
         kind = message.WhichOneof("message")
+        if not self._has_spoken:
+            self._has_spoken = True
+            if self.draining and kind != "draining":  # it says so first, else that ended while the session was broken
+                self._drains(Draining(round=self.draining_round, ended=True))
         if kind == "load":
             self._loaded(message.load)
         elif kind in ("cache_snapshot", "cache_events"):

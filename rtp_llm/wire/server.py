@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Generic
 
@@ -22,6 +23,11 @@ from rtp_llm.wire.endpoint import (
     SessionTiming,
     log,
 )
+
+
+# What gRPC logs as an error when the status of a session that has ended finds no reader: its other end has closed already.
+UNREAD_STATUS = "ExecuteBatchError raised in core by servicer method [/rtp_llm.wire."
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not record.getMessage().startswith(UNREAD_STATUS))
 
 
 class AcceptedEndpoint(Endpoint[OutT, InT]):

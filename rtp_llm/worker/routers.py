@@ -167,9 +167,9 @@ class Routers:
     def connected(self, session: RouterSession) -> None:
         self._sessions[session.endpoint.other_epoch] = session
         self._listener.router_connected(session.endpoint.other_epoch)
-        session.send_load(self._load_for(session), asyncio.get_running_loop().time())
-        if self._draining:
+        if self._draining:  # before all else: nothing is placed here until the router has heard its first Load
             session.endpoint.send(self._draining_message())
+        session.send_load(self._load_for(session), asyncio.get_running_loop().time())
 
     def said(self, session: RouterSession, message: RouterMessage) -> None:
         if message.HasField("draining_acknowledged"):

@@ -338,6 +338,10 @@ async def test_a_paused_worker_takes_nothing_until_it_says_so_or_comes_back_with
             assert ("undrained", WorkerKey("a", 1)) in fleet.listener.heard  # type: ignore[attr-defined]
         else:
             worker.connected(pb.WorkerMessage(hello=worker.hello), resumed=True)
+            assert worker.state == "paused" and not fleet.snapshot["a"].accepts  # it has not said anything yet
+            fleet.listener.heard.clear()  # type: ignore[attr-defined]
+            worker.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100)))
+            assert ("undrained", WorkerKey("a", 1)) in fleet.listener.heard  # type: ignore[attr-defined]
         assert worker.state == "live" and not fleet.is_paused and fleet.snapshot["a"].accepts
         assert fleet.longest_request() == 64
 
@@ -359,6 +363,7 @@ async def test_where_all_of_the_old_weights_are_paused_those_of_new_ones_serve(f
     assert (fleet.model_digest, set(fleet.snapshot)) == ("new", {"b"})
     old.hello.model_digest = "new"
     old.connected(pb.WorkerMessage(hello=old.hello), resumed=True)
+    old.message(pb.WorkerMessage(load=pb.Load(max_queued_tokens=100)))
     assert set(fleet.snapshot) == {"a", "b"}
     new.message(pb.WorkerMessage(draining=pb.Draining(pause="wait")))
     assert set(fleet.snapshot) == {"a", "b"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -576,6 +577,13 @@ def test_what_grpc_raises_into_a_write_of_a_lost_connection_is_no_failed_callbac
     assert is_transport_error(grpc.aio.InternalError("Failed execute_batch"))
     assert is_transport_error(grpc.aio.UsageError("the call is over"))
     assert not is_transport_error(RuntimeError("a bug in a callback"))
+
+
+def test_that_nobody_reads_the_status_of_a_session_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("grpc._cython.cygrpc")
+    log.error("ExecuteBatchError raised in core by servicer method [%s]", "/rtp_llm.wire.v1.Worker/Session")
+    log.error("Unexpected [%s] raised by servicer method", "ValueError")
+    assert [record.getMessage() for record in caplog.records] == ["Unexpected [ValueError] raised by servicer method"]
 
 
 async def failed(session: WorkerSession) -> str:
