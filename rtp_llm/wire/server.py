@@ -24,7 +24,6 @@ from rtp_llm.wire.endpoint import (
     log,
 )
 
-
 # What gRPC logs as an error when the status of a session that has ended finds no reader: its other end has closed already.
 UNREAD_STATUS = "ExecuteBatchError raised in core by servicer method [/rtp_llm.wire."
 logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not record.getMessage().startswith(UNREAD_STATUS))
