@@ -607,7 +607,11 @@ async def test_a_worker_that_cannot_be_reached_is_said_once_with_its_address(
             for _ in range(2):
                 failure = await failed(session)
                 session._failure = ""
-        [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        [said] = [
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "rtp_llm.wire" and record.levelname == "WARNING"
+        ]
         assert said.startswith(f"w@0000000000000000 at {address} can't be reached, it is tried further: ")
         assert failure == "no answer within 0.6 s" if where == "silent" else failure.startswith("UNAVAILABLE: ")
 

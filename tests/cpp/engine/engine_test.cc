@@ -55,9 +55,8 @@ TEST(no_step_begins_in_a_pause_and_the_answer_is_the_same_afterwards) {
 
     Rig rig({.queued = queued, .delay_seed = 7});
     rig.engine->add(spec, Role::kAlone);
+    rig.at_outputs = [&] { rig.engine->pause(); };
     rig.start();
-    rig.wait_for_tokens(spec.key, 5);
-    rig.engine->pause();
     while (!rig.engine->load().paused) std::this_thread::yield();
     const EngineLoad at_rest = rig.engine->load();
     CHECK_EQ(at_rest.running, 1);
@@ -79,9 +78,9 @@ TEST(a_cancel_is_obeyed_in_a_pause) {
   Rig rig;
   const SequenceSpec spec = spec_of(1, random_tokens(40, 2), 200);
   rig.engine->add(spec, Role::kAlone);
+  rig.at_outputs = [&] { rig.engine->pause(); };
   rig.start();
-  rig.wait_for_tokens(spec.key, 2);
-  rig.engine->pause();
+  while (!rig.engine->load().paused) std::this_thread::yield();
   rig.engine->cancel(spec.key);
   rig.ear.wait([&] { return rig.ear.finished.contains(spec.key); });
   rig.check_idle();
@@ -93,9 +92,8 @@ TEST(what_is_given_up_ends_as_cancelled_and_leaves_nothing) {
   Rig rig;
   const SequenceSpec running = spec_of(1, random_tokens(40, 2), 200), waiting = spec_of(2, random_tokens(10, 3), 8);
   rig.engine->add(running, Role::kAlone);
+  rig.at_outputs = [&] { rig.engine->pause(); };
   rig.start();
-  rig.wait_for_tokens(running.key, 2);
-  rig.engine->pause();
   while (!rig.engine->load().paused) std::this_thread::yield();
   rig.engine->add(waiting, Role::kAlone);
   rig.engine->add(spec_of(4, random_tokens(20, 4), 8), Role::kSender);

@@ -17,6 +17,7 @@
 #include <random>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "device/device.h"
@@ -198,7 +199,10 @@ class Rig {
     options.engine.kv_dtype = options.dtype;
     engine = std::make_unique<Engine>(*device, *decoder, options.engine);
     engine->set_listener(&ear);
-    engine->set_output_notify([this] { ear.note([this] { ear.outputs = true; }); });
+    engine->set_output_notify([this] {
+      if (at_outputs) std::exchange(at_outputs, nullptr)();
+      ear.note([this] { ear.outputs = true; });
+    });
   }
   ~Rig() { engine->stop(); }
 
@@ -265,6 +269,7 @@ class Rig {
     }
   }
 
+  std::function<void()> at_outputs;  // called once, on the engine thread, when there are first outputs
   Ear ear;
   std::map<RequestKey, Answer> answers;
   std::vector<RequestKey> started;  // solo ones, in order
