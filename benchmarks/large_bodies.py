@@ -48,15 +48,21 @@ class Stream(threading.Thread):
         super().__init__(daemon=True)
         self._url = url
         self.came: list[float] = []
+        self._firsts: set[float] = set()  # of each stream: what it waits for is its turn behind the body's prompts
         self._stopped = threading.Event()
 
     def run(self) -> None:
         with httpx.Client(timeout=60) as client:
             while not self._stopped.is_set():
                 with client.stream("POST", f"{self._url}/v1/completions", json=STREAM) as response:
+                    is_first = True
                     for line in response.iter_lines():
                         if line.startswith("data: {"):
-                            self.came.append(time.monotonic())
+                            now = time.monotonic()
+                            if is_first:
+                                self._firsts.add(now)
+                            is_first = False
+                            self.came.append(now)
                         if self._stopped.is_set():
                             return
 
@@ -65,8 +71,9 @@ class Stream(threading.Thread):
         self.join()
 
     def longest_gap_ms(self, begin: float, end: float) -> float:
+        """Between two tokens of one stream."""
         times = [begin, *(each for each in list(self.came) if begin < each < end), end]
-        return max(two - one for one, two in itertools.pairwise(times)) * 1000
+        return max(two - one for one, two in itertools.pairwise(times) if two not in self._firsts) * 1000
 
 
 class Memory(threading.Thread):
