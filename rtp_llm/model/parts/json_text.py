@@ -7,53 +7,15 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from rtp_llm.model.parts.extent import Extent
 from rtp_llm.model.parts.part import Arguments, CallBegins, Steps
 from rtp_llm.model.parts.source import Source
+from rtp_llm.sampling_params import is_unicode
 
 _OF_STRUCTURE = re.compile(r'["{}\[\]]')
-_IN_STRING = re.compile(r'["\\\x00-\x1f]')
+_IN_STRING = {'"': re.compile(r'["\\\x00-\x1f]')}
 _SCALAR = re.compile(r"[^\s,:;{}\[\]\"]*")
 ARGUMENTS = ("arguments", "parameters")
-
-
-class _Extent:
-    """How far one object, array or string goes."""
-
-    def __init__(self) -> None:
-        self.over = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def push(self, text: str) -> tuple[int, str]:
-        """(characters of `text` that belong to it, these with control characters in strings escaped)."""
-        at, start, out = 0, 0, []
-        while not self.over and at < len(text):
-            if self._escaped:
-                self._escaped = False
-                at += 1
-                continue
-            found = (_IN_STRING if self._in_string else _OF_STRUCTURE).search(text, at)
-            if found is None:
-                at = len(text)
-                break
-            character, at = found[0], found.end()
-            if self._in_string and character < " ":
-                out += [text[start : found.start()], json.dumps(character)[1:-1]]
-                start = at
-            else:
-                self._step(character)
-        out.append(text[start:at])
-        return at, "".join(out)
-
-    def _step(self, character: str) -> None:
-        if character == "\\":
-            self._escaped = True
-        elif character == '"':
-            self._in_string = not self._in_string
-        else:
-            self._depth += 1 if character in "{[" else -1
-        self.over = not self._depth and not self._in_string and not self._escaped
 
 
 def value(source: Source) -> Steps[tuple[str, bool]]:
@@ -61,24 +23,25 @@ def value(source: Source) -> Steps[tuple[str, bool]]:
 
     Control characters in strings, which JSON doesn't allow and models write, are escaped.
     """
-    pieces: list[str] = []
-    whole = yield from _pieces(source, pieces.append)
-    return "".join(pieces), whole
+    if (yield from source.peek()) not in ("{", "[", '"'):
+        text = yield from source.run(_SCALAR)
+        return text, bool(source.text)
+    extent = Extent(_OF_STRUCTURE, _IN_STRING)
+    text = yield from extent.rest(source)
+    return text, extent.over
 
 
 def arguments(source: Source) -> Steps[None]:
     """The next value, which begins, as the arguments of the call that has begun."""
-    if source.text[0] in "{[":
-        extent = _Extent()
-        while True:
-            size, piece = extent.push(source.text)
-            source.read(size)
-            if piece:
-                yield Arguments(piece)
-            if extent.over or not (yield from source.more()):
-                return
-    text, _ = yield from value(source)
-    yield Arguments(written(text))
+    if source.text[0] not in "{[":
+        text, _ = yield from value(source)
+        yield Arguments(written(text))
+        return
+    extent = Extent(_OF_STRUCTURE, _IN_STRING)
+    yield Arguments(extent.read(source))
+    while not extent.over and (yield from source.more()):
+        if piece := extent.read(source):
+            yield Arguments(piece)
 
 
 def written(text: str) -> str:
@@ -89,31 +52,6 @@ def written(text: str) -> str:
             return "{}"
         return given if loaded(given) is not None and is_unicode(given) else text
     return text if given is not None else "{}" if text == "null" else text
-
-
-def _pieces(source: Source, say: Any) -> Steps[bool]:
-    first = yield from source.peek()
-    if first in ("{", "[", '"'):
-        extent = _Extent()
-        while True:
-            size, piece = extent.push(source.text)
-            source.read(size)
-            say(piece)
-            if extent.over:
-                return True
-            if not (yield from source.more()):
-                return False
-    say((yield from source.run(_SCALAR)))
-    return bool(source.text)
-
-
-def is_unicode(text: str) -> bool:
-    """False: it has half of a character, which JSON can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def is_json(text: str) -> bool:

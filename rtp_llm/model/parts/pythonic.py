@@ -6,13 +6,15 @@ import ast
 import json
 import re
 
-from rtp_llm.model.parts.json_text import is_unicode
+from rtp_llm.model.parts.extent import Extent
 from rtp_llm.model.parts.part import Arguments, CallBegins, Steps, Text, marked
 from rtp_llm.model.parts.source import Source
-from rtp_llm.model.parts.tool_forms import Tools, close
+from rtp_llm.model.parts.tool_forms import Tools, array, close
+from rtp_llm.sampling_params import is_unicode
 
 _FUNCTION = re.compile(r"[\w.]*\s*")
 _OF_STRUCTURE = re.compile(r"""["'(){}\[\]]""")
+_IN_STRING = {quote: re.compile(rf"[{quote}\\\\]") for quote in "\"'"}
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
@@ -32,82 +34,30 @@ def llama4_pythonic(source: Source, tools: Tools) -> Steps[None]:
 
 
 def _list(source: Source) -> Steps[bool]:
-    """False: it goes wrong; that is given as text."""
+    """False: it is none, or goes wrong; that is given as text."""
     if (yield from source.skip_space()) == "[":
-        source.read(1)
-        found = False
-        while (character := (yield from source.skip_space())) or not found:
-            if character == "]" and found:
-                source.read(1)
-                return True
-            if character == "," and found:
-                source.read(1)
-                continue
-            written = yield from _extent_of_call(source)
-            call = _call(written)
-            if call is None:
-                if found and source.ended and not source.text:
-                    return True  # cut
-                break
-            found = True
-            source.begin()
-            yield CallBegins(call[0])
-            yield Arguments(call[1])
-        else:
-            return True
+        return (yield from array(source, _one_call))
     yield Text(source.taken())
     return False
 
 
+def _one_call(source: Source) -> Steps[bool | None]:
+    call = _call((yield from _extent_of_call(source)))
+    if call is None:
+        return None if source.ended and not source.text else False
+    yield CallBegins(call[0])
+    yield Arguments(call[1])
+    return True
+
+
 def _extent_of_call(source: Source) -> Steps[str]:
     """Reads f(…) up to its closing bracket. Something else is read in part."""
-    pieces = [(yield from source.run(_FUNCTION))]
+    name = yield from source.run(_FUNCTION)
     if (yield from source.peek()) != "(":
         return ""
-    brackets = _Brackets()
-    while not brackets.over:
-        size = brackets.push(source.text)
-        pieces.append(source.read(size))
-        if not brackets.over and not (yield from source.more()):
-            return ""
-    return "".join(pieces)
-
-
-class _Brackets:
-    """How far a bracket goes, in Python's writing."""
-
-    def __init__(self) -> None:
-        self.over = False
-        self._depth = 0
-        self._quote = ""
-        self._escaped = False
-
-    def push(self, text: str) -> int:
-        """Characters of `text` that belong to it."""
-        at = 0
-        while not self.over and at < len(text):
-            if self._escaped:
-                self._escaped = False
-                at += 1
-                continue
-            pattern = re.compile(rf"[{self._quote}\\]") if self._quote else _OF_STRUCTURE
-            found = pattern.search(text, at)
-            if found is None:
-                return len(text)
-            at = found.end()
-            self._step(found[0])
-        return at
-
-    def _step(self, character: str) -> None:
-        if character == "\\":
-            self._escaped = True
-        elif self._quote:
-            self._quote = ""
-        elif character in "\"'":
-            self._quote = character
-        else:
-            self._depth += 1 if character in "([{" else -1
-            self.over = not self._depth
+    extent = Extent(_OF_STRUCTURE, _IN_STRING)
+    brackets = yield from extent.rest(source)
+    return name + brackets if extent.over else ""
 
 
 def _call(text: str) -> tuple[str, str] | None:

@@ -18,9 +18,6 @@ class Source:
         self.ended = False
         self._read: list[str] = []
 
-    def push(self, text: str) -> None:
-        self.text += text
-
     def more(self) -> Steps[bool]:
         """Waits for more text. False: the answer has ended."""
         if self.ended:

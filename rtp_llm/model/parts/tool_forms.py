@@ -76,7 +76,8 @@ def mistral(source: Source, tools: Tools) -> Steps[None]:
             yield Text(source.taken())
 
 
-_DEEPSEEK = tuple(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep"))
+_DEEPSEEK = [f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")]
+_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR = _DEEPSEEK
 
 
 @marked(*_DEEPSEEK)
@@ -90,26 +91,26 @@ def deepseek_v31(source: Source, tools: Tools) -> Steps[None]:
 
 
 def _deepseek(source: Source, one_call: Callable[[Source], Steps[bool]]) -> Steps[None]:
-    while (yield from source.text_until("<｜tool▁calls▁begin｜>")):
+    while (yield from source.text_until(_CALLS_BEGIN)):
         found, whole = False, True
         while whole:
             yield from source.skip_space()
-            if not (yield from source.skip("<｜tool▁call▁begin｜>")):
+            if not (yield from source.skip(_CALL_BEGIN)):
                 break
             whole = yield from one_call(source)
             if whole:
-                yield from close(source, "<｜tool▁call▁end｜>")
+                yield from close(source, _CALL_END)
                 found = True
                 source.begin()
         if found and whole:
-            yield from close(source, "<｜tool▁calls▁end｜>")
+            yield from close(source, _CALLS_END)
         else:
             yield Text(source.taken())
 
 
 def _fenced_call(source: Source) -> Steps[bool]:
     """function<｜tool▁sep｜>name, and on lines of their own ```json, the arguments, ```."""
-    yield from source.until("<｜tool▁sep｜>")
+    yield from source.until(_SEPARATOR)
     name, _ = yield from source.until("\n")
     yield from source.skip_space()
     if not (yield from source.skip("```")):
@@ -123,7 +124,7 @@ def _fenced_call(source: Source) -> Steps[bool]:
 
 def _bare_call(source: Source) -> Steps[bool]:
     """name<｜tool▁sep｜> and the arguments."""
-    name, _ = yield from source.until("<｜tool▁sep｜>")
+    name, _ = yield from source.until(_SEPARATOR)
     return (yield from _call_of(source, name))
 
 
@@ -138,11 +139,21 @@ def _call_of(source: Source, name: str) -> Steps[bool]:
 
 def _calls(source: Source, offered: Collection[str] | None = None) -> Steps[bool]:
     """An object, or an array of objects, as calls. False: they end with what is none; that is given as text."""
-    if (yield from source.skip_space()) != "[":
-        if (yield from json_text.call(source, offered)):
-            return True
-        yield Text(source.taken())
-        return False
+
+    def one(source: Source) -> Steps[bool]:
+        return (yield from json_text.call(source, offered))
+
+    if (yield from source.skip_space()) == "[":
+        return (yield from array(source, one))
+    if (yield from one(source)):
+        return True
+    yield Text(source.taken())
+    return False
+
+
+def array(source: Source, one: Callable[[Source], Steps[bool | None]]) -> Steps[bool]:
+    """The array of calls that begins here. `one` gives a call; False: what comes is none, None: the answer ends within it, and
+    behind others it is passed over. False: the array ends with what is none; that is given as text."""
     source.read(1)
     found = False
     while (character := (yield from source.skip_space())) or not found:
@@ -151,12 +162,15 @@ def _calls(source: Source, offered: Collection[str] | None = None) -> Steps[bool
             return True
         if character == "," and found:
             source.read(1)
-        elif (yield from json_text.call(source, offered)):
-            found = True
-            source.begin()
-        else:
+            continue
+        given = yield from one(source)
+        if given is None and found:
+            return True
+        if not given:
             yield Text(source.taken())
             return False
+        found = True
+        source.begin()
     return True
 
 
