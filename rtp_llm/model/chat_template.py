@@ -127,10 +127,9 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"{self._origin}: the model has no chat template; use completions", param="messages"
             )
-        knows_developers = self.reads("developer", tools=bool(tools))
         plain = [
             checked_message(
-                f"messages[{index}]", _as_known(message, knows_developers), partial(self._content_form, name)
+                f"messages[{index}]", self._as_known(message, tools=bool(tools)), partial(self._content_form, name)
             )
             for index, message in enumerate(messages)
         ]
@@ -164,6 +163,12 @@ class ChatTemplate:
                 param="messages",
             ) from error
 
+    def _as_known(self, message: object, *, tools: bool) -> object:
+        """A developer's message is a system's where the template knows no developers: OpenAI's newer name of the role."""
+        if not isinstance(message, Mapping) or message.get("role") != "developer":
+            return message
+        return message if self.reads("developer", tools=tools) else {**message, "role": "system"}
+
     def _content_form(self, name: str, role: str) -> ContentForm:
         """Of messages of `role` in the template `name`."""
         key = (name, role if role in ROLES else "")
@@ -172,13 +177,6 @@ class ChatTemplate:
             template = self._templates[name]
             self._content_forms[key] = content_form(lambda messages: template.render(context, messages=messages), role)
         return self._content_forms[key]
-
-
-def _as_known(message: object, knows_developers: bool) -> object:
-    """A developer's message is a system's where the template knows no developers: OpenAI's newer name of the role."""
-    if isinstance(message, Mapping) and message.get("role") == "developer" and not knows_developers:
-        return {**message, "role": "system"}
-    return message
 
 
 def _with_mark(message: Mapping[str, Any]) -> dict[str, Any]:
