@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field
 
 from rtp_llm.errors import InvalidRequestError, shortened
-from rtp_llm.router.reading import BodyReader
+from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import EMPTY, Table
 from rtp_llm.router.schemas import STRICT, ChatBody, Texts, Whole
-from rtp_llm.router.token_bodies import TokenBody, encoded, json_of
+from rtp_llm.router.token_bodies import TokenBody, json_of
 
 REFUSED: Table = MappingProxyType(
     {
@@ -101,8 +101,9 @@ class CountTokensBody(MessagesBody, TokenBody):
     needs_limit: ClassVar[bool] = False
 
     def told(self, reader: BodyReader) -> bytes:
-        ids, _ = encoded(reader, "messages", reader.rendered(self), False)
-        return json_of({"input_tokens": len(ids)})
+        text = reader.rendered(self)
+        with naming("messages"):
+            return json_of({"input_tokens": len(reader.tokenizer.encode(text, add_special_tokens=False))})
 
 
 def _system(system: str | list[Any] | None) -> list[dict[str, Any]]:

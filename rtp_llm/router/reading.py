@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,17 @@ class Asked:
     cache_salt: str = ""
     terms: Terms = NO_TERMS
     parts: PartsAsked | None = None  # how its answers are read; None: they are text
+
+
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """A refusal of the tokenizer, which knows no fields, is one of `param`."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.param is not None:
+            raise
+        raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
 
 
 class BodyReader:
@@ -304,13 +316,9 @@ class BodyReader:
         return array("i", prompt)
 
     def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
-        try:
+        with naming(param):
             self._check_text(text, param)
             tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except InvalidRequestError as error:
-            if error.param is not None:
-                raise
-            raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
         if len(tokens) >= self.context:
             raise self._too_long(param, len(tokens))
         if self.tokenizer.vocab_size > self._vocab_size and tokens and max(tokens) >= self._vocab_size:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 from rtp_llm.errors import InvalidRequestError
-from rtp_llm.router.reading import BodyReader
+from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import CHAT, Table
 from rtp_llm.router.schemas import AnyBody, ChatBody, WholeNumbers
-
-Encoded: TypeAlias = "tuple[list[int], list[tuple[int, int]]]"  # ids, where each stands in the text, in characters
 
 
 class TokenBody(AnyBody):
@@ -32,7 +30,8 @@ class RenderBody(ChatBody, TokenBody):
 
     def told(self, reader: BodyReader) -> bytes:
         text = reader.rendered(self)
-        ids, _ = encoded(reader, "messages", text, bool(self.add_special_tokens))
+        with naming("messages"):
+            ids = reader.tokenizer.encode(text, add_special_tokens=bool(self.add_special_tokens))
         return json_of({"prompt": text, "prompt_token_ids": ids, "count": len(ids)})
 
 
@@ -48,23 +47,28 @@ class TokenizeBody(ChatBody, TokenBody):
 
     def told(self, reader: BodyReader) -> bytes:
         """As vLLM's /tokenize."""
-        ids, _ = self._encoded(reader)
+        field, text, special = self._asked(reader)
+        with naming(field):
+            ids = reader.tokenizer.encode(text, add_special_tokens=special)
         names = [reader.tokenizer.token_text(token) for token in ids] if self.return_token_strs else None
         return json_of({"count": len(ids), "max_model_len": reader.context, "tokens": ids, "token_strs": names})
 
-    def _encoded(self, reader: BodyReader) -> Encoded:
+    def _asked(self, reader: BodyReader) -> tuple[str, str, bool]:
+        """(the field that holds it, its text, whether special tokens are added)."""
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequestError("one of prompt and messages is wanted", param="prompt")
         if self.prompt is None:
-            return encoded(reader, "messages", reader.rendered(self), bool(self.add_special_tokens))
-        return encoded(reader, "prompt", self.prompt, self.add_special_tokens is not False)
+            return "messages", reader.rendered(self), bool(self.add_special_tokens)
+        return "prompt", self.prompt, self.add_special_tokens is not False
 
 
 class EncodeBody(TokenizeBody):
     """The same, answered as RTP-LLM's /tokenizer/encode."""
 
     def told(self, reader: BodyReader) -> bytes:
-        ids, offsets = self._encoded(reader)
+        field, text, special = self._asked(reader)
+        with naming(field):
+            ids, offsets = reader.tokenizer.encode_with_offsets(text, add_special_tokens=special)
         answer: dict[str, Any] = {"token_ids": ids, "tokens": [reader.tokenizer.token_text(token) for token in ids]}
         if self.return_offsets_mapping:
             answer["offset_mapping"] = offsets
@@ -80,13 +84,6 @@ class DetokenizeBody(TokenBody):
         for token in (min(self.tokens, default=0), max(self.tokens, default=0)):
             reader.check_token(token, "tokens")
         return json_of({"prompt": reader.tokenizer.decode(self.tokens, skip_special_tokens=False)})
-
-
-def encoded(reader: BodyReader, field: str, text: str, add_special_tokens: bool) -> Encoded:
-    try:
-        return reader.tokenizer.encode_with_offsets(text, add_special_tokens=add_special_tokens)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(f"{field}: {error.message}", param=field) from error
 
 
 def json_of(answer: dict[str, Any]) -> bytes:
