@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rtp_llm.errors import RtpLlmError
 from rtp_llm.model.answer_text import Delta, ToolCall
+from rtp_llm.router import responses
 from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.usage import Usage
 from rtp_llm.router.writer import Form, event
@@ -125,11 +125,10 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
-    """HTTP status and Anthropic's error object. An error that is not ours is internal; its text stays in the log."""
-    status = error.http_status if isinstance(error, RtpLlmError) else 500
+    """HTTP status and Anthropic's error object: what OpenAI's says, by other types."""
+    status, body = responses.error_body(error)
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    message = error.message if isinstance(error, RtpLlmError) else "internal error"
-    return status, {"type": "error", "error": {"type": kind, "message": message}}
+    return status, {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
 
 
 MESSAGES = Form("messages", AnthropicWriter, error_body)
