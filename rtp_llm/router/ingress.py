@@ -182,12 +182,6 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         """As /health: what SageMaker asks."""
         return await health()
 
-    @app.get("/load")
-    async def load(http: HttpRequest) -> Response:
-        """Answers that this router makes or that wait in it."""
-        backend().access.check_admin(_authorization(http))
-        return JSONResponse({"server_load": backend().num_answers})
-
     @app.get("/v1/models")
     async def models(http: HttpRequest) -> Response:
         backend().access.check_user(_authorization(http))
@@ -225,37 +219,48 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
             return _error_response(UnavailableError(few))
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
-    async def metrics(http: HttpRequest) -> Response:
+    _add_admins_routes(app, backend)
+    return Cors(app, origins=lambda: backend().cors_origins)
+
+
+def _add_admins_routes(app: FastAPI, backend: Callable[[], Backend]) -> None:
+    def check(http: HttpRequest) -> None:
         backend().access.check_admin(_authorization(http))
-        return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def server_info(http: HttpRequest) -> Response:
-        backend().access.check_admin(_authorization(http))
-        return JSONResponse({"version": rtp_llm.__version__, **backend().server_info()})
-
-    for path in ("/server_info", "/get_server_info"):  # vLLM's, SGLang's
-        app.add_route(path, server_info, methods=["GET"])
-
-    async def worker_status(http: HttpRequest) -> Response:
-        backend().access.check_admin(_authorization(http))
-        return JSONResponse(backend().worker_status())
-
-    async def cache_status(http: HttpRequest) -> Response:
-        backend().access.check_admin(_authorization(http))
-        return JSONResponse(await backend().cache_status())
-
-    for prefix in ("", "/rtp_llm"):  # RTP-LLM has both, and asks by either method
-        app.add_route(f"{prefix}/worker_status", worker_status, methods=["GET", "POST"])
-        app.add_route(f"{prefix}/cache_status", cache_status, methods=["GET", "POST"])
-
-    def check_admin(http: HttpRequest) -> None:
-        backend().access.check_admin(_authorization(http))
+    def check_control(http: HttpRequest) -> None:
+        check(http)
         if http.method == "POST":
             _check_content_type(http)
 
-    add_control_routes(app, check_admin, lambda: backend().pools)
-    return Cors(app, origins=lambda: backend().cors_origins)
+    @app.get("/metrics")
+    async def metrics(http: HttpRequest) -> Response:
+        check(http)
+        return PlainTextResponse(await backend().metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/load")
+    async def load(http: HttpRequest) -> Response:
+        """Answers that this router makes or that wait in it."""
+        check(http)
+        return JSONResponse({"server_load": backend().num_answers})
+
+    async def server_info(http: HttpRequest) -> Response:
+        check(http)
+        return JSONResponse({"version": rtp_llm.__version__, **backend().server_info()})
+
+    async def worker_status(http: HttpRequest) -> Response:
+        check(http)
+        return JSONResponse(backend().worker_status())
+
+    async def cache_status(http: HttpRequest) -> Response:
+        check(http)
+        return JSONResponse(await backend().cache_status())
+
+    for path in ("/server_info", "/get_server_info"):  # vLLM's, SGLang's
+        app.add_route(path, server_info, methods=["GET"])
+    for prefix in ("", "/rtp_llm"):  # RTP-LLM has both, and asks by either method
+        app.add_route(f"{prefix}/worker_status", worker_status, methods=["GET", "POST"])
+        app.add_route(f"{prefix}/cache_status", cache_status, methods=["GET", "POST"])
+    add_control_routes(app, check_control, lambda: backend().pools)
 
 
 def _telling(backend: Callable[[], Backend], route: TokenRoute) -> Callable[[HttpRequest], Awaitable[Response]]:
