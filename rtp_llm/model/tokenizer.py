@@ -147,9 +147,6 @@ class Tokenizer:
             self._token_bytes[token] = known
         return known
 
-    def is_special(self, token: int) -> bool:
-        return token in self._special_ids
-
     def _plain_bytes(self, name: str, token: int) -> bytes:
         """Of a vocabulary that isn't byte-level. SentencePiece's names say what a token is wherever it stands: decoded alone it
         would lose the space before a word."""

@@ -52,24 +52,6 @@ class WeightSink(Protocol):
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-def load_weights(
-    directory: str | Path,
-    config: ModelConfig,
-    sink: WeightSink,
-    *,
-    load_format: str = "safetensors",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
-    """Fill and finish `sink` from the files in `directory`, or with seeded random values (`load_format="dummy"`).
-
-    Raises:
-        ModelLoadError: as fill_weights.
-    """
-    fill_weights(directory, config, sink, load_format=load_format, seed=seed, progress=progress)
-    sink.finish()
-
-
 def fill_weights(
     directory: str | Path,
     config: ModelConfig,
@@ -79,7 +61,7 @@ def fill_weights(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """The same, without the end: `sink` is finished by the caller.
+    """Fill `sink` from the files in `directory`, or with seeded random values (`load_format="dummy"`). The caller finishes it.
 
     Raises:
         ModelLoadError: no files, or one is truncated; a tensor is missing, unknown, mis-shaped or of an unsupported
@@ -118,7 +100,7 @@ def untied_from_its_embedding(directory: str | Path, config: ModelConfig, load_f
     Source: transformers' tie_weights(): "both are present in the checkpoints with different values, so we will NOT tie them".
 
     Raises:
-        ModelLoadError: as load_weights.
+        ModelLoadError: as fill_weights.
     """
     if not config.tie_word_embeddings or load_format != "safetensors":
         return config

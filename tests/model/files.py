@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rtp_llm.model.config import ModelConfig
+from rtp_llm.model.weights import fill_weights
+
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "vocab_size": 11,
@@ -40,6 +43,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]
         data += content
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def load_weights(directory: str | Path, config: ModelConfig, sink: Any, **options: Any) -> None:
+    """Fill and finish `sink`."""
+    fill_weights(directory, config, sink, **options)
+    sink.finish()
 
 
 def with_layers_exchanged(model: Path, to: Path, one: int = 0, other: int = 1) -> Path:

@@ -6,7 +6,8 @@ from typing import Any
 
 from rtp_llm._native import _engine
 from rtp_llm.model.config import read_model_config
-from rtp_llm.model.weights import load_weights, untied_from_its_embedding
+from rtp_llm.model.weights import untied_from_its_embedding
+from tests.model.files import load_weights
 
 
 class Scored:

@@ -31,8 +31,8 @@ def test_special_tokens_are_added_once(tokenizer: Tokenizer) -> None:
 
 def test_special_tokens_are_known_by_name_and_id(tokenizer: Tokenizer) -> None:
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert tokenizer.is_special(2)
-    assert not tokenizer.is_special(tokenizer.encode("added word")[1])
+    added = tokenizer.token_text(tokenizer.encode("added word")[1])
+    assert tokenizer.special_ids_of([tokenizer.token_text(2), added]) == (2,)
 
 
 def test_special_tokens_are_skipped_or_kept_as_asked(tokenizer: Tokenizer) -> None:

@@ -10,8 +10,8 @@ from rtp_llm.errors import ModelLoadError
 from rtp_llm.model import weights
 from rtp_llm.model.checkpoint import INDEX
 from rtp_llm.model.config import ModelConfig, read_generation_defaults, read_model_config
-from rtp_llm.model.weights import load_weights, untied_from_its_embedding
-from tests.model.files import ITEM_BYTES, Recorder, pattern, write_config, write_safetensors
+from rtp_llm.model.weights import untied_from_its_embedding
+from tests.model.files import ITEM_BYTES, Recorder, load_weights, pattern, write_config, write_safetensors
 
 SHAPES = {"model.embed_tokens.weight": (11, 8), "model.norm.weight": (8,), "lm_head.weight": (11, 8)}
 TENSORS = {name: ("F32", shape, pattern(name, shape)) for name, shape in SHAPES.items()}
