@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
@@ -35,16 +35,27 @@ class Prompt(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """One HTTP request: its prompts, and how it wants to be answered."""
+class Shown:
+    """How a request wants to be answered."""
 
-    prompts: Sequence[Prompt]
     stream: bool
     include_usage: bool
     model: str = ""  # as the request calls it; empty: it doesn't
     continuous_usage: bool = False  # each chunk has the usage so far
     return_timings: bool = False
     return_token_ids: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Shown):
+    """One HTTP request."""
+
+    prompts: Sequence[Prompt]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], shown: Shown) -> Question:
+        """To be answered as `shown` says."""
+        return cls(prompts=prompts, **{each.name: getattr(shown, each.name) for each in fields(Shown)})
 
 
 class Answers:

@@ -20,6 +20,7 @@ from rtp_llm.model.chat_template import ChatTemplate
 from rtp_llm.model.config import GenerationDefaults, read_generation_defaults, read_model_config
 from rtp_llm.model.parts import Parsers, PartsAsked, parsers_of, reasoning_forms
 from rtp_llm.model.tokenizer import Tokenizer
+from rtp_llm.router.answers import Shown
 from rtp_llm.router.json_text import Build, JsonText
 from rtp_llm.router.schemas import Body, BodyT, ChatBody, CompletionBody, parse_body
 from rtp_llm.router.terms import NO_TERMS, Terms
@@ -46,19 +47,13 @@ class ModelNotFoundError(InvalidRequestError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(Shown):
     """What a body asks for, without the body. It is small: token ids are most of it."""
 
     field: str  # that holds the prompts
     prompts: Sequence[Sequence[int]]
     sampling: SamplingParams  # of each; max_tokens None: what the context leaves
     limit_field: str | None  # that set max_tokens
-    stream: bool
-    include_usage: bool
-    model: str = ""  # as the body calls it
-    continuous_usage: bool = False
-    return_timings: bool = False
-    return_token_ids: bool = False
     tokens_as_ids: bool = False  # logprobs name them so
     cache_salt: str = ""
     terms: Terms = NO_TERMS

@@ -418,15 +418,7 @@ class Service:
         terms = terms.joined(asked.terms)
         prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
         self._check_deadline(terms, [PromptSize(prompt.num_tokens, prompt.hashes) for prompt in prompts])
-        return Question(
-            prompts=prompts,
-            stream=asked.stream,
-            model=asked.model,
-            include_usage=asked.include_usage,
-            continuous_usage=asked.continuous_usage,
-            return_timings=asked.return_timings,
-            return_token_ids=asked.return_token_ids,
-        )
+        return Question.of(prompts, asked)
 
     def _prompt(self, asked: Asked, tokens: Sequence[int], terms: Terms) -> TokenizedPrompt:
         """Where nobody asked for a number of tokens, it may be what the context leaves, if that is less."""
