@@ -30,14 +30,12 @@ from rtp_llm.router.placement.roster import Group, Kind, Roster
 from rtp_llm.router.placement.step_cost import StepCost
 from rtp_llm.router.placement.worker_state import FULL_TTFT, PoolSteps, Question, WorkerState
 
-BREADTH = (
-    8  # of a group, so many are looked at that are soonest idle (half as many that decode least), and so many receivers
-)
+# Of a group, so many are looked at that are soonest idle (half as many that decode least), and so many receivers.
+BREADTH = 8
 PAIR = 0.2  # what a pair costs besides its handover: it reads the weights on two workers
 WIRE = 0.3  # of what its computation takes, what a token's handover is taken to take until one was measured
 OWN_AFTER = 30  # steps of a worker, of which each corrects what is known of all, it is corrected by its own alone
 UNKNOWN = StepCost()
-
 
 _FIRST = operator.itemgetter(0)
 

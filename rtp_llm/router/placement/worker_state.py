@@ -14,9 +14,8 @@ MIN_PREFILL_ROWS = 16  # that an engine computes beside decodes at least
 FULL_TTFT = 0.9  # of a target: beyond it an error of the prediction may break it
 FULL_ITL = 0.95
 STEEP = 3.0  # what a target costs beyond that, against its square below
-CROWD = (
-    1.0  # what a worker costs that has just got another prompt: it fades with the step in which that one is computed
-)
+# What a worker costs that has just got another prompt: it fades with the step in which that one is computed.
+CROWD = 1.0
 FADED = 20.0  # steps
 DOUBTED_AFTER_S = 10.0  # what is known of a worker that has shown no step for so long is no ground to refuse anything
 SHARE_WEIGHT = 0.02  # of the newest step in a pool's share of steps with prefill
