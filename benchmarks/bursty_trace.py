@@ -31,15 +31,14 @@ def rise_and_fall(args: argparse.Namespace) -> Callable[[float], float]:
 
     def speed(now: float) -> float:
         at = now % (down + args.ramp_s)
-        part = (
-            0.0
-            if at < up
-            else (at - up) / args.ramp_s
-            if at < top
-            else 1.0
-            if at < down
-            else 1 - (at - down) / args.ramp_s
-        )
+        if at < up:
+            part = 0.0
+        elif at < top:
+            part = (at - up) / args.ramp_s
+        elif at < down:
+            part = 1.0
+        else:
+            part = 1 - (at - down) / args.ramp_s
         return float(args.quiet + part * (args.busy - args.quiet))
 
     return speed
