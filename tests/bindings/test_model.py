@@ -7,8 +7,7 @@ import pytest
 from rtp_llm._native import _engine
 from rtp_llm.errors import InvalidRequestError, RtpLlmError, UnavailableError
 from rtp_llm.model.config import read_model_config
-from rtp_llm.model.weights import load_weights
-from tests.model.files import pattern, write_config, write_safetensors
+from tests.model.files import load_weights, pattern, write_config, write_safetensors
 
 
 @pytest.fixture
