@@ -24,9 +24,9 @@ from typing import Any, TypeAlias, overload
 
 from rtp_llm.config import Config
 from rtp_llm.errors import InvalidRequestError, OverloadedError, RtpLlmError, UnavailableError
-from rtp_llm.router.anthropic_body import MessagesBody
+from rtp_llm.router.answer_routes import ANSWER_ROUTES
 from rtp_llm.router.reading import Asked, BodyReader, BodyTooLargeError
-from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
+from rtp_llm.router.schemas import Body
 from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.router.token_routes import TOKEN_ROUTES
 
@@ -34,9 +34,7 @@ log = logging.getLogger(__name__)
 
 Kind: TypeAlias = "type[Body] | type[TokenBody]"
 KINDS: tuple[Kind, ...] = (
-    CompletionBody,
-    ChatBody,
-    MessagesBody,
+    *dict.fromkeys(route.kind for route in ANSWER_ROUTES.values()),
     *dict.fromkeys(route.kind for route in TOKEN_ROUTES.values()),
 )
 HEAD = struct.Struct("!BQ")  # which of KINDS, bytes that follow

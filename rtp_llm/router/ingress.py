@@ -29,15 +29,14 @@ from rtp_llm.model.answer_text import Delta
 from rtp_llm.router import http10, spans
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import RequestAccount, open_account
+from rtp_llm.router.answer_routes import ANSWER_ROUTES, AnswerRoute
 from rtp_llm.router.answers import Answers, Question
-from rtp_llm.router.anthropic_body import MessagesBody
-from rtp_llm.router.anthropic_writer import MESSAGES
 from rtp_llm.router.control_routes import Pools, add_control_routes
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
-from rtp_llm.router.responses import CHATS, COMPLETIONS, error_body, error_object
-from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
+from rtp_llm.router.responses import error_body, error_object
+from rtp_llm.router.schemas import Body
 from rtp_llm.router.terms import Terms
 from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.router.token_routes import TOKEN_ROUTES, TokenRoute
@@ -156,22 +155,11 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     http10.install()
     _answer_frameworks_errors(app)
 
-    async def completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), CompletionBody, COMPLETIONS)
-
-    async def chat_completions(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), ChatBody, CHATS)
-
-    async def messages(http: HttpRequest) -> Response:
-        return await _endpoint(http, backend(), MessagesBody, MESSAGES)
-
     # Starlette's routes: FastAPI's read a request's parameters for 0.1 ms, and these take it as it is.
-    app.add_route("/v1/completions", completions, methods=["POST"])
-    app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
-    app.add_route("/v1/messages", messages, methods=["POST"])
-
-    for path, route in TOKEN_ROUTES.items():
-        app.add_route(path, _telling(backend, route), methods=["POST"])
+    for path, answering in ANSWER_ROUTES.items():
+        app.add_route(path, _answering(backend, answering), methods=["POST"])
+    for path, telling in TOKEN_ROUTES.items():
+        app.add_route(path, _telling(backend, telling), methods=["POST"])
 
     @app.get("/version")
     async def version() -> Response:
@@ -261,6 +249,13 @@ def _add_admins_routes(app: FastAPI, backend: Callable[[], Backend]) -> None:
         app.add_route(f"{prefix}/worker_status", worker_status, methods=["GET", "POST"])
         app.add_route(f"{prefix}/cache_status", cache_status, methods=["GET", "POST"])
     add_control_routes(app, check_control, lambda: backend().pools)
+
+
+def _answering(backend: Callable[[], Backend], route: AnswerRoute) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def answer(http: HttpRequest) -> Response:
+        return await _endpoint(http, backend(), route.kind, route.form)
+
+    return answer
 
 
 def _telling(backend: Callable[[], Backend], route: TokenRoute) -> Callable[[HttpRequest], Awaitable[Response]]:
