@@ -114,7 +114,9 @@ void CudaOps::embedding(const EmbeddingArgs& args) {
                           .hidden = hidden};
   with_type("embedding", args.out.dtype, [&](auto type) {
     using Out = decltype(type);
-    launch(stream(), row_shape(rows, hidden), "embedding", embed_rows<Out>, p, args.out.as<Out>(), args.out.stride[0]);
+    LaunchShape shape = row_shape(rows, hidden);
+    shape.dependent = false;  // the first kernel of a step (launch.h)
+    launch(stream(), shape, "embedding", embed_rows<Out>, p, args.out.as<Out>(), args.out.stride[0]);
   });
 }
 

@@ -3,6 +3,11 @@
 // Programmatic dependent launch: a kernel may start while its predecessor on the stream still runs, and waits for it
 // by wait_for_predecessor() (ptx.cuh) before it touches what others write. Each kernel must call that wait in every
 // CTA, also where it needs nothing: order is transitive only over kernels that wait.
+//
+// Before its wait a kernel may read what it finds as it was when the step's first kernel began: weights, slots, KV of
+// earlier steps. Any number of kernels may be under way at once, so what any kernel of the same step writes is read
+// behind the wait alone. A step's first kernel, embedding, is not dependent; update_slots and zero_blocks, before it,
+// let no successor start early.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,6 @@
 // What a step does to slots and blocks besides computing: update_slots and zero_blocks before it, advance behind it.
+// update_slots and zero_blocks let no successor start early: what reads slots before its wait finds them as they are to
+// be.
 #include <algorithm>
 
 #include "device/cuda/cuda_ops.h"
@@ -21,7 +23,6 @@ struct SlotArrays {
 
 // A CTA an update.
 __global__ void apply_updates(const SlotUpdate* updates, const int32_t* blocks, const SlotArrays slots) {
-  let_successor_start();
   wait_for_predecessor();
   const SlotUpdate& update = updates[blockIdx.x];
   const int32_t slot = update.slot;
@@ -40,7 +41,6 @@ __global__ void apply_updates(const SlotUpdate* updates, const int32_t* blocks, 
 
 // CTAs (piece, block).
 __global__ void zero(uint8_t* base, int64_t block_bytes, const int32_t* blocks) {
-  let_successor_start();
   wait_for_predecessor();
   auto* at = reinterpret_cast<uint4*>(base + blocks[blockIdx.y] * block_bytes);
   const int64_t words = block_bytes / 16, step = int64_t{gridDim.x} * blockDim.x;

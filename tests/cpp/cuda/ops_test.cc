@@ -474,5 +474,107 @@ TEST(slots_advance_by_their_rows_and_fresh_blocks_are_zero) {
                block == 0 || block == 2 || block == 511 ? 0 : 1);
 }
 
+// qkv_rope_store reads slots before it waits for the kernel before it. Kernels before these take a while, so that all
+// of them are there when the first ends.
+class EarlyReader {
+ public:
+  static constexpr int kHeads = 4;
+  static constexpr PoolShape kShape{.max_positions = 65536, .head_dim = 64};
+
+  explicit EarlyReader(Device& device)
+      : side(device, kShape, kB, 8),
+        device_(device),
+        qkv_(device, random_tensor(kB, {1, (kHeads + 2 * kShape.kv_heads) * kShape.head_dim}, fresh_seed())),
+        inv_freq_(device, frequencies_of(kShape.head_dim)),
+        blocks_(static_cast<size_t>(kShape.max_positions / kShape.block_tokens)) {
+    device.copy(blocks_.data(), side.slots().block_tables.data, static_cast<int64_t>(blocks_.size()) * 4);
+  }
+
+  // A decode row of slot 0 at `position`, which has `seq_len` tokens as soon as the step is applied.
+  void fill(int position, int seq_len) {
+    side.inputs->clear();
+    side.inputs->add(0, std::vector<int32_t>{1}, Form::kDecode, position);
+    SlotUpdate& update = side.inputs->update(0);
+    update.binds = 1;
+    update.seq_len = seq_len;
+  }
+  void store() {
+    device_.ops().qkv_rope_store({.qkv = qkv_,
+                                  .num_heads = kHeads,
+                                  .num_kv_heads = kShape.kv_heads,
+                                  .head_dim = kShape.head_dim,
+                                  .inv_freq = inv_freq_,
+                                  .kv = side.kv,
+                                  .step = &side.step()});
+  }
+  // K of head 0 at a position of slot 0.
+  std::vector<uint8_t> stored(int position) {
+    std::vector<uint8_t> key(static_cast<size_t>(side.kv.token_stride));
+    device_.synchronize();
+    device_.copy(key.data(), at(position), side.kv.token_stride);
+    return key;
+  }
+  // What store() leaves at `position`, launched when all before it has ended. It is cleared again.
+  std::vector<uint8_t> expected(int position) {
+    fill(position, position);
+    side.inputs->upload();
+    side.inputs->apply(side.kv.base, side.kv.block_stride);
+    device_.synchronize();
+    store();
+    const std::vector<uint8_t> key = stored(position);
+    device_.zero(at(position), side.kv.token_stride);
+    return key;
+  }
+
+  Side side;
+
+ private:
+  uint8_t* at(int position) const {
+    return side.kv.base + blocks_[static_cast<size_t>(position / kShape.block_tokens)] * side.kv.block_stride +
+           position % kShape.block_tokens * side.kv.token_stride;
+  }
+
+  Device& device_;
+  Placed qkv_, inv_freq_;
+  std::vector<int32_t> blocks_;
+};
+
+TEST(kernels_behind_update_slots_see_the_slots_it_writes) {
+  ON_GPU;
+  EarlyReader reader(device);
+  for (int position = 1; position < 20'000; position += 777) {
+    const std::vector<uint8_t> expected = reader.expected(position);
+    reader.expected(0);  // leaves another length
+    reader.fill(position, position);
+    for (int32_t block = 0; block < reader.side.kv.num_blocks; ++block) reader.side.inputs->fresh(block);
+    reader.side.inputs->upload();
+    reader.side.inputs->apply(reader.side.kv.base, reader.side.kv.block_stride);
+    reader.store();
+    CHECK(reader.stored(position) == expected);
+  }
+}
+
+TEST(a_step_sees_the_slots_that_the_step_before_it_moved) {
+  ON_GPU;
+  EarlyReader reader(device);
+  const std::vector<Owned> rows = {random_tensor(kB, {16, 64}, fresh_seed())};
+  const auto table = pack(ops, rows, nullptr, false);
+  const Placed hidden(device, shape_of(kB, {1, 64})), sum(device, shape_of(kF, {2048, 4096})),
+      part(device, shape_of(kF, {2048, 4096}));
+  for (int position = 1; position < 20'000; position += 777) {
+    const std::vector<uint8_t> expected = reader.expected(position);
+    reader.fill(position, position - 1);
+    reader.side.inputs->upload();
+    reader.side.inputs->apply(reader.side.kv.base, reader.side.kv.block_stride);
+    device.synchronize();
+    ops.add(sum, part);
+    ops.advance({.step = &reader.side.step()});
+    ops.embedding(
+        {.tokens = reader.side.inputs->tokens(), .table = table.get(), .step = &reader.side.step(), .out = hidden});
+    reader.store();
+    CHECK(reader.stored(position) == expected);
+  }
+}
+
 }  // namespace
 }  // namespace rtp_llm
