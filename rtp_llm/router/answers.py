@@ -72,14 +72,14 @@ class Answers:
         self._request_id = request_id
         self._computed = [asyncio.Event() for _ in prompts]  # by prompt: its first choice has a token
 
-    async def collect(self) -> list[Delta]:
-        """Each answer as one Delta."""
+    async def collect(self) -> list[list[Delta]]:
+        """What each answer grew by."""
         parts: list[list[Delta]] = [[] for _ in self.indices]
         async with aclosing(self.stream()) as deltas:
             async for said in deltas:
                 if said is not None:
                     parts[said[0]].append(said[1])
-        return [_joined(each) for each in parts]
+        return parts
 
     def prompt_token_ids(self, index: int) -> list[int]:
         """Of the prompt that a choice answers."""
@@ -166,7 +166,8 @@ class _Pings:
         self._wait()
 
 
-def _joined(parts: list[Delta]) -> Delta:
+def joined(parts: Sequence[Delta]) -> Delta:
+    """An answer as one Delta, from what it grew by."""
     return Delta(
         text="".join(part.text for part in parts),
         reasoning="".join(part.reasoning for part in parts),

@@ -12,7 +12,8 @@ from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import EMPTY, Table
 from rtp_llm.router.schemas import STRICT, ChatBody, Texts, Whole
-from rtp_llm.router.token_bodies import TokenBody, json_of
+from rtp_llm.router.token_bodies import TokenBody
+from rtp_llm.router.writer import json_of
 
 REFUSED: Table = MappingProxyType(
     {

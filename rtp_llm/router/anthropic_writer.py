@@ -9,9 +9,9 @@ from typing import Any
 
 from rtp_llm.model.answer_text import Delta, ToolCall
 from rtp_llm.router import responses
-from rtp_llm.router.answers import Answers, Question
+from rtp_llm.router.answers import Answers, Question, joined
 from rtp_llm.router.usage import Usage
-from rtp_llm.router.writer import Form, event
+from rtp_llm.router.writer import Form, event, json_of
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 ERROR_TYPES = {
@@ -36,15 +36,15 @@ class AnthropicWriter:
         self._block = -1  # index of the one that is open, or the last
         self._kind = ""  # of the open one: its type, and of a call its index; empty: none is open
 
-    def whole(self, answers: Answers, choices: Sequence[Delta]) -> dict[str, Any]:
-        [answer] = choices
+    def whole(self, answers: Answers, choices: Sequence[Sequence[Delta]]) -> bytes:
+        answer = joined(choices[0])
         content: list[dict[str, Any]] = []
         if answer.reasoning:
             content.append({"type": "thinking", "thinking": answer.reasoning, "signature": ""})
         if answer.text or not (content or answer.tool_calls):
             content.append({"type": "text", "text": answer.text})
         content += [_tool_use(call, _arguments(call.arguments)) for call in answer.tool_calls]
-        return {**self._message(content), **_stop(answer), "usage": _usage(answers.usage)}
+        return json_of({**self._message(content), **_stop(answer), "usage": _usage(answers.usage)})
 
     def events_of(self, answers: Answers, index: int, delta: Delta) -> Iterator[bytes]:
         if not self._began:

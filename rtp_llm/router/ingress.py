@@ -417,7 +417,7 @@ async def _respond(
         choices = await answers.collect()
         if question.return_timings:
             answers.usage.timings = account.timings()
-        return JSONResponse(writer.whole(answers, choices))
+        return Response(writer.whole(answers, choices), media_type="application/json")
     # What comes first decides the status: an error before it is a plain HTTP error. A silence is something, too.
     items = answers.stream(backend.ping_s)
     try:

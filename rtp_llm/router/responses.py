@@ -10,8 +10,8 @@ from typing import Any
 
 from rtp_llm.errors import InvalidRequestError, RtpLlmError
 from rtp_llm.model.answer_text import Delta, TokenLogprob, ToolCall
-from rtp_llm.router.answers import Answers, Question
-from rtp_llm.router.writer import Form, event
+from rtp_llm.router.answers import Answers, Question, joined
+from rtp_llm.router.writer import Form, event, json_of
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -120,19 +120,22 @@ class ChatShape:
 
     @staticmethod
     def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        def entry(token: str, raw: bytes, logprob: float) -> dict[str, Any]:
-            return {"token": token, "logprob": logprob, "bytes": list(raw)}
+        return {"content": shown_logprobs(tokens), "refusal": None}
 
-        return {
-            "content": [
-                {
-                    **entry(each.token, each.raw, each.logprob),
-                    "top_logprobs": [entry(top.token, top.raw, top.logprob) for top in each.top],
-                }
-                for each in tokens
-            ],
-            "refusal": None,
+
+def shown_logprobs(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """As chats and responses show them."""
+
+    def entry(token: str, raw: bytes, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(raw)}
+
+    return [
+        {
+            **entry(each.token, each.raw, each.logprob),
+            "top_logprobs": [entry(top.token, top.raw, top.logprob) for top in each.top],
         }
+        for each in tokens
+    ]
 
 
 def _by_name(token: TokenLogprob) -> dict[str, float]:
@@ -176,13 +179,14 @@ class OpenAiWriter:
         self._created = int(time.time())
         self._opened: set[int] = set()
 
-    def whole(self, answers: Answers, choices: Sequence[Delta]) -> dict[str, Any]:
-        made = [self._choice(answers, self._shape.whole_choice, index, each) for index, each in enumerate(choices)]
+    def whole(self, answers: Answers, choices: Sequence[Sequence[Delta]]) -> bytes:
+        shape = self._shape.whole_choice
+        made = [self._choice(answers, shape, index, joined(each)) for index, each in enumerate(choices)]
         body = {**self._head(self._shape.whole_object), "choices": made, "usage": answers.usage.body()}
         if self._question.return_token_ids:
             for index, choice in enumerate(made):
                 self._shape.show_prompt(body, choice, answers.prompt_token_ids(index))
-        return body
+        return json_of(body)
 
     def events_of(self, answers: Answers, index: int, delta: Delta) -> Iterator[bytes]:
         first = index not in self._opened

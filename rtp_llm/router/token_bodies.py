@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from rtp_llm.errors import InvalidRequestError
 from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import CHAT, Table
 from rtp_llm.router.schemas import AnyBody, ChatBody, WholeNumbers
+from rtp_llm.router.writer import json_of
 
 
 class TokenBody(AnyBody):
@@ -84,7 +84,3 @@ class DetokenizeBody(TokenBody):
         for token in (min(self.tokens, default=0), max(self.tokens, default=0)):
             reader.check_token(token, "tokens")
         return json_of({"prompt": reader.tokenizer.decode(self.tokens, skip_special_tokens=False)})
-
-
-def json_of(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()

@@ -19,8 +19,8 @@ class Writer(Protocol):
     @property
     def id(self) -> str: ...
 
-    def whole(self, answers: Answers, choices: Sequence[Delta]) -> dict[str, Any]:
-        """The body. `choices`: each answer as one Delta."""
+    def whole(self, answers: Answers, choices: Sequence[Sequence[Delta]]) -> bytes:
+        """The body, JSON. `choices`: what each answer grew by."""
 
     def events_of(self, answers: Answers, index: int, delta: Delta) -> Iterator[bytes]:
         """Of a stream: what answer `index` grew by."""
@@ -45,5 +45,14 @@ class Form:
 
 
 def event(body: dict[str, Any], name: str = "") -> bytes:
+    return event_of(json_of(body), name)
+
+
+def event_of(text: bytes, name: str = "") -> bytes:
+    """`text`: its JSON."""
     head = f"event: {name}\ndata: ".encode() if name else b"data: "
-    return head + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return head + text + b"\n\n"
+
+
+def json_of(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
