@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import EMPTY, Table
-from rtp_llm.router.schemas import STRICT, ChatBody, Texts, Whole
+from rtp_llm.router.schemas import STRICT, ChatBody, Texts, Whole, must_be, text_in
 from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.router.writer import json_of
 
@@ -119,7 +119,7 @@ def _message(where: str, message: Any) -> Iterator[dict[str, Any]]:
     """One message of theirs: results of tools are messages of their own in a chat."""
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("user", "assistant"):
-        raise _wrong(f"{where}.role", "'user' or 'assistant'", role if isinstance(message, Mapping) else message)
+        raise must_be(f"{where}.role", "'user' or 'assistant'", role if isinstance(message, Mapping) else message)
     content = message.get("content")
     if isinstance(content, str):
         yield {"role": role, "content": content}
@@ -128,12 +128,12 @@ def _message(where: str, message: Any) -> Iterator[dict[str, Any]]:
         blocks = [(place, _block(place, each)) for place, each in zip(places, content, strict=True)]
         yield from _of_assistant(blocks) if role == "assistant" else _of_user(blocks)
     else:
-        raise _wrong(f"{where}.content", "a text or a list of blocks", content)
+        raise must_be(f"{where}.content", "a text or a list of blocks", content)
 
 
 def _block(where: str, block: Any) -> Mapping[str, Any]:
     if not isinstance(block, Mapping) or not isinstance(block.get("type"), str):
-        raise _wrong(where, "a block with a type", block)
+        raise must_be(where, "a block with a type", block)
     return block
 
 
@@ -152,7 +152,7 @@ def _of_user(blocks: Blocks) -> Iterator[dict[str, Any]]:
         content = block.get("content")
         yield {
             "role": "tool",
-            "tool_call_id": _named(where, block, "tool_use_id"),
+            "tool_call_id": text_in(where, block, "tool_use_id"),
             "content": content if isinstance(content, str) else _texts(f"{where}.content", content or []),
         }
     if texts or not blocks:
@@ -168,11 +168,11 @@ def _of_assistant(blocks: Blocks) -> Iterator[dict[str, Any]]:
         if kind == "tool_use":
             arguments = block.get("input", {})
             if not isinstance(arguments, Mapping):
-                raise _wrong(f"{where}.input", "an object", arguments)
-            function = {"name": _named(where, block, "name"), "arguments": arguments}
-            calls.append({"id": _named(where, block, "id"), "type": "function", "function": function})
+                raise must_be(f"{where}.input", "an object", arguments)
+            function = {"name": text_in(where, block, "name"), "arguments": arguments}
+            calls.append({"id": text_in(where, block, "id"), "type": "function", "function": function})
         elif kind == "thinking":
-            thoughts.append(_named(where, block, "thinking"))
+            thoughts.append(text_in(where, block, "thinking"))
         elif kind != "redacted_thinking":  # which nobody here can read
             texts.append(_text(where, block))
     said: dict[str, Any] = {"role": "assistant", "content": texts}
@@ -185,19 +185,19 @@ def _of_assistant(blocks: Blocks) -> Iterator[dict[str, Any]]:
 
 def _texts(where: str, blocks: Any) -> list[dict[str, str]]:
     if not isinstance(blocks, list):
-        raise _wrong(where, "a text or a list of blocks", blocks)
+        raise must_be(where, "a text or a list of blocks", blocks)
     return [_text(f"{where}[{index}]", _block(f"{where}[{index}]", each)) for index, each in enumerate(blocks)]
 
 
 def _text(where: str, block: Any) -> dict[str, str]:
     if _block(where, block)["type"] != "text" or not isinstance(block.get("text"), str):
-        raise _wrong(where, "a text block", block)
+        raise must_be(where, "a text block", block)
     return {"type": "text", "text": block["text"]}
 
 
 def _tool(where: str, tool: Any) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
-        raise _wrong(where, "an object", tool)
+        raise must_be(where, "an object", tool)
     if tool.get("type") not in (None, "custom"):
         raise InvalidRequestError(
             f"{where}.type {shortened(tool['type'])} is not supported: no tool runs on this server",
@@ -206,8 +206,8 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
         )
     schema = tool.get("input_schema")
     if not isinstance(schema, Mapping):
-        raise _wrong(f"{where}.input_schema", "an object", schema)
-    function = {"name": _named(where, tool, "name"), "description": tool.get("description"), "parameters": schema}
+        raise must_be(f"{where}.input_schema", "an object", schema)
+    function = {"name": text_in(where, tool, "name"), "description": tool.get("description"), "parameters": schema}
     # In the order in which OpenAI's clients write it: templates show it as it is.
     return {"type": "function", "function": {name: each for name, each in function.items() if each is not None}}
 
@@ -229,23 +229,12 @@ def _thinking(thinking: dict[str, Any] | None) -> bool | None:
         return None
     kind = thinking.get("type")
     if not isinstance(kind, str) or kind not in THINKING:
-        raise _wrong("thinking.type", "enabled, disabled or adaptive", kind)
+        raise must_be("thinking.type", "enabled, disabled or adaptive", kind)
     return THINKING[kind]
 
 
 def _user(metadata: dict[str, Any] | None) -> str | None:
     user = (metadata or {}).get("user_id")
     if user is not None and not isinstance(user, str):
-        raise _wrong("metadata.user_id", "a text", user)
+        raise must_be("metadata.user_id", "a text", user)
     return user
-
-
-def _named(where: str, block: Mapping[str, Any], field: str) -> str:
-    value = block.get(field)
-    if not isinstance(value, str):
-        raise _wrong(f"{where}.{field}", "a text", value)
-    return value
-
-
-def _wrong(where: str, wanted: str, value: Any) -> InvalidRequestError:
-    return InvalidRequestError(f"{where} must be {wanted}, got {shortened(value)}", param=where, value=value)

@@ -92,6 +92,21 @@ def _check_each(values: list[Any], kind: type | tuple[type, ...], name: str, whe
         raise _not_a(name, f"{where}[{wrong}]", values[wrong])
 
 
+def must_be(where: str, wanted: str, value: Any) -> InvalidRequestError:
+    return InvalidRequestError(f"{where} must be {wanted}, got {shortened(value)}", param=where, value=value)
+
+
+def text_in(where: str, holder: Mapping[str, Any], field: str) -> str:
+    """
+    Raises:
+        InvalidRequestError: the field of `holder`, which is `where`, is no text.
+    """
+    value = holder.get(field)
+    if not isinstance(value, str):
+        raise must_be(f"{where}.{field}", "a text", value)
+    return value
+
+
 def _not_a(name: str, where: str, value: Any) -> InvalidRequestError:
     return InvalidRequestError(f"{where} must be a {name}, got {shortened(value)}", param="prompt", value=value)
 
