@@ -461,6 +461,13 @@ class HttpSettings(_Section):
         "", description="origins whose pages may call from a browser, with commas between; `*`: all"
     )
 
+    stored_responses: int = Field(
+        4096,
+        ge=0,
+        description="responses of /v1/responses that a router keeps; the least recently used go first; 0: none",
+    )
+    stored_responses_bytes: int = Field(64 << 20, ge=0, description="memory that they take; 0: none are kept")
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _joined(cls, value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 from rtp_llm.router.anthropic_body import MessagesBody
 from rtp_llm.router.anthropic_writer import MESSAGES
 from rtp_llm.router.responses import CHATS, COMPLETIONS
+from rtp_llm.router.responses_body import ResponsesBody
+from rtp_llm.router.responses_writer import RESPONSES
 from rtp_llm.router.schemas import Body, ChatBody, CompletionBody
 from rtp_llm.router.writer import Form
 
@@ -23,5 +25,6 @@ ANSWER_ROUTES: Final[Mapping[str, AnswerRoute]] = MappingProxyType(
         "/v1/completions": AnswerRoute(CompletionBody, COMPLETIONS),
         "/v1/chat/completions": AnswerRoute(ChatBody, CHATS),
         "/v1/messages": AnswerRoute(MessagesBody, MESSAGES),
+        "/v1/responses": AnswerRoute(ResponsesBody, RESPONSES),
     }
 )

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.model.parts.answer_parts import joined_calls
+from rtp_llm.router.response_store import AskedResponse, Memory
 from rtp_llm.router.usage import Usage
 
 # (choice index, what it said), where None is its end; None alone is a ping.
@@ -44,6 +45,7 @@ class Shown:
     continuous_usage: bool = False  # each chunk has the usage so far
     return_timings: bool = False
     return_token_ids: bool = False
+    response: AskedResponse | None = None  # of /v1/responses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,12 @@ class Question(Shown):
     """One HTTP request."""
 
     prompts: Sequence[Prompt]
+    memory: Memory | None = None  # where a response is kept
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], shown: Shown) -> Question:
+    def of(cls, prompts: Sequence[Prompt], shown: Shown, memory: Memory | None = None) -> Question:
         """To be answered as `shown` says."""
-        return cls(prompts=prompts, **{each.name: getattr(shown, each.name) for each in fields(Shown)})
+        return cls(prompts=prompts, memory=memory, **{each.name: getattr(shown, each.name) for each in fields(Shown)})
 
 
 class Answers:

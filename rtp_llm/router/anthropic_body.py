@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import EMPTY, Table
-from rtp_llm.router.schemas import STRICT, ChatBody, Texts, Whole, must_be, text_in
+from rtp_llm.router.schemas import STRICT, ChatBody, Recalled, Texts, Whole, must_be, text_in
 from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.router.writer import json_of
 
@@ -61,7 +61,7 @@ class MessagesBody(ChatBody):
         return frozenset((*_Asked.model_fields, *REFUSED))
 
     @classmethod
-    def prepared(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+    def prepared(cls, content: Mapping[str, Any], recalled: Recalled) -> dict[str, Any]:
         """
         Raises:
             InvalidRequestError: names the field.

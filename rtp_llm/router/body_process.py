@@ -3,6 +3,8 @@
 One a router, started with it and anew when it has died. Its life line is a socket: it ends when the router's end is closed.
 
     router ── kind, size, body ──▶ process
+           ◀── size, pickle: References, if the body has any ──
+              ── size, pickle: what they name, or the error ──▶
            ◀── size, pickle: what is asked, or the error ──
 """
 
@@ -20,12 +22,14 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, overload
 
 from rtp_llm.config import Config
 from rtp_llm.errors import InvalidRequestError, OverloadedError, RtpLlmError, UnavailableError
 from rtp_llm.router.answer_routes import ANSWER_ROUTES
 from rtp_llm.router.reading import Asked, BodyReader, BodyTooLargeError
+from rtp_llm.router.response_store import NO_REFERENCES, Recall, References, nothing_kept
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.router.token_routes import TOKEN_ROUTES
@@ -47,6 +51,7 @@ NICENESS = 5  # streams come first
 class _Job:
     kind: Kind
     body: bytes | bytearray
+    recall: Recall
     asked: asyncio.Future[Any]
 
 
@@ -95,23 +100,23 @@ class BodyProcess:
         await self._end()
 
     @overload
-    async def read(self, kind: type[Body], body: bytes | bytearray) -> Asked: ...
+    async def read(self, kind: type[Body], body: bytes | bytearray, recall: Recall = ...) -> Asked: ...
 
     @overload
-    async def read(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes: ...
+    async def read(self, kind: type[TokenBody], body: bytes | bytearray, recall: Recall = ...) -> bytes: ...
 
-    async def read(self, kind: Kind, body: bytes | bytearray) -> Asked | bytes:
+    async def read(self, kind: Kind, body: bytes | bytearray, recall: Recall = nothing_kept) -> Asked | bytes:
         """What `body` asks, or the JSON that a TokenBody gets.
 
         Raises:
-            InvalidRequestError: as BodyReader's.
+            InvalidRequestError: as BodyReader's, or `recall`'s.
             BodyTooLargeError: reading it takes too much memory.
             OverloadedError: too many wait for their turn.
             UnavailableError: reading it takes too long, or the process has died.
         """
         if len(self._jobs) >= MAX_WAITING:
             raise OverloadedError(f"{len(self._jobs)} large bodies wait to be read")
-        job = _Job(kind, body, asyncio.get_running_loop().create_future())
+        job = _Job(kind, body, recall, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
@@ -150,14 +155,23 @@ class BodyProcess:
         self.start()
         if self._streams is None:
             self._streams = await asyncio.open_connection(sock=self._socket)
-        reader, writer = self._streams
-        writer.write(HEAD.pack(KINDS.index(job.kind), len(job.body)))
-        for at in range(0, len(job.body), PIECE_BYTES):
-            writer.write(memoryview(job.body)[at : at + PIECE_BYTES])
+        answer: Asked | bytes | Exception | References = await self._said(job.kind, job.body, *self._streams)
+        if isinstance(answer, References):
+            answer = await self._said(job.kind, _recalled(job.recall, answer), *self._streams)
+        assert not isinstance(answer, References)
+        return answer
+
+    @staticmethod
+    async def _said(
+        kind: Kind, text: bytes | bytearray, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Any:
+        """What comes back for `text`."""
+        writer.write(HEAD.pack(KINDS.index(kind), len(text)))
+        for at in range(0, len(text), PIECE_BYTES):
+            writer.write(memoryview(text)[at : at + PIECE_BYTES])
             await writer.drain()
         _, size = HEAD.unpack(await reader.readexactly(HEAD.size))
-        answer: Asked | bytes | Exception = pickle.loads(await reader.readexactly(size))
-        return answer
+        return pickle.loads(await reader.readexactly(size))
 
     async def _end(self) -> int | None:
         """Kills it; its exit status. Idempotent."""
@@ -171,6 +185,14 @@ class BodyProcess:
             return None
         process.kill()
         return await asyncio.to_thread(process.wait)
+
+
+def _recalled(recall: Recall, names: References) -> bytes:
+    """What they name, or the error, as the process takes it."""
+    try:
+        return pickle.dumps(recall(names))
+    except InvalidRequestError as error:
+        return pickle.dumps(error.with_traceback(None))
 
 
 # --- The process itself.
@@ -187,17 +209,35 @@ def main(fd: int) -> None:
         _limit_memory(memory_bytes)
         while True:
             kind, body = _receive(router)
-            answer = pickle.dumps(_answer(reader, KINDS[kind], body))
+            _send(router, kind, _answer(reader, KINDS[kind], body, partial(_ask_router, router, kind)))
             del body
-            router.sendall(HEAD.pack(kind, len(answer)))
-            router.sendall(answer)
 
 
-def _answer(reader: BodyReader, kind: Kind, body: bytearray | None) -> Asked | bytes | RtpLlmError:
+def _ask_router(router: socket.socket, kind: int, names: References) -> bytes:
+    """A Recall."""
+    if names == NO_REFERENCES:
+        return b""
+    _send(router, kind, names)
+    told = _receive(router)[1]
+    if told is None:
+        raise MemoryError
+    recalled: bytes | InvalidRequestError = pickle.loads(told)
+    if isinstance(recalled, InvalidRequestError):
+        raise recalled
+    return recalled
+
+
+def _send(router: socket.socket, kind: int, answer: Asked | bytes | RtpLlmError | References) -> None:
+    text = pickle.dumps(answer)
+    router.sendall(HEAD.pack(kind, len(text)))
+    router.sendall(text)
+
+
+def _answer(reader: BodyReader, kind: Kind, body: bytearray | None, recall: Recall) -> Asked | bytes | RtpLlmError:
     if body is None:
         return BodyTooLargeError("there is no memory for the body")
     try:
-        typed: Body | TokenBody = reader.parsed_piecewise(kind, body)
+        typed: Body | TokenBody = reader.parsed_piecewise(kind, body, recall)
         return typed.told(reader) if isinstance(typed, TokenBody) else reader.asked(typed)
     except InvalidRequestError as error:
         error.value = None  # may be as large as the body

@@ -35,6 +35,8 @@ from rtp_llm.router.control_routes import Pools, add_control_routes
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.event_stream import ClientWatch, EventStream
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
+from rtp_llm.router.response_routes import add_response_routes
+from rtp_llm.router.response_store import ResponseStore
 from rtp_llm.router.responses import error_body, error_object
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.terms import Terms
@@ -94,8 +96,11 @@ class Backend(Protocol):
     async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
         """`terms`: those of the headers. Raises OverloadedError when its answer can't begin in time."""
 
-    async def tell(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes:
+    async def tell(self, kind: type[TokenBody], body: bytes | bytearray, tenant: str) -> bytes:
         """JSON."""
+
+    @property
+    def responses(self) -> ResponseStore: ...
 
     @property
     def num_answers(self) -> int:
@@ -160,6 +165,10 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         app.add_route(path, _answering(backend, answering), methods=["POST"])
     for path, telling in TOKEN_ROUTES.items():
         app.add_route(path, _telling(backend, telling), methods=["POST"])
+
+    add_response_routes(
+        app, lambda http: backend().access.check_user(_authorization(http)), lambda: backend().responses
+    )
 
     @app.get("/version")
     async def version() -> Response:
@@ -292,11 +301,11 @@ def _answer_frameworks_errors(app: FastAPI) -> None:
 async def _tell(http: HttpRequest, backend: Backend, route: TokenRoute) -> Response:
     """What a TokenBody gets."""
     try:
-        backend.access.check_user(_authorization(http))
+        tenant = backend.access.check_user(_authorization(http))
         _check_content_type(http)
         with backend.admission():
             body = await _read_body(http, backend.max_body_bytes, backend.upload_timeout_s)
-            response = Response(await backend.tell(route.kind, body), media_type="application/json")
+            response = Response(await backend.tell(route.kind, body, tenant), media_type="application/json")
     except ClientDisconnect:
         response = Response(status_code=499)
     except Exception as error:

@@ -22,11 +22,22 @@ from rtp_llm.model.parts import Parsers, PartsAsked, parsers_of, reasoning_forms
 from rtp_llm.model.tokenizer import Tokenizer
 from rtp_llm.router.answers import Shown
 from rtp_llm.router.json_text import Build, JsonText
-from rtp_llm.router.schemas import Body, BodyT, ChatBody, CompletionBody, parse_body
+from rtp_llm.router.response_store import Recall, nothing_kept
+from rtp_llm.router.schemas import (
+    NOTHING_RECALLED,
+    AnyBody,
+    Body,
+    BodyT,
+    ChatBody,
+    CompletionBody,
+    parse_body,
+)
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
+
+MESSAGES = ("messages", "input", "previous_response_id")  # fields of several, each of a token at least
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -58,6 +69,17 @@ class Asked(Shown):
     cache_salt: str = ""
     terms: Terms = NO_TERMS
     parts: PartsAsked | None = None  # how its answers are read; None: they are text
+
+
+@contextmanager
+def as_written(body: AnyBody) -> Iterator[None]:
+    """A refusal names the field that the endpoint's clients know."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if (ours := body.as_written(error)) is error:
+            raise
+        raise ours from error
 
 
 @contextmanager
@@ -102,14 +124,15 @@ class BodyReader:
 
     # --- JSON → typed.
 
-    def parsed(self, cls: type[BodyT], body: bytes | bytearray) -> BodyT:
+    def parsed(self, cls: type[BodyT], body: bytes | bytearray, recall: Recall = nothing_kept) -> BodyT:
         """
         Raises:
             InvalidRequestError: it is no JSON, a field is wrong, or the model is another one.
         """
-        return self._typed(cls, lambda: json.loads(body))
+        content = self.content(body)
+        return self.typed(cls, content, recall(cls.references(content)))
 
-    def parsed_piecewise(self, cls: type[BodyT], body: bytes | bytearray) -> BodyT:
+    def parsed_piecewise(self, cls: type[BodyT], body: bytes | bytearray, recall: Recall = nothing_kept) -> BodyT:
         """The same of a large body: what no field of `cls` wants isn't built, and no list becomes longer than it may be.
 
         Raises:
@@ -118,11 +141,30 @@ class BodyReader:
         wanted: dict[str, Build] = dict.fromkeys(cls.known_fields(), JsonText.value)
         if cls is CompletionBody:
             wanted["prompt"] = self._read_prompt
-        elif "messages" in wanted:
-            wanted["messages"] = self._read_messages
-        return self._typed(cls, lambda: JsonText(body).fields(wanted))
+        for field in wanted.keys() & MESSAGES:
+            wanted[field] = self._read_messages
+        content = self._content(lambda: JsonText(body).fields(wanted))
+        if not (text := recall(cls.references(content))):
+            return parse_body(cls, content)
+        return parse_body(cls, content, JsonText(text).fields(dict.fromkeys(MESSAGES, self._read_messages)))
 
-    def _typed(self, cls: type[BodyT], load: Callable[[], Any]) -> BodyT:
+    def content(self, body: bytes | bytearray) -> Any:
+        """A small body's JSON.
+
+        Raises:
+            InvalidRequestError: it is none, or the model is another one.
+        """
+        return self._content(lambda: json.loads(body))
+
+    @staticmethod
+    def typed(kind: type[BodyT], content: Any, recalled: bytes) -> BodyT:
+        """
+        Raises:
+            InvalidRequestError: a field is wrong.
+        """
+        return parse_body(kind, content, json.loads(recalled) if recalled else NOTHING_RECALLED)
+
+    def _content(self, load: Callable[[], Any]) -> Any:
         try:
             content = load()
         except InvalidRequestError:
@@ -131,7 +173,7 @@ class BodyReader:
             raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
         if isinstance(content, Mapping):
             self._check_model(content.get("model"))
-        return parse_body(cls, content)
+        return content
 
     def _check_model(self, name: object) -> None:
         if isinstance(name, str) and name not in self.model_names:
@@ -170,7 +212,8 @@ class BodyReader:
         Raises:
             InvalidRequestError: it can never be answered.
         """
-        return self._completion(body) if isinstance(body, CompletionBody) else self._chat(body)
+        with as_written(body):
+            return self._completion(body) if isinstance(body, CompletionBody) else self._chat(body)
 
     def _completion(self, body: CompletionBody) -> Asked:
         sampling = self._sampling(body)
@@ -230,10 +273,10 @@ class BodyReader:
                 value=terms.priority,
             )
         return Asked(
-            field=field,
+            field=body.written.get(field, field),
             prompts=prompts,
             sampling=sampling,
-            limit_field=body.limit_field,
+            limit_field=body.limit_field and body.written.get(body.limit_field, body.limit_field),
             stream=bool(body.stream),
             model=body.model or "",
             include_usage=body.include_usage,
@@ -244,6 +287,7 @@ class BodyReader:
             cache_salt=body.cache_salt or "",
             terms=terms,
             parts=parts,
+            response=body.asked_response(sampling),
         )
 
     def _parsers(self, body: ChatBody) -> Parsers:

@@ -167,6 +167,30 @@ CHAT: Table = MappingProxyType(
     }
 )
 
+RESPONSES: Table = MappingProxyType(
+    {
+        **{name: values for name, values in CHAT.items() if name != "reasoning"},
+        # a chat's fields that are called otherwise here, or that responses have no place for
+        "messages": EMPTY,
+        "max_tokens": (),
+        "max_completion_tokens": (),
+        "reasoning_effort": (),
+        "logprobs": OFF,
+        "n": (1,),
+        "return_token_ids": OFF,
+        # OpenAI
+        "background": OFF,
+        "truncation": ("disabled",),
+        "conversation": (),
+        "context_management": EMPTY,
+        "moderation": EMPTY,
+        # vLLM
+        "previous_input_messages": EMPTY,
+        "previous_response": EMPTY,
+        "enable_response_messages": OFF,
+    }
+)
+
 
 def refuse(content: Mapping[str, Any], *tables: Table) -> None:
     """

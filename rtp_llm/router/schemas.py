@@ -20,6 +20,7 @@ from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
 from rtp_llm.request import PRIORITY
 from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, Table, refuse
+from rtp_llm.router.response_store import NO_REFERENCES, AskedResponse, References
 from rtp_llm.router.terms import Terms, seconds_of
 from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
 
@@ -118,11 +119,18 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
+Recalled: TypeAlias = Mapping[str, list[Any]]  # what References name, by field of the body
+NOTHING_RECALLED: Recalled = MappingProxyType({})
+
+
 class AnyBody(BaseModel):
     """What all endpoints take. None means: not given."""
 
     model_config = STRICT
     refused: ClassVar[Table] = MappingProxyType({})  # of this endpoint
+    written: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {}
+    )  # fields of this class → as the endpoint's clients write them
 
     model: str | None = None
 
@@ -132,9 +140,25 @@ class AnyBody(BaseModel):
         return (BOTH, cls.refused)
 
     @classmethod
-    def prepared(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def references(cls, content: object) -> References:
+        """What a body names of what its router keeps."""
+        return NO_REFERENCES
+
+    @classmethod
+    def prepared(cls, content: Mapping[str, Any], recalled: Recalled) -> Mapping[str, Any]:
         """A body in this class's fields."""
         return content
+
+    @classmethod
+    def as_written(cls, error: InvalidRequestError) -> InvalidRequestError:
+        """`error`, which names a field of this class, as the endpoint's clients know it."""
+        name, *rest = (error.param or "").partition("[")
+        if name not in cls.written:
+            return error
+        message = error.message
+        if message.startswith(name):
+            message = cls.written[name] + message[len(name) :]
+        return type(error)(message, param="".join((cls.written[name], *rest)), value=error.value)
 
     @classmethod
     def known_fields(cls) -> frozenset[str]:
@@ -180,6 +204,14 @@ class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
     @abstractmethod
     def least_texts(self) -> list[str | TokenIds]:
         """An entry a prompt, of which all is in that prompt for sure."""
+
+    def asked_response(self, sampling: SamplingParams) -> AskedResponse | None:
+        """Of /v1/responses.
+
+        Raises:
+            InvalidRequestError: it can't be shown.
+        """
+        return None
 
     @property
     def include_usage(self) -> bool:
@@ -299,8 +331,8 @@ class ChatBody(Body):
 BodyT = TypeVar("BodyT", bound=AnyBody)
 
 
-def parse_body(cls: type[BodyT], content: object) -> BodyT:
-    """A typed body.
+def parse_body(cls: type[BodyT], content: object, recalled: Recalled = NOTHING_RECALLED) -> BodyT:
+    """A typed body. `recalled`: what its references name.
 
     Raises:
         InvalidRequestError: names the first wrong field and its value.
@@ -309,7 +341,7 @@ def parse_body(cls: type[BodyT], content: object) -> BodyT:
         raise InvalidRequestError(f"the body must be a JSON object, found {type(content).__name__}")
     try:
         refuse(content, *cls.refused_tables())
-        body: BodyT = cls.model_validate(cls.prepared(content))
+        body: BodyT = cls.model_validate(cls.prepared(content, recalled))
         return body
     except ValidationError as error:
         # Lists fail fast, so there are no more than a few.

@@ -41,7 +41,8 @@ from rtp_llm.router.placement import policy_of, watches_caches
 from rtp_llm.router.pool_control import PoolControl
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.reading import Asked, BodyReader
-from rtp_llm.router.schemas import Body
+from rtp_llm.router.response_store import Memory, ResponseStore
+from rtp_llm.router.schemas import Body, BodyT
 from rtp_llm.router.steps_seen import StepsSeen
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.router.token_bodies import TokenBody
@@ -170,6 +171,7 @@ class Service:
             timeout_s=config.router.body_timeout_s,
             memory_bytes=MEMORY_BODIES * config.router.max_body_bytes + MEMORY_BYTES,
         )
+        self.responses = ResponseStore(config.http.stored_responses, config.http.stored_responses_bytes)
         self._reading = 0
         self.registry = new_registry()
         self.metrics_here = RouterMetrics(self.registry)
@@ -378,27 +380,42 @@ class Service:
             self._reading -= 1
 
     async def ask(self, kind: type[Body], body: bytes | bytearray, terms: Terms) -> Question:
+        memory = self._memory(body, terms.tenant)
         try:
-            if len(body) > LARGE_BODY_BYTES:
+            typed, size = self._typed(kind, body, memory)
+            if typed is None:
                 self._check_deadline(terms, [PromptSize(1)])
-                return self._question(await self.bodies.read(kind, body), terms)
-            typed = self.reader.parsed(kind, body)
+                return self._question(await self.bodies.read(kind, body, memory.recall), terms, memory)
             self._check_deadline(terms.joined(typed.terms()), list(map(PromptSize, self.reader.least_tokens(typed))))
-            if len(body) <= SMALL_BODY_BYTES:
-                return self.ask_typed(typed, terms)
-            return self._question(await asyncio.to_thread(self.reader.asked, typed), terms)
+            if size <= SMALL_BODY_BYTES:
+                return self._question(self.reader.asked(typed), terms, memory)
+            return self._question(await asyncio.to_thread(self.reader.asked, typed), terms, memory)
         except OverloadedError as error:
             self.count_refusal(error)
             raise
 
-    async def tell(self, kind: type[TokenBody], body: bytes | bytearray) -> bytes:
+    async def tell(self, kind: type[TokenBody], body: bytes | bytearray, tenant: str = "") -> bytes:
         """The JSON that a TokenBody gets."""
-        if len(body) > LARGE_BODY_BYTES:
-            return await self.bodies.read(kind, body)
-        typed = self.reader.parsed(kind, body)
-        if len(body) <= SMALL_BODY_BYTES:
+        memory = self._memory(body, tenant)
+        typed, size = self._typed(kind, body, memory)
+        if typed is None:
+            return await self.bodies.read(kind, body, memory.recall)
+        if size <= SMALL_BODY_BYTES:
             return typed.told(self.reader)
         return await asyncio.to_thread(typed.told, self.reader)
+
+    def _memory(self, body: bytes | bytearray, tenant: str) -> Memory:
+        """What it recalls counts against the largest body."""
+        return Memory(self.responses, tenant, self.max_body_bytes - len(body))
+
+    def _typed(self, kind: type[BodyT], body: bytes | bytearray, memory: Memory) -> tuple[BodyT | None, int]:
+        """Typed, and how much that was; None: it is to be read in a process of its own."""
+        if len(body) > LARGE_BODY_BYTES:
+            return None, len(body)
+        content = self.reader.content(body)
+        recalled = memory.recall(kind.references(content))
+        size = len(body) + len(recalled)
+        return (self.reader.typed(kind, content, recalled) if size <= LARGE_BODY_BYTES else None), size
 
     @property
     def num_answers(self) -> int:
@@ -414,11 +431,11 @@ class Service:
     def _check_deadline(self, terms: Terms, prompts: Sequence[PromptSize]) -> None:
         self._admission.check(terms, prompts, time.monotonic() - current_account().arrived)
 
-    def _question(self, asked: Asked, terms: Terms) -> Question:
+    def _question(self, asked: Asked, terms: Terms, memory: Memory | None = None) -> Question:
         terms = terms.joined(asked.terms)
         prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
         self._check_deadline(terms, [PromptSize(prompt.num_tokens, prompt.hashes) for prompt in prompts])
-        return Question.of(prompts, asked)
+        return Question.of(prompts, asked, memory)
 
     def _prompt(self, asked: Asked, tokens: Sequence[int], terms: Terms) -> TokenizedPrompt:
         """Where nobody asked for a number of tokens, it may be what the context leaves, if that is less."""

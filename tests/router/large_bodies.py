@@ -37,6 +37,9 @@ def large_bodies(size: int) -> Iterator[LargeBody]:
     def completion(name: str, head: str, item: str, tail: str, status: int = 400, between: str = ",") -> LargeBody:
         return LargeBody(name, "/v1/completions", filled(size, head, item, tail, between), status)
 
+    def response(name: str, head: str, item: str, tail: str, status: int = 400, between: str = ",") -> LargeBody:
+        return LargeBody(name, "/v1/responses", filled(size, head, item, tail, between), status)
+
     for name, item in (
         ("objects", "{}"),
         ("lists", "[]"),
@@ -76,4 +79,17 @@ def large_bodies(size: int) -> Iterator[LargeBody]:
     yield completion("deep nesting, ignored", f'{COMPLETION}, "x": ', '{"a":', "}", 400, "")
     deep = "[" * 30_000 + "]" * 30_000
     yield completion("deep nesting, closed", f'{{"x": {deep}, "y": [', "1", '], "prompt": "a"}')
+    yield response("input of objects", '{"input": [', "{}", "]}")
+    yield response("many input items", '{"input": [', '{"role":"user","content":"a"}', "]}")
+    yield response(
+        "an input item of many parts",
+        '{"input": [{"role": "user", "content": [',
+        '{"type":"input_text","text":"a b c"}',
+        "]}]}",
+    )
+    yield response("a huge reference", '{"input": "a", "previous_response_id": "', "a", '"}', 404, "")
+    yield response("response tools", '{"input": "a", "tools": [', '{"type":"function","name":"f"}', "]}")
+    yield response("metadata", '{"input": "a", "metadata": {', '"a":{}', "}}")
+    thought = '{"input": [{"role":"user","content":"a"},{"type":"reasoning","summary":[{"type":"summary_text","text":"'
+    yield response("a thought that no template shows", thought, "so ", '"}]},{"role":"user","content":"b"}]}', 200, "")
     yield completion("no JSON", f'{COMPLETION}, "x": [', "1", ",]}")

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from rtp_llm.config import load_config
 from rtp_llm.directory import StaticMembership
 from rtp_llm.router.ingress import build_ingress
+from rtp_llm.router.response_store import KeptResponse
 from rtp_llm.router.service import LARGE_BODY_BYTES, Service
 from tests.router.large_bodies import LargeBody, large_bodies
 
@@ -102,21 +103,36 @@ def growth(*pids: int | str) -> Iterator[list[int]]:
     grown.append(sum(memory(pid, "VmHWM") for pid in pids) - before)
 
 
-async def check(service: Service, body: LargeBody, monkeypatch: pytest.MonkeyPatch) -> None:
+async def check(service: Service, body: LargeBody, monkeypatch: pytest.MonkeyPatch, more_bytes: int = 0) -> None:
+    """`more_bytes`: that it goes on with."""
     app = build_ingress(lambda: service)
     assert service.bodies.pid is not None
     with growth("self", service.bodies.pid) as grown, callbacks(monkeypatch) as took:
         status, answer = await post(app, body)
     assert status == (503 if body.status == 200 else body.status), answer[:500]
     message = json.loads(answer)["error"]["message"]
-    assert len(message) < 1000 and (status == 400 or "no worker took the request" in message), message
+    assert len(message) < 1000 and (status in (400, 404) or "no worker took the request" in message), message
     assert max(took) < LOOP_S, f"a callback took {max(took) * 1000:.0f} ms"
-    assert grown[0] < MEMORY * body.size + 4 * MIB, f"{grown[0] / body.size:.1f} times the body"
+    size = body.size + more_bytes
+    assert grown[0] < MEMORY * size + 4 * MIB, f"{grown[0] / size:.1f} times the body"
 
 
 @pytest.mark.parametrize("body", list(large_bodies(MIB)), ids=lambda body: body.name)
 async def test_a_body_of_1_mib(service: Service, body: LargeBody, monkeypatch: pytest.MonkeyPatch) -> None:
     await check(service, body, monkeypatch)
+
+
+async def test_a_history_of_1_mib(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a small body goes on with: as one large body."""
+    said = {"id": "msg_1", "type": "message", "status": "completed", "role": "user", "content": []}
+    for name, count, size, status in (("text", 1, MIB, 400), ("items", MIB // 200, 1, 400)):
+        item = json.dumps({**said, "content": [{"type": "input_text", "text": "a" * size}]}).encode()
+        service.responses.keep("", KeptResponse(name, b"{}", [("msg_1", item)] * count, [], None))
+        content = json.dumps({"input": "a", "previous_response_id": name}).encode()
+        await check(
+            service, LargeBody(name, "/v1/responses", content + b" " * (MIB - len(content)), status), monkeypatch
+        )
+        await check(service, LargeBody(name, "/v1/responses", content, status), monkeypatch, MIB)
 
 
 @pytest.mark.slow
