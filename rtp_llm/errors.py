@@ -2,6 +2,7 @@
 
 RtpLlmError
 ├── InvalidRequestError      the request can never work; names field and value (HTTP 400)
+│   ├── UnsupportedFieldError  a field asks for what isn't computed here
 │   ├── PromptTooLongError   more tokens than the model's context
 │   └── ChatTemplateError    the messages don't fit the template, or the model has none
 ├── ModelError               the model's files can't be served
@@ -86,6 +87,10 @@ class InvalidRequestError(RtpLlmError, ValueError):
         super().__init__(message)
         self.param = param
         self.value = value
+
+
+class UnsupportedFieldError(InvalidRequestError):
+    """A field asks for what this server doesn't compute."""
 
 
 class PromptTooLongError(InvalidRequestError):

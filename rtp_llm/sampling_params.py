@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.errors import InvalidRequestError, UnsupportedFieldError, shortened
 
 MAX_TOKENS = 2**31 - 1
 MAX_LOGPROBS = 20
@@ -144,7 +144,7 @@ class Only:
 
     def take(self, name: str, value: Any) -> Any:
         if value is not None and not is_among(value, self.values):
-            raise InvalidRequestError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)
+            raise UnsupportedFieldError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)
         return self.values[0]
 
 

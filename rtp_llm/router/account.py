@@ -99,6 +99,10 @@ class RequestAccount:
         self.answers.append(AnswerAccount(self.arrived, (request, choice)))
         return self.answers[-1]
 
+    def answer_of(self, request: int, choice: int) -> AnswerAccount | None:
+        """None: it has not begun."""
+        return next((each for each in self.answers if each.number == (request, choice)), None)
+
     def timings(self) -> list[dict[str, float]]:
         """Milliseconds by phase, an entry a choice in the order of the response."""
         return [{f"{name}_ms": ms for name, ms in each.phases().items()} for each in sorted(self.answers, key=_number)]

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.model.parts.answer_parts import joined_calls
+from rtp_llm.router.raw_shown import RawShown
 from rtp_llm.router.response_store import AskedResponse, Memory
 from rtp_llm.router.usage import Usage
 
@@ -19,6 +20,11 @@ Queue: TypeAlias = "asyncio.Queue[tuple[int, Delta | BaseException | None] | Non
 
 class Prompt(Protocol):
     """One tokenized prompt with its sampling parameters: what a completion backend answers."""
+
+    @property
+    def number(self) -> int:
+        """Of this router's requests: its answers' accounts have it."""
+        ...
 
     @property
     def num_tokens(self) -> int: ...
@@ -46,6 +52,7 @@ class Shown:
     return_timings: bool = False
     return_token_ids: bool = False
     response: AskedResponse | None = None  # of /v1/responses
+    raw: RawShown | None = None  # of RTP-LLM's raw requests
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class MessagesBody(ChatBody):
     """A conversation; `max_tokens` must be given. Where the assistant has the last word, the answer goes on with it."""
 
     needs_limit: ClassVar[bool] = True
+    written: ClassVar[Mapping[str, str]] = MappingProxyType({"stop": "stop_sequences"})
 
     @classmethod
     def refused_tables(cls) -> tuple[Table, ...]:

@@ -30,6 +30,7 @@ from rtp_llm.router.schemas import (
     BodyT,
     ChatBody,
     CompletionBody,
+    TokenIds,
     parse_body,
 )
 from rtp_llm.router.terms import NO_TERMS, Terms
@@ -68,7 +69,10 @@ class Asked(Shown):
     tokens_as_ids: bool = False  # logprobs name them so
     cache_salt: str = ""
     terms: Terms = NO_TERMS
-    parts: PartsAsked | None = None  # how its answers are read; None: they are text
+    parts: Sequence[
+        PartsAsked | None
+    ] = ()  # of each prompt, how its answers are read; None, or no entry: they are text
+    cuts_limit: bool = False  # max_tokens beyond the context are what it leaves
 
 
 @contextmanager
@@ -91,6 +95,18 @@ def naming(param: str) -> Iterator[None]:
         if error.param is not None:
             raise
         raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
+
+
+@contextmanager
+def _within(where: str) -> Iterator[None]:
+    """A refusal of messages is one of `where`, which holds them."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if where == "messages" or not (error.param or "").startswith("messages"):
+            raise
+        message, param = (text.replace("messages", where, 1) for text in (error.message, error.param or ""))
+        raise type(error)(message, param=param, value=error.value) from error
 
 
 class BodyReader:
@@ -213,24 +229,30 @@ class BodyReader:
             InvalidRequestError: it can never be answered.
         """
         with as_written(body):
-            return self._completion(body) if isinstance(body, CompletionBody) else self._chat(body)
+            prompts = body.prompts()
+            return self._chats(body) if prompts is None else self._completion(body, prompts)
 
-    def _completion(self, body: CompletionBody) -> Asked:
+    def _completion(self, body: Body, prompts: Sequence[str | TokenIds]) -> Asked:
         sampling = self._sampling(body)
-        prompts = body.prompts()
         if not prompts:
             raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
-        self._check_choices(len(prompts), sampling.n)
+        self._check_choices("prompt", len(prompts), sampling.n)
         special = body.add_special_tokens is not False
         return self._ask(body, "prompt", [self._tokens(each, special) for each in prompts], sampling)
 
-    def _chat(self, body: ChatBody) -> Asked:
+    def _chats(self, body: Body) -> Asked:
         sampling = self._sampling(body)
-        self._check_choices(1, sampling.n)
-        parsers = self._parsers(body)
-        text = self.rendered(body)
-        tokens = self._encode(text, "messages", bool(body.add_special_tokens))
-        return self._ask(body, "messages", [tokens], sampling, self._parts(body, parsers, text))
+        chats = body.conversations()
+        self._check_choices("messages", len(chats), sampling.n)
+        prompts: list[Sequence[int]] = []
+        parts: list[PartsAsked | None] = []
+        for where, chat in chats.items():
+            parsers = self._parsers(chat)
+            with _within(where):
+                text = self.rendered(chat)
+                prompts.append(self._encode(text, "messages", bool(chat.add_special_tokens)))
+            parts.append(self._parts(chat, parsers, text))
+        return self._ask(body, "messages", prompts, sampling, parts)
 
     def rendered(self, body: ChatBody) -> str:
         """The prompt as text.
@@ -263,7 +285,7 @@ class BodyReader:
         field: str,
         prompts: Sequence[Sequence[int]],
         sampling: SamplingParams,
-        parts: PartsAsked | None = None,
+        parts: Sequence[PartsAsked | None] = (),
     ) -> Asked:
         terms = body.terms()
         if terms.priority < self._min_priority:
@@ -288,6 +310,8 @@ class BodyReader:
             terms=terms,
             parts=parts,
             response=body.asked_response(sampling),
+            raw=body.raw_shown(),
+            cuts_limit=body.cuts_limit,
         )
 
     def _parsers(self, body: ChatBody) -> Parsers:
@@ -335,10 +359,10 @@ class BodyReader:
             )
         return sampling
 
-    def _check_choices(self, num_prompts: int, n: int) -> None:
+    def _check_choices(self, field: str, num_prompts: int, n: int) -> None:
         limit = self._max_choices
         if num_prompts * n > limit:
-            param = "prompt" if num_prompts > 1 else "n"
+            param = field if num_prompts > 1 else "n"
             raise InvalidRequestError(
                 f"{param}: {num_prompts} prompts times n {n} are {num_prompts * n} answers, one request may ask for {limit}",
                 param=param,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.errors import UnsupportedFieldError, shortened
 
 # Field → the values, besides null, that ask for nothing.
 Table = Mapping[str, tuple[Any, ...]]
@@ -195,10 +195,10 @@ RESPONSES: Table = MappingProxyType(
 def refuse(content: Mapping[str, Any], *tables: Table) -> None:
     """
     Raises:
-        InvalidRequestError: a field of `content` is in one of `tables` and asks for something; names it.
+        UnsupportedFieldError: a field of `content` is in one of `tables` and asks for something; names it.
     """
     for table in tables:
         for name in content.keys() & table.keys():
             value = content[name]
             if value is not None and value not in table[name]:
-                raise InvalidRequestError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)
+                raise UnsupportedFieldError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)

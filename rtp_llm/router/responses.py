@@ -138,6 +138,13 @@ def shown_logprobs(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     ]
 
 
+class BatchChatShape(ChatShape):
+    """/v1/chat/completions/batch."""
+
+    def show_prompt(self, body: dict[str, Any], choice: dict[str, Any], token_ids: list[int]) -> None:
+        choice["prompt_token_ids"] = token_ids
+
+
 def _by_name(token: TokenLogprob) -> dict[str, float]:
     """A position's logprobs by the tokens' texts; by id where a text is taken. The sampled token's is always among them, as
     OpenAI's and vLLM's."""
@@ -246,3 +253,4 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
 
 COMPLETIONS = Form("completions", partial(OpenAiWriter, CompletionShape()), error_body)
 CHATS = Form("chat_completions", partial(OpenAiWriter, ChatShape()), error_body)
+BATCHES = Form("chat_completions_batch", partial(OpenAiWriter, BatchChatShape()), error_body)

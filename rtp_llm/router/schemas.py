@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
 from rtp_llm.request import PRIORITY
+from rtp_llm.router.raw_shown import RawShown
 from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, Table, refuse
 from rtp_llm.router.response_store import NO_REFERENCES, AskedResponse, References
 from rtp_llm.router.terms import Terms, seconds_of
@@ -128,9 +129,7 @@ class AnyBody(BaseModel):
 
     model_config = STRICT
     refused: ClassVar[Table] = MappingProxyType({})  # of this endpoint
-    written: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {}
-    )  # fields of this class → as the endpoint's clients write them
+    written: ClassVar[Mapping[str, str]] = MappingProxyType({})  # fields of this class → as its clients write them
 
     model: str | None = None
 
@@ -202,6 +201,14 @@ class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
         )
 
     @abstractmethod
+    def prompts(self) -> list[str | TokenIds] | None:
+        """An entry a prompt: text, or token ids. None: each of its conversations is one."""
+
+    def conversations(self) -> Mapping[str, ChatBody]:
+        """By the field that holds it. REQUIRES: prompts() is None."""
+        return {}
+
+    @abstractmethod
     def least_texts(self) -> list[str | TokenIds]:
         """An entry a prompt, of which all is in that prompt for sure."""
 
@@ -213,6 +220,10 @@ class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
         """
         return None
 
+    def raw_shown(self) -> RawShown | None:
+        """Of RTP-LLM's raw requests."""
+        return None
+
     @property
     def include_usage(self) -> bool:
         return bool(self.return_timings or (self.stream_options and self.stream_options.include_usage))
@@ -222,6 +233,8 @@ class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
         return bool(
             self.stream_options and self.stream_options.include_usage and self.stream_options.continuous_usage_stats
         )
+
+    cuts_limit: ClassVar[bool] = False  # it may ask for more tokens than the context leaves, and gets these
 
     @property
     def limit_field(self) -> str | None:
@@ -253,7 +266,6 @@ class CompletionBody(Body):
         return self._sampling(defaults, limit, self.logprobs)
 
     def prompts(self) -> list[str | TokenIds]:
-        """One entry a prompt: text, or token ids."""
         prompt = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
@@ -307,11 +319,15 @@ class ChatBody(Body):
     def limit_field(self) -> str | None:
         return super().limit_field if self.max_completion_tokens is None else "max_completion_tokens"
 
+    def prompts(self) -> list[str | TokenIds] | None:
+        return None
+
+    def conversations(self) -> Mapping[str, ChatBody]:
+        return {"messages": self}
+
     def least_texts(self) -> list[str | TokenIds]:
         """What users say: templates may leave out the rest."""
-        users = [each for each in self.messages if isinstance(each, dict) and each.get("role") == "user"]
-        texts = [content for each in users if isinstance(content := each.get("content"), str)]
-        return ["".join(text.strip() for text in texts)]
+        return [_said_by_users(each.messages) for each in self.conversations().values()]
 
     def template_variables(self) -> dict[str, Any]:
         """Fields that are variables of the template."""
@@ -326,6 +342,21 @@ class ChatBody(Body):
     def offered_tools(self) -> list[dict[str, Any]] | None:
         """What the template sees. Whether to call one is the model's choice, so "none" offers none."""
         return None if self.tool_choice == "none" else self.tools or None
+
+
+class BatchChatBody(ChatBody):
+    """Several conversations, answered side by side."""
+
+    messages: Annotated[list[list[Any]], Field(min_length=1, fail_fast=True)]
+
+    def conversations(self) -> Mapping[str, ChatBody]:
+        each = enumerate(self.messages)
+        return {f"messages[{number}]": self.model_copy(update={"messages": one}) for number, one in each}
+
+
+def _said_by_users(messages: list[Any]) -> str:
+    users = [each for each in messages if isinstance(each, dict) and each.get("role") == "user"]
+    return "".join(content.strip() for each in users if isinstance(content := each.get("content"), str))
 
 
 BodyT = TypeVar("BodyT", bound=AnyBody)

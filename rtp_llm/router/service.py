@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from rtp_llm.autoscaling.figures import RouterFigures
@@ -26,7 +27,7 @@ from rtp_llm.errors import (
 )
 from rtp_llm.metrics import RouterMetrics, exposition, merged, new_registry
 from rtp_llm.model.answer_text import AnswerText, Delta, named_by_id
-from rtp_llm.model.parts import AnswerParts
+from rtp_llm.model.parts import AnswerParts, PartsAsked
 from rtp_llm.pool_state import ApplicationState
 from rtp_llm.request import Request
 from rtp_llm.router import status
@@ -70,6 +71,7 @@ class TokenizedPrompt:
     service: Service
     asked: Asked
     terms: Terms
+    parts: PartsAsked | None
     hashes: PromptHashes | None  # None: no worker has come that says how
 
     @property
@@ -105,7 +107,7 @@ class TokenizedPrompt:
             traceparent="" if whole.trace is None else whole.trace.traceparent,
             tracestate="" if whole.trace is None else whole.trace.tracestate,
         )
-        asked = self.asked.parts
+        asked = self.parts
         parts = AnswerParts(asked) if asked is not None else None
         text = AnswerText(
             self.service.reader.tokenizer, self.sampling, self.tokens, kept=asked.marks if asked is not None else ()
@@ -433,11 +435,12 @@ class Service:
 
     def _question(self, asked: Asked, terms: Terms, memory: Memory | None = None) -> Question:
         terms = terms.joined(asked.terms)
-        prompts = [self._prompt(asked, tokens, terms) for tokens in asked.prompts]
+        each = zip_longest(asked.prompts, asked.parts)
+        prompts = [self._prompt(asked, tokens, parts, terms) for tokens, parts in each]
         self._check_deadline(terms, [PromptSize(prompt.num_tokens, prompt.hashes) for prompt in prompts])
         return Question.of(prompts, asked, memory)
 
-    def _prompt(self, asked: Asked, tokens: Sequence[int], terms: Terms) -> TokenizedPrompt:
+    def _prompt(self, asked: Asked, tokens: Sequence[int], parts: PartsAsked | None, terms: Terms) -> TokenizedPrompt:
         """Where nobody asked for a number of tokens, it may be what the context leaves, if that is less."""
         sampling, param = asked.sampling, asked.field
         if not tokens:
@@ -451,7 +454,7 @@ class Service:
                 value=len(tokens),
             )
         wanted = room if sampling.max_tokens is None else sampling.max_tokens
-        if asked.limit_field is None:
+        if asked.limit_field is None or asked.cuts_limit:
             wanted = min(wanted, room)
         elif wanted > room:
             raise PromptTooLongError(
@@ -471,4 +474,4 @@ class Service:
         number = self.dispatcher.next_request()
         digest = self.fleet.model_digest
         hashes = None if digest is None else PromptHashes(tokens, digest, asked.cache_salt)
-        return TokenizedPrompt(tokens, complete, number, self, asked, terms, hashes)
+        return TokenizedPrompt(tokens, complete, number, self, asked, terms, parts, hashes)

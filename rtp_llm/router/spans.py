@@ -8,7 +8,7 @@ from rtp_llm.tracing import Attributes, Traced
 
 def operation_of(endpoint: str) -> str:
     """By OpenTelemetry's names."""
-    return "text_completion" if endpoint == "completions" else "chat"
+    return "text_completion" if endpoint in ("completions", "raw", "batch_infer") else "chat"
 
 
 def end(trace: Traced, account: RequestAccount, endpoint: str, model: str, status: int, error: str) -> None:

@@ -102,7 +102,9 @@ async def test_new_weights_under_load_fail_nothing_and_each_answer_is_wholly_of_
 
 async def test_what_is_kept_across_an_update_goes_on_with_the_new_weights(tmp_path: Path, other: Path) -> None:
     count = 240 if BACKEND == "cpu" else 900  # a GPU is faster than the pause
-    asked = [body for body in bodies(12, seed=2, prompt_tokens=(30, 70), max_tokens=(count,)) if not body["temperature"]]
+    asked = [
+        body for body in bodies(12, seed=2, prompt_tokens=(30, 70), max_tokens=(count,)) if not body["temperature"]
+    ]
     async with cluster(tmp_path) as running:
         streams = [running.stream(body) for body in asked]
         await running.until(lambda: all(len(stream.tokens) > 3 for stream in streams))

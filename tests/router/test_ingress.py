@@ -38,6 +38,7 @@ class ScriptedPrompt:
     """Answers WORDS, one a delta; `error` after the first word if given."""
 
     num_tokens = 5
+    number = 0
 
     def __init__(self, sampling: SamplingParams, backend: "ScriptedBackend") -> None:
         self.sampling = sampling
@@ -47,6 +48,7 @@ class ScriptedPrompt:
 
     async def answer(self, request_id: str, choice: int) -> AsyncGenerator[Delta, None]:
         self.backend.running += 1
+        current_account().answer(self.number, choice)
         self.backend.arrivals.append(current_account().arrived)
         self.backend.begun.append(choice)
         self.backend.begins.release()
@@ -153,12 +155,13 @@ class ScriptedBackend:
         self.tenants.append(current_account().tenant)
         asked = reader().parsed(kind, body)
         sampling = asked.sampling({})
-        count = len(asked.prompts()) if isinstance(asked, CompletionBody) else 1
+        count = len(asked.prompts() or asked.conversations())
         return Question(
             prompts=[ScriptedPrompt(sampling, self) for _ in range(count)],
             stream=bool(asked.stream),
             include_usage=asked.include_usage,
             response=asked.asked_response(sampling),
+            raw=asked.raw_shown(),
             memory=Memory(self.responses, terms.tenant, self.max_body_bytes),
         )
 
@@ -555,6 +558,7 @@ def bearer(key: str) -> dict[str, str]:
 PROBES = {"/live", "/ready", "/health", "/ping", "/version"}
 STATUSES = [f"{prefix}/{name}_status" for prefix in ("", "/rtp_llm") for name in ("worker", "cache")]
 CONTROLS = {"/pause", "/resume", "/update_weights", "/is_paused"}
+RTP_LLMS = {"/", "/batch_infer"}
 ADMINS = {"/metrics", "/load", "/server_info", "/get_server_info", *STATUSES, *CONTROLS}
 
 
@@ -583,9 +587,11 @@ async def test_every_route_but_the_probes_asks_for_the_key_that_opens_it(
         assert (answer.status_code != 401) == (key in opens), f"{key}: {answer.status_code}"
         if answer.status_code == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
-            error = answer.json()["error"]
+            error = answer.json().get("error", answer.json())
             if path.startswith("/v1/messages"):
                 assert error["type"] == "authentication_error"
+            elif path in RTP_LLMS:
+                assert error["error_code"] == 507
             else:
                 assert (error["code"], error["param"]) == ("invalid_api_key", None)
             assert key is None or key not in error["message"]

@@ -28,6 +28,7 @@ from rtp_llm.metrics import readings
 from rtp_llm.model import tokenizer
 from rtp_llm.request import FinishReason, Request, TokenOutput
 from rtp_llm.router.account import open_account
+from rtp_llm.router.anthropic_body import MessagesBody
 from rtp_llm.router.dispatcher import Dispatcher
 from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.ingress import build_ingress
@@ -377,6 +378,16 @@ async def test_a_prompt_begins_with_the_tokenizers_bos_as_the_body_says(
             assert prompts[True] == [0, *prompts[False]] and prompts[False][:2] != [0, 0]
             assert prompts[None] == prompts[default]
     await service.close()
+
+
+async def test_a_refusal_says_a_field_as_its_endpoint_calls_it(service: Service) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "stop_sequences": ["stop", ""]}
+    with pytest.raises(InvalidRequestError) as refused:
+        await service.ask(MessagesBody, json.dumps(asked).encode(), NO_TERMS)
+    assert (refused.value.param, refused.value.message) == (
+        "stop_sequences",
+        "stop_sequences must hold non-empty strings, got ''",
+    )
 
 
 # --- Deadlines
