@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from rtp_llm.pool_state import UNASKED, ApplicationState, newest
+from rtp_llm.within import within
 
 log = logging.getLogger("rtp_llm.directory")
 
@@ -118,7 +119,7 @@ class Directory:
         self._was_called()
         if known_version == self._version and timeout_s > 0:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+                await within(timeout_s, self._changed.wait())
         return self._version, list(self._members.values())
 
     def _was_called(self) -> None:
@@ -154,7 +155,7 @@ class DirectoryClient:
         directory may be away for a while."""
         while True:
             try:
-                heard(await asyncio.wait_for(self._call("register", member()), LEASE_S))
+                heard(await within(LEASE_S, self._call("register", member())))
             except AWAY as error:
                 self._forget_actor("register", error)
             await asyncio.sleep(REGISTER_EVERY_S)
@@ -164,7 +165,7 @@ class DirectoryClient:
         registers hears of it later."""
         for _ in range(STATE_TRIES):
             try:
-                _, members = await asyncio.wait_for(self._call("members"), LEASE_S)
+                _, members = await within(LEASE_S, self._call("members"))
                 return newest(base, (member.state for member in members))
             except AWAY as error:
                 self._forget_actor("members", error)
@@ -174,7 +175,7 @@ class DirectoryClient:
     async def withdraw(self, member: Member) -> None:
         """One try: without it the lease ends by itself."""
         try:
-            await asyncio.wait_for(self._call("withdraw", member), LEASE_S)
+            await within(LEASE_S, self._call("withdraw", member))
         except AWAY as error:
             self._forget_actor("withdraw", error)
 
@@ -183,8 +184,8 @@ class DirectoryClient:
         version = 0
         while True:
             try:
-                found, members = await asyncio.wait_for(
-                    self._call("members", version, WATCH_TIMEOUT_S), WATCH_TIMEOUT_S + LEASE_S
+                found, members = await within(
+                    WATCH_TIMEOUT_S + LEASE_S, self._call("members", version, WATCH_TIMEOUT_S)
                 )
             except AWAY as error:
                 self._forget_actor("members", error)

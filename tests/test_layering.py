@@ -36,7 +36,7 @@ INCLUDE_HOMES = {
     r"(pybind11/|Python\.h)": ("bindings",),
 }
 
-NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task", "tracing", "pool_state"}
+NOUNS = {"errors", "config", "sampling_params", "request", "metrics", "lasting_task", "within", "tracing", "pool_state"}
 BELOW_ENGINE = NOUNS | {"wire", "model", "host_memory", "prefix"}
 BELOW_WORKER = BELOW_ENGINE | {"engine", "loaded_weights", "autoscaling"}
 BELOW_POOLS = BELOW_WORKER | {"worker", "directory", "serve_internals", "replica"}
@@ -51,6 +51,7 @@ IMPORTS = {
     "metrics": {"errors"},
     "tracing": {"errors", "config"},
     "lasting_task": {"errors"},
+    "within": set(),
     "pool_state": {"config"},
     "host_memory": set(),
     "prefix": NATIVE,

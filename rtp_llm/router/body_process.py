@@ -33,6 +33,7 @@ from rtp_llm.router.response_store import NO_REFERENCES, Recall, References, not
 from rtp_llm.router.schemas import Body
 from rtp_llm.router.token_bodies import TokenBody
 from rtp_llm.router.token_routes import TOKEN_ROUTES
+from rtp_llm.within import within
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class BodyProcess:
             if job.asked.done():
                 continue
             try:
-                answer: Asked | bytes | Exception = await asyncio.wait_for(self._exchange(job), self._timeout_s)
+                answer: Asked | bytes | Exception = await within(self._timeout_s, self._exchange(job))
             except asyncio.TimeoutError:
                 answer = UnavailableError(f"the body could not be read within {self._timeout_s:g} s")
                 await self._end()

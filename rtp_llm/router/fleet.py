@@ -38,6 +38,7 @@ from rtp_llm.wire.v1.router_pb2 import (
     WorkerHello,
     WorkerMessage,
 )
+from rtp_llm.within import within
 
 log = logging.getLogger("rtp_llm.router")
 
@@ -436,7 +437,7 @@ class Fleet:
     async def wait_ready(self, timeout_s: float, num_workers: int = 1) -> bool:
         """Whether so many workers are there, within `timeout_s`."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._until_live(num_workers), timeout_s)
+            await within(timeout_s, self._until_live(num_workers))
         return len(self.live()) >= num_workers
 
     async def _until_live(self, num_workers: int) -> None:

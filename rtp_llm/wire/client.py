@@ -26,6 +26,7 @@ from rtp_llm.wire.endpoint import (
 )
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.versions import SPOKEN, Versions
+from rtp_llm.within import within
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 1.0
@@ -135,7 +136,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
     async def _greet(self, call: Any, responses: Any) -> InT | None:
         """Exchange hellos. None: no connection this time."""
         try:
-            answer = await asyncio.wait_for(self._exchange(call, responses), self._timing.lost_after_s)
+            answer = await within(self._timing.lost_after_s, self._exchange(call, responses))
         except (grpc.RpcError, asyncio.InvalidStateError, asyncio.TimeoutError, ProtocolError) as error:
             self._failed(await self._reason(call, error))
             if call.done() and await call.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -184,9 +185,7 @@ class ClientEndpoint(Endpoint[OutT, InT]):
         """Whether nothing listens at the address, asked of TCP itself: gRPC tells only in English."""
         host, _, port = self.address.rpartition(":")
         try:
-            _, writer = await asyncio.wait_for(
-                asyncio.open_connection(host.strip("[]"), int(port)), self._timing.lost_after_s
-            )
+            _, writer = await within(self._timing.lost_after_s, asyncio.open_connection(host.strip("[]"), int(port)))
         except ConnectionRefusedError:
             return True
         except (OSError, asyncio.TimeoutError):

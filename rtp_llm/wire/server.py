@@ -23,6 +23,7 @@ from rtp_llm.wire.endpoint import (
     SessionTiming,
     log,
 )
+from rtp_llm.within import within
 
 # What gRPC logs as an error when the status of a session that has ended finds no reader: its other end has closed already.
 UNREAD_STATUS = "ExecuteBatchError raised in core by servicer method [/rtp_llm.wire."
@@ -94,7 +95,7 @@ class Acceptor(Generic[OutT, InT]):
 
     async def _session(self, _: Any, context: Any) -> None:
         try:
-            hello = await asyncio.wait_for(context.read(), self._timing.lost_after_s)
+            hello = await within(self._timing.lost_after_s, context.read())
         except asyncio.TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {self._timing.lost_after_s} s")
         if hello is grpc.aio.EOF or hello.WhichOneof("message") != "hello":

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from rtp_llm.pool_state import PauseMode
+from rtp_llm.within import within
 from rtp_llm.worker.routers import Routers
 
 log = logging.getLogger("rtp_llm.worker")
@@ -41,7 +42,7 @@ class Drain:
     async def wait(self, timeout_s: float) -> bool:
         """Until all routers have acknowledged and the worker is idle. False: `timeout_s` came first, or it has failed."""
         try:
-            await asyncio.wait_for(self._done.wait(), timeout_s)
+            await within(timeout_s, self._done.wait())
         except asyncio.TimeoutError:
             waiting = self._routers.unacknowledged
             level = logging.ERROR if self._pause is None else logging.WARNING
