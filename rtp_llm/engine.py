@@ -107,6 +107,10 @@ class NativeEngine:
         """What was written over the weights counts from now on; nothing that is cached does any more. REQUIRES: paused, and no
         sequence is here."""
         self.weights.adopt()
+        self.reset_prefix_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """No prompt finds what is cached now: unreferenced blocks are free, those that sequences hold become so with them."""
         self.native.withdraw_cache()
 
     def take_outputs(self) -> Any:

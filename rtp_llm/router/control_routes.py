@@ -1,4 +1,4 @@
-"""The administrators' routes: pause, resume and other weights."""
+"""The administrators' routes: pause, resume, other weights, an empty prefix cache."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Pools(Protocol):
     async def update_weights(
         self, pools: Collection[Pool], directory: str, mode: PauseMode | None, timeout_s: float | None
     ) -> dict[str, Any]: ...
+
+    async def reset_prefix_cache(self, pools: Collection[Pool]) -> dict[str, Any]: ...
 
 
 class ResumeBody(BaseModel):
@@ -75,6 +77,11 @@ def add_control_routes(app: FastAPI, check: Callable[[HttpRequest], None], pools
             )
         return JSONResponse(await pools().update_weights(body.pools, body.path, body.mode, body.timeout_s))
 
+    async def reset_prefix_cache(http: HttpRequest) -> Response:
+        check(http)
+        body = await _body(http, ResumeBody)
+        return JSONResponse(await pools().reset_prefix_cache(body.pools))
+
     async def is_paused(http: HttpRequest) -> Response:
         check(http)
         return JSONResponse(pools().status())
@@ -82,6 +89,7 @@ def add_control_routes(app: FastAPI, check: Callable[[HttpRequest], None], pools
     app.add_route("/pause", pause, methods=["POST"])
     app.add_route("/resume", resume, methods=["POST"])
     app.add_route("/update_weights", update_weights, methods=["POST"])
+    app.add_route("/reset_prefix_cache", reset_prefix_cache, methods=["POST"])
     app.add_route("/is_paused", is_paused, methods=["GET"])
 
 

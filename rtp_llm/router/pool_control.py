@@ -18,13 +18,14 @@ from rtp_llm.config import Pool
 from rtp_llm.errors import ConflictError, InvalidRequestError, ModelError, RtpLlmError, UnavailableError
 from rtp_llm.pool_state import ApplicationState, PauseMode
 from rtp_llm.router.fleet import Fleet, RemoteWorker
-from rtp_llm.wire.session import ControlStep, control_worker
+from rtp_llm.wire.session import ControlStep, control_worker, reset_prefix_cache
 
 log = logging.getLogger("rtp_llm.router")
 
 # The states that an operation goes through, by the one that holds when nobody else can change it.
 Plan: TypeAlias = Callable[[ApplicationState], Sequence[ApplicationState]]
 
+RESET_TIMEOUT_S = 10.0  # of a worker's prefix cache, which takes it a moment
 LOAD_TIMEOUT_S = 1800.0  # of a step, beside what a pause may take: weights are read
 
 
@@ -100,11 +101,37 @@ class PoolControl:
         done = await self._operate(operation, plan)
         return done | {"version": max(self._fleet.state.of(pool).version for pool in pools)}
 
+    async def reset_prefix_cache(self, pools: Collection[Pool]) -> dict[str, Any]:
+        """No prompt finds what the workers have cached now. What runs goes on, with the blocks that it holds.
+
+        Raises:
+            UnavailableError: a worker, which it names, has not answered; the others have done it. Or none is connected.
+        """
+        wanted = {pool.value for pool in pools}
+        workers = [worker.member for worker in self._fleet.met() if worker.hello.pool in wanted]
+        if not workers:
+            raise _nobody(wanted)
+        asked = (
+            reset_prefix_cache(each.id, each.address, self._fleet.credentials, RESET_TIMEOUT_S) for each in workers
+        )
+        failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if error is not None]
+        for error in failed:
+            if not isinstance(error, UnavailableError):
+                raise error
+        if failed:
+            text = "; ".join(map(str, failed))
+            raise UnavailableError(f"{len(failed)} of {len(workers)} prefix caches may not be reset: {text}")
+        return {"status": "ok", "workers": [each.id for each in workers]}
+
     async def _operate(self, operation: _Operation, plan: Plan) -> dict[str, Any]:
         if self._running is not None and not self._running.done():
             raise ConflictError("another pause, resume or update of this application is under way")
         self._running = asyncio.ensure_future(operation.run(plan))
         return await asyncio.shield(self._running)  # it goes on if the client leaves
+
+
+def _nobody(pools: Collection[str]) -> UnavailableError:
+    return UnavailableError(f"no worker of {' or '.join(sorted(pools))} is connected")
 
 
 def _paused(pools: Collection[Pool], mode: PauseMode | None) -> Plan:
@@ -134,7 +161,7 @@ class _Operation:
 
     async def run(self, plan: Plan) -> dict[str, Any]:
         if not any(map(self._is_meant, self._workers)):
-            raise UnavailableError(f"no worker of {' or '.join(sorted(self._pools))} is connected")
+            raise _nobody(self._pools)
         claimed = self._workers[:1]
         try:
             await self._ask(claimed, check=True)

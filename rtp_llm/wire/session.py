@@ -50,6 +50,8 @@ from rtp_llm.wire.v1.router_pb2 import (
     Heartbeat,
     MetricsReply,
     MetricsRequest,
+    ResetPrefixCacheReply,
+    ResetPrefixCacheRequest,
     RouterHello,
     RouterMessage,
     WorkerHello,
@@ -72,6 +74,8 @@ __all__ = [
     "control_worker",
     "ended_workers_method",
     "metrics_method",
+    "reset_prefix_cache",
+    "reset_prefix_cache_method",
     "router_acceptor",
     "router_metrics",
     "sender_acceptor",
@@ -247,6 +251,23 @@ async def control_worker(
     return application_state_of(reply.state), control_error_of(reply)
 
 
+async def reset_prefix_cache(id: str, address: str, credentials: Credentials, timeout_s: float) -> None:
+    """
+    Raises:
+        UnavailableError: no connection, or the worker has not done it within `timeout_s`.
+    """
+    async with credentials.channel(address, CHANNEL_OPTIONS) as channel:
+        call = channel.unary_unary(
+            f"/{WORKER_SERVICE}/ResetPrefixCache",
+            ResetPrefixCacheRequest.SerializeToString,
+            ResetPrefixCacheReply.FromString,
+        )
+        try:
+            await call(ResetPrefixCacheRequest(), timeout=timeout_s, metadata=credentials.metadata)
+        except grpc.RpcError as error:
+            raise UnavailableError(f"worker {id}: {describe(error)}") from error
+
+
 def router_acceptor(
     worker_epoch: int,
     hello: Callable[[], WorkerHello],
@@ -289,6 +310,18 @@ def control_method(asked: Callable[[ControlRequest], Awaitable[ControlReply]]) -
         return await asked(request)
 
     return grpc.unary_unary_rpc_method_handler(answer, ControlRequest.FromString, ControlReply.SerializeToString)
+
+
+def reset_prefix_cache_method(reset: Callable[[], None]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The ResetPrefixCache call of a worker's service; `reset()` is called on the loop."""
+
+    async def answer(request: ResetPrefixCacheRequest, context: object) -> ResetPrefixCacheReply:
+        reset()
+        return ResetPrefixCacheReply()
+
+    return grpc.unary_unary_rpc_method_handler(
+        answer, ResetPrefixCacheRequest.FromString, ResetPrefixCacheReply.SerializeToString
+    )
 
 
 def ended_workers_method(hear: Callable[[bytes], None]) -> grpc.RpcMethodHandler[Any, Any]:

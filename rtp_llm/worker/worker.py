@@ -27,7 +27,14 @@ from rtp_llm.wire.convert import key_of, outputs_by_router
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.endpoint import SessionTiming
 from rtp_llm.wire.key import WorkerKey
-from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, SessionServer, control_method, metrics_method
+from rtp_llm.wire.session import (
+    PEER_SERVICE,
+    WORKER_SERVICE,
+    SessionServer,
+    control_method,
+    metrics_method,
+    reset_prefix_cache_method,
+)
 from rtp_llm.wire.v1.peer_pb2 import ReceiverMessage, SenderMessage
 from rtp_llm.wire.v1.router_pb2 import RouterMessage, Started, WorkerMessage
 from rtp_llm.worker import to_wire
@@ -113,6 +120,7 @@ class Worker:
                 "Session": self._routers.acceptor.handler(),
                 "Metrics": metrics_method(self.metrics),
                 "Control": control_method(self.control.asked),
+                "ResetPrefixCache": reset_prefix_cache_method(self._engine.reset_prefix_cache),
             },
         )
         self._server.add(PEER_SERVICE, {"Session": self._as_receiver.acceptor.handler()})

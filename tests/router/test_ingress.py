@@ -98,6 +98,9 @@ class ScriptedPools:
     async def update_weights(self, *asked: Any) -> dict[str, Any]:
         return self._note("update_weights", *asked)
 
+    async def reset_prefix_cache(self, *asked: Any) -> dict[str, Any]:
+        return self._note("reset_prefix_cache", *asked)
+
     def _note(self, *asked: Any) -> dict[str, Any]:
         self.asked.append(asked)
         return {"status": "ok"}
@@ -557,7 +560,7 @@ def bearer(key: str) -> dict[str, str]:
 
 PROBES = {"/live", "/ready", "/health", "/ping", "/version"}
 STATUSES = [f"{prefix}/{name}_status" for prefix in ("", "/rtp_llm") for name in ("worker", "cache")]
-CONTROLS = {"/pause", "/resume", "/update_weights", "/is_paused"}
+CONTROLS = {"/pause", "/resume", "/update_weights", "/reset_prefix_cache", "/is_paused"}
 RTP_LLMS = {"/", "/batch_infer"}
 ADMINS = {"/metrics", "/load", "/server_info", "/get_server_info", *STATUSES, *CONTROLS}
 
@@ -613,6 +616,8 @@ async def test_what_administrators_ask_of_the_pools_has_defaults_and_is_checked(
         ("/pause", None, ("pause", both, PauseMode.WAIT, None)),
         ("/pause", {"mode": "keep", "pool": "decode", "timeout_s": 3}, ("pause", [Pool.DECODE], PauseMode.KEEP, 3.0)),
         ("/resume", None, ("resume", both)),
+        ("/reset_prefix_cache", None, ("reset_prefix_cache", both)),
+        ("/reset_prefix_cache", {"pool": "decode"}, ("reset_prefix_cache", [Pool.DECODE])),
         ("/update_weights", {"path": "/w"}, ("update_weights", both, "/w", None, None)),
         (
             "/update_weights",
@@ -628,6 +633,7 @@ async def test_what_administrators_ask_of_the_pools_has_defaults_and_is_checked(
         ("/pause", b'{"path": "/w"}', "path"),
         ("/resume", b'{"pool": "both"}', "pool"),
         ("/resume", b"[]", None),
+        ("/reset_prefix_cache", b'{"mode": "wait"}', "mode"),
         ("/resume", b"{", None),
         ("/update_weights", b"", "path"),
         ("/update_weights", b'{"path": "w"}', "path"),

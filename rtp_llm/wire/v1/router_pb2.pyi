@@ -380,6 +380,14 @@ class ControlRequest(_message.Message):
     last: bool
     def __init__(self, operation: _Optional[int] = ..., check_weights: _Optional[str] = ..., state: _Optional[_Union[ApplicationState, _Mapping]] = ..., timeout_s: _Optional[float] = ..., last: bool = ...) -> None: ...
 
+class ResetPrefixCacheRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResetPrefixCacheReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ControlReply(_message.Message):
     __slots__ = ("error", "message", "state")
     ERROR_FIELD_NUMBER: _ClassVar[int]
