@@ -153,7 +153,8 @@ struct GatherRowsArgs {  // out[i] = x[rows[i]]
 
 // Samples one token for each of step->sample_rows and stores it: last_token[slot] = token, output_position[slot] += 1.
 // Token = argmax over kept tokens of logprob / T + g, ties to the lowest id; g by Philox (device/philox.h).
-// Reported logprobs: log_softmax of the raw logits, f32.
+// Before that a slot's token words say which tokens may come and change logits (device/token_rules.h); the chosen token
+// is counted there. Reported logprobs: log_softmax of the raw logits, f32.
 // Cuts, on softmax(logits / T) over the tokens that may come: min_p, then top_k, then top_p of what is left (the
 // shortest prefix, highest first, with at least top_p); all ties by the lowest id. temperature 0 is greedy.
 // tokens[i], logprobs[i], top_*[i] belong to sample_rows[i]; `allowed` is indexed by row, as logits are.
@@ -175,14 +176,16 @@ struct AdvanceArgs {
   const StepRows* step = nullptr;
 };
 
-// Writes into slots what the host knows of their sequences, before a step's embedding. Slots are distinct. List and
-// ids are here twice, as in StepRows: in host memory, and in device memory.
+// Writes into slots what the host knows of their sequences, before a step's embedding. Slots are distinct. List, ids
+// and words are here twice, as in StepRows: in host memory, and in device memory.
 struct UpdateSlotsArgs {
   const Slots* slots = nullptr;
   std::span<const SlotUpdate> updates;
   std::span<const int32_t> blocks;  // the updates' block ids
+  std::span<const int32_t> words;   // what they say of tokens
   const SlotUpdate* device_updates = nullptr;
   const int32_t* device_blocks = nullptr;
+  const int32_t* device_words = nullptr;
 };
 
 // Fills whole blocks of the pool with zeros: a masked position has weight 0, and 0 * NaN is NaN.

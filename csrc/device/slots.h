@@ -9,6 +9,13 @@
 
 namespace rtp_llm {
 
+// Added to the logit of a token.
+struct TokenBias {
+  int32_t token = 0;
+  float bias = 0.0f;
+};
+inline constexpr int kMaxTokenBiases = 1024;  // of a slot
+
 // Sampling parameters of a slot, plain data. `Ops::sample` reads it; the host writes it when a sequence gets its slot.
 struct SamplingState {
   float temperature = 1.0f;  // 0: greedy
@@ -20,6 +27,11 @@ struct SamplingState {
   int32_t num_logprobs = -1;   // -1: none; 0: the sampled token's; n: and the n highest
   int32_t suppress_until = 0;  // output positions below this one may not emit suppressed tokens (min_tokens)
   int32_t num_suppressed = 0;
+  int32_t has_token_words = 0;  // 1: the slot's token words and biases say something (device/token_rules.h)
+  int32_t num_biases = 0;
+  float repetition_penalty = 1.0f;  // of tokens of prompt and answer: divides a logit above 0, multiplies others
+  float frequency_penalty = 0.0f;   // is taken off once for each time that the answer has the token
+  float presence_penalty = 0.0f;    // is taken off if the answer has the token
   static constexpr int kMaxSuppressed = 32;
   int32_t suppressed[kMaxSuppressed] = {};  // EOS and stop token ids
 };
@@ -33,6 +45,9 @@ struct Slots {
   Tensor output_position;             // [S] i32: position of the next output token, 0 = first after the prompt
   Tensor block_tables;                // [S, max_blocks_per_sequence] i32, per KV group one table; one group today
   SamplingState* sampling = nullptr;  // [S]
+  // Of slots whose sampling state has token words; both may be missing where none has. `sample` counts its token.
+  Tensor token_words;           // [S, vocab] i32: bits of device/token_rules.h
+  TokenBias* biases = nullptr;  // [S, kMaxTokenBiases], ascending by token
 
   int32_t padding_slot() const { return static_cast<int32_t>(seq_len.shape[0]) - 1; }
 };
@@ -48,7 +63,15 @@ struct SlotUpdate {
   int32_t first_block = 0;
   int32_t num_blocks = 0;
   int32_t first_id = 0;
+  // Where it binds and sampling.has_token_words: from word first_word of the list's on lie sampling.num_biases biases,
+  // ascending by token, then the ids of the allowed tokens (none: all are), of the prompt's and of the answer's.
+  int32_t first_word = 0;
+  int32_t num_allowed = 0;
+  int32_t num_prompt = 0;
+  int32_t num_output = 0;
   SamplingState sampling{};
+
+  int32_t num_words() const { return 2 * sampling.num_biases + num_allowed + num_prompt + num_output; }
 };
 
 // A run of rows of one sequence in a step. Row first_row + i has position seq_len[slot] + i.

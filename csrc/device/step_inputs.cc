@@ -15,7 +15,7 @@ int64_t bytes_of(const StepLimits& limits) {
   return aligned(sizeof(StepCounts)) + 3 * aligned(segments) +
          aligned(static_cast<int64_t>(sizeof(SampleRow)) * limits.segments) + aligned(4 * limits.segments) +
          3 * aligned(4 * limits.rows) + aligned(static_cast<int64_t>(sizeof(SlotUpdate)) * limits.segments) +
-         aligned(4 * limits.block_ids);
+         aligned(4 * limits.block_ids) + aligned(4 * limits.words);
 }
 
 }  // namespace
@@ -45,6 +45,7 @@ StepInputs::StepInputs(Device& device, const StepLimits& limits, const Slots& sl
   row_offset_ = carve<int32_t>(limits.rows);
   updates_ = carve<SlotUpdate>(limits.segments);
   ids_ = carve<int32_t>(limits.block_ids);
+  words_ = carve<int32_t>(limits.words);
   for (int32_t i = 0; i < limits.segments; ++i) {
     padding_segments_.push_back({.slot = slots.padding_slot(), .first_row = i, .rows = 1, .form = Form::kDecode});
     padding_samples_.push_back({.slot = slots.padding_slot(), .row = i});
@@ -64,7 +65,7 @@ void StepInputs::clear() {
   std::fill_n(row_slot_.host, num_written_rows_, slots_.padding_slot());
   std::fill_n(row_offset_.host, num_written_rows_, 0);
   std::fill_n(tokens_.host, num_written_rows_, 0);
-  num_written_rows_ = num_updates_ = num_ids_ = num_update_ids_ = 0;
+  num_written_rows_ = num_updates_ = num_ids_ = num_update_ids_ = num_words_ = 0;
   *counts_.host = {};
   rows_.num_rows = rows_.max_position = 0;
   rows_.segments = rows_.prefills = rows_.decodes = {};
@@ -126,7 +127,7 @@ SlotUpdate& StepInputs::update(int32_t slot) {
   check(num_updates_ < limits_.segments, "more than ", limits_.segments, " slots to write in a step");
   check(num_fresh() == 0, "slot ", slot, " is written after the fresh blocks were named");
   SlotUpdate& update = updates_.host[num_updates_++];
-  update = {.slot = slot, .first_id = static_cast<int32_t>(num_ids_)};
+  update = {.slot = slot, .first_id = static_cast<int32_t>(num_ids_), .first_word = static_cast<int32_t>(num_words_)};
   return update;
 }
 
@@ -134,6 +135,13 @@ void StepInputs::add_block(int32_t block) {
   add_id(block);
   ++updates_.host[num_updates_ - 1].num_blocks;
   num_update_ids_ = num_ids_;
+}
+
+void StepInputs::add_words(std::span<const int32_t> words) {
+  const auto count = static_cast<int64_t>(words.size());
+  check(num_words_ + count <= limits_.words, "more than ", limits_.words, " words about tokens in a step");
+  std::ranges::copy(words, words_.host + num_words_);
+  num_words_ += count;
 }
 
 void StepInputs::fresh(int32_t block) { add_id(block); }
@@ -149,6 +157,7 @@ void StepInputs::upload() {
   const auto* end = reinterpret_cast<const uint8_t*>(updates_.host + num_updates_);
   if (num_ids_ > 0) end = reinterpret_cast<const uint8_t*>(ids_.host + num_ids_);
   device_.copy_ahead(buffer_.data(), begin, end - begin);
+  if (num_words_ > 0) device_.copy_ahead(words_.device, words_.host, 4 * num_words_);
   rows_.row_slot = row_slot_.device_rows(num_rows());
   rows_.row_offset = row_offset_.device_rows(num_rows());
 }
@@ -163,8 +172,10 @@ void StepInputs::apply(uint8_t* pool_base, int64_t block_bytes) {
     device_.ops().update_slots({.slots = &slots_,
                                 .updates = updates_.first(num_updates_),
                                 .blocks = ids_.first(num_update_ids_),
+                                .words = words_.first(num_words_),
                                 .device_updates = updates_.device,
-                                .device_blocks = ids_.device});
+                                .device_blocks = ids_.device,
+                                .device_words = words_.device});
 }
 
 }  // namespace rtp_llm

@@ -1,8 +1,8 @@
 // StepInputs: what the host says to one step, filled in pinned memory and uploaded by one copy: tokens, rows, segments,
-// logit rows, writes into slots, blocks to zero.
+// logit rows, writes into slots, blocks to zero. What updates say of tokens, where they do, is a second copy.
 //
-// Order of use: clear(); add() and sample() for each run of rows; update() and its block ids, all fresh() blocks after
-// the last of them; upload(); then apply(), and ops over rows(). Nothing may be changed until the step has ended.
+// Order of use: clear(); add() and sample() for each run of rows; update(), its block ids and words, all fresh() blocks
+// after the last of them; upload(); then apply(), and ops over rows(). Nothing may be changed until the step has ended.
 // Thread rule: the engine thread.
 #pragma once
 
@@ -21,6 +21,7 @@ struct StepLimits {
   int64_t rows = 0;
   int64_t segments = 0;   // updates and samples, too: at most one a segment
   int64_t block_ids = 0;  // of updates and fresh blocks together
+  int64_t words = 0;      // of what updates say of tokens
 };
 
 class StepInputs {
@@ -39,6 +40,8 @@ class StepInputs {
   // A write into a slot; its block ids follow by add_block().
   SlotUpdate& update(int32_t slot);
   void add_block(int32_t block);
+  // What the last update says of tokens (SlotUpdate::first_word), piece by piece.
+  void add_words(std::span<const int32_t> words);
   // REQUIRES: no update follows.
   void fresh(int32_t block);
 
@@ -91,12 +94,12 @@ class StepInputs {
   Both<SampleRow> sample_rows_;
   Both<int32_t> logit_rows_, tokens_, row_slot_, row_offset_;
   Both<SlotUpdate> updates_;
-  Both<int32_t> ids_;
+  Both<int32_t> ids_, words_;
   StepRows rows_, padded_;
   std::vector<Segment> padding_segments_;  // of the padding slot
   std::vector<SampleRow> padding_samples_;
   int64_t num_written_rows_ = 0;  // rows of the tables that hold no padding
-  int64_t num_updates_ = 0, num_ids_ = 0, num_update_ids_ = 0;
+  int64_t num_updates_ = 0, num_ids_ = 0, num_update_ids_ = 0, num_words_ = 0;
 };
 
 }  // namespace rtp_llm

@@ -6,6 +6,7 @@
 #include "device/cpu/cpu_ops.h"
 #include "device/cpu/rows.h"
 #include "device/cpu/slot_rows.h"
+#include "device/cpu/token_words.h"
 
 namespace rtp_llm::cpu {
 namespace {
@@ -105,6 +106,7 @@ void CpuOps::update_slots(const UpdateSlotsArgs& args) {
     slots.seq_len.as<int32_t>()[update.slot] = update.seq_len;
     slots.output_position.as<int32_t>()[update.slot] = update.output_position;
     if (slots.sampling != nullptr) slots.sampling[update.slot] = update.sampling;
+    if (update.sampling.has_token_words != 0) write_token_words(slots, update, args.words);
   }
 }
 

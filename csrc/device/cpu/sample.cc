@@ -6,11 +6,12 @@
 #include "device/cpu/rows.h"
 #include "device/cpu/sample_row.h"
 #include "device/cpu/slot_rows.h"
+#include "device/cpu/token_words.h"
 
 namespace rtp_llm::cpu {
 namespace {
 
-// One thread's workspace: masked logits, then candidates.
+// One thread's workspace: logits that are masked or ruled otherwise, then candidates.
 int64_t bytes_per_thread(int64_t vocab) {
   const int64_t bytes = vocab * static_cast<int64_t>(sizeof(float) + sizeof(Candidate));
   return (bytes + 63) / 64 * 64;
@@ -41,6 +42,9 @@ void check_sample(const SampleArgs& args, int num_threads) {
     check(state.temperature >= 0.0f, "sample: slot ", row.slot, " has temperature ", state.temperature);
     check(state.num_suppressed >= 0 && state.num_suppressed <= SamplingState::kMaxSuppressed, "sample: slot ", row.slot,
           " suppresses ", state.num_suppressed, " tokens, at most ", SamplingState::kMaxSuppressed);
+    check(state.has_token_words == 0 || (!slots.token_words.empty() && slots.token_words.shape[1] == vocab),
+          "sample: slot ", row.slot, " has token words, of ",
+          slots.token_words.empty() ? 0 : slots.token_words.shape[1], " tokens, the vocabulary has ", vocab);
   }
 }
 
@@ -56,8 +60,9 @@ void sample_row(const SampleArgs& args, int64_t i, uint8_t* workspace) {
   auto* candidates = reinterpret_cast<Candidate*>(masked + vocab);
   const auto* allowed = args.allowed.empty() ? nullptr : row_of<const int32_t>(args.allowed, row.row);
   const bool suppress = state.num_suppressed > 0 && position < state.suppress_until;
-  const bool mask = allowed != nullptr || suppress;
+  const bool mask = allowed != nullptr || suppress || state.has_token_words != 0;
   if (mask) mask_logits(logits, vocab, allowed, state, suppress, masked);
+  if (state.has_token_words != 0) apply_token_words(*args.step->slots, row.slot, state, vocab, masked);
 
   std::optional<LogSoftmax> logprob;
   if (state.temperature != 0.0f || state.num_logprobs >= 0) logprob.emplace(logits, vocab);
@@ -90,6 +95,7 @@ void CpuOps::sample(const SampleArgs& args) {
     if (token < 0) continue;
     slots.last_token.as<int32_t>()[slot] = token;
     slots.output_position.as<int32_t>()[slot] += 1;
+    if (slots.sampling[slot].has_token_words != 0) ++token_words_of(slots, slot)[token];
   }
 }
 

@@ -16,6 +16,7 @@
 #include "device/cuda/math.cuh"
 #include "device/cuda/ptx.cuh"
 #include "device/philox.h"
+#include "device/token_rules.h"
 
 namespace rtp_llm::cuda {
 namespace {
@@ -43,7 +44,7 @@ __device__ __forceinline__ bool before(const Pair& a, const Pair& b) {
 struct Survey {
   float top;     // highest logit, -inf if none is a number
   float sum;     // of e^(logit - top)
-  Pair allowed;  // highest that may come, id -1: none
+  Pair allowed;  // the highest by which a token that may come is chosen, id -1: none
 };
 
 // One row's workspace.
@@ -61,6 +62,8 @@ struct SampleKernel {
   const StepCounts* counts;  // a replayed step may have fewer rows than the grid
   const SampleRow* rows;
   const SamplingState* sampling;
+  uint32_t* token_words;  // [S, vocab]
+  const TokenBias* biases;
   const int32_t* allowed;  // [R, words] or null
   int64_t allowed_stride;
   int32_t* last_token;
@@ -96,9 +99,11 @@ struct Row {
         vocab(p.vocab),
         state(p.sampling[slot]),
         position(p.output_position[slot]),
-        suppress(state.num_suppressed > 0 && position < state.suppress_until) {}
+        suppress(state.num_suppressed > 0 && position < state.suppress_until),
+        words(state.has_token_words ? p.token_words + slot * p.vocab : nullptr),
+        biases(p.biases + int64_t{slot} * kMaxTokenBiases) {}
 
-  // Whether token `id` with this logit may come.
+  // Whether token `id` with this logit may come, for all that its word says.
   __device__ bool may_come(float logit, int64_t id) const {
     if (!(logit > -kInfinity)) return false;  // NaN too
     if (allowed != nullptr && (static_cast<uint32_t>(allowed[id / 32]) >> (id % 32) & 1u) == 0) return false;
@@ -106,8 +111,13 @@ struct Row {
       if (state.suppressed[i] == id) return false;
     return true;
   }
-  // Whether some number may not come.
-  __device__ bool restricted() const { return allowed != nullptr || suppress; }
+  // What it is chosen by; -inf: it may not come.
+  __device__ float chosen_by(float logit, int64_t id) const {
+    if (!may_come(logit, id)) return -kInfinity;
+    return words == nullptr ? logit : ruled_logit(logit, static_cast<int32_t>(id), words[id], state, biases);
+  }
+  // Whether some number is not what its token is chosen by.
+  __device__ bool ruled() const { return allowed != nullptr || suppress || words != nullptr; }
   __device__ bool greedy() const { return state.temperature == 0.0f; }
   __device__ bool cuts() const { return (state.top_k > 0 && state.top_k < vocab) || state.top_p < 1.0f; }
 
@@ -119,6 +129,8 @@ struct Row {
   const SamplingState& state;
   int32_t position;
   bool suppress;
+  uint32_t* words;  // null: none
+  const TokenBias* biases;
 };
 
 __device__ __forceinline__ float gumbel_noise(const Row& row, int32_t id) {
@@ -195,6 +207,18 @@ struct LogSum {
   float log_sum;
 };
 
+// This thread's best of the chunk. Few rows have token words: apart, so that it takes no registers of the others.
+__device__ Pair best_by_words(const Row& row, int chunk) {
+  Pair best{-kInfinity, -1};
+#pragma unroll 1
+  for (int i = 0; i < kPerThread && id_of(chunk, i) < row.vocab; ++i) {
+    const auto id = static_cast<int32_t>(id_of(chunk, i));
+    const float chosen_by = row.chosen_by(row.logits[id], id);
+    if (chosen_by > -kInfinity) best = better(best, {chosen_by, id});
+  }
+  return best;
+}
+
 __global__ void __launch_bounds__(kThreads) survey(const SampleKernel p) {
   let_successor_start();
   wait_for_predecessor();
@@ -210,10 +234,11 @@ __global__ void __launch_bounds__(kThreads) survey(const SampleKernel p) {
     if (!(values[i] > -kInfinity)) continue;
     const Pair one{values[i], static_cast<int32_t>(id)};
     raw = better(raw, one);
-    if (row.may_come(values[i], id)) allowed = better(allowed, one);
+    if (row.words == nullptr && row.may_come(values[i], id)) allowed = better(allowed, one);
   }
+  if (row.words != nullptr) allowed = best_by_words(row, chunk);
   raw = best_of_cta(raw);
-  allowed = row.restricted() ? best_of_cta(allowed) : raw;
+  allowed = row.ruled() ? best_of_cta(allowed) : raw;
   // Each thread's sum in order, the threads by a butterfly, the warps in order: fixed by the vocabulary alone.
   __shared__ float of_warp[kThreads / 32];
   float sum = 0.0f;
@@ -254,9 +279,10 @@ __device__ void draw_from(const Row& row, int chunk, const LogSum& logprob, floa
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int64_t id = id_of(chunk, i);
-    if (!row.may_come(values[i], id) || !(depth_of(values[i], top, row.state.temperature) >= lowest)) continue;
+    const float logit = row.chosen_by(values[i], id);
+    if (!(logit > -kInfinity) || !(depth_of(logit, top, row.state.temperature) >= lowest)) continue;
     const float noisy =
-        __fadd_rn(__fdiv_rn(logprob(values[i]), row.state.temperature), gumbel_noise(row, static_cast<int32_t>(id)));
+        __fadd_rn(__fdiv_rn(logprob(logit), row.state.temperature), gumbel_noise(row, static_cast<int32_t>(id)));
     if (noisy > -kInfinity) best = better(best, {noisy, static_cast<int32_t>(id)});
   }
   best = best_of_cta(best);
@@ -325,8 +351,8 @@ struct Cutter {
   template <class Visit>
   __device__ void for_candidates(const Kept& kept, Visit visit) {
     for (int64_t id = threadIdx.x; id < row.vocab; id += blockDim.x) {
-      const float logit = row.logits[id];
-      if (!row.may_come(logit, id)) continue;
+      const float logit = row.chosen_by(row.logits[id], id);
+      if (!(logit > -kInfinity)) continue;
       const float depth = depth_of(logit, top, row.state.temperature);
       if (!(depth >= lowest)) continue;
       const uint32_t key = ordered(logit);
@@ -408,9 +434,9 @@ struct Cutter {
       const int64_t id = first + threadIdx.x;
       bool tie = false;
       if (id < row.vocab) {
-        const float logit = row.logits[id];
-        tie = ordered(logit) == key && row.may_come(logit, id) &&
-              depth_of(logit, top, row.state.temperature) >= lowest && from(key, id);
+        const float logit = row.chosen_by(row.logits[id], id);
+        tie = logit > -kInfinity && ordered(logit) == key && depth_of(logit, top, row.state.temperature) >= lowest &&
+              from(key, id);
       }
       const unsigned of_warp = __ballot_sync(~0u, tie);
       __syncthreads();
@@ -452,7 +478,7 @@ __global__ void __launch_bounds__(kCutThreads) cut(const SampleKernel p) {
   const LogSum logprob(space.surveys, p.chunks);
   Pair best{-kInfinity, -1};
   cutter.for_candidates(kept, [&](uint32_t, float, int64_t id) {
-    const float noisy = __fadd_rn(__fdiv_rn(logprob(row.logits[id]), row.state.temperature),
+    const float noisy = __fadd_rn(__fdiv_rn(logprob(row.chosen_by(row.logits[id], id)), row.state.temperature),
                                   gumbel_noise(row, static_cast<int32_t>(id)));
     if (noisy > -kInfinity) best = better(best, {noisy, static_cast<int32_t>(id)});
   });
@@ -506,6 +532,7 @@ __global__ void __launch_bounds__(kThreads) finish(const SampleKernel p) {
   if (token < 0) return;
   p.last_token[row.slot] = token;
   p.output_position[row.slot] += 1;
+  if (row.words != nullptr) ++row.words[token];
 }
 
 int64_t chunks_of(int64_t vocab) { return (vocab + kChunk - 1) / kChunk; }
@@ -530,12 +557,16 @@ void CudaOps::sample(const SampleArgs& args) {
         " bytes, need ", sample_workspace_bytes(rows, vocab));
   check(args.allowed.empty() || args.allowed.shape[1] >= (vocab + 31) / 32, "sample: bitmask has ",
         args.allowed.shape[1], " words a row, need ", (vocab + 31) / 32);
+  check(slots.token_words.empty() || slots.token_words.shape[1] == vocab, "sample: token words of ",
+        slots.token_words.empty() ? 0 : slots.token_words.shape[1], " tokens, the vocabulary has ", vocab);
   const SampleKernel p{.logits = args.logits.as<const float>(),
                        .row_stride = args.logits.stride[0],
                        .vocab = vocab,
                        .counts = args.step->device_counts,
                        .rows = args.step->device_sample_rows,
                        .sampling = slots.sampling,
+                       .token_words = slots.token_words.as<uint32_t>(),
+                       .biases = slots.biases,
                        .allowed = args.allowed.as<const int32_t>(),
                        .allowed_stride = args.allowed.empty() ? 0 : args.allowed.stride[0],
                        .last_token = slots.last_token.as<int32_t>(),

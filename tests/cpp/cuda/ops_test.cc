@@ -1,6 +1,7 @@
 // Every op of the CUDA backend against the CPU's, on fresh random inputs; relative error of bf16 results at most 1e-2,
 // of integers none.
 #include <algorithm>
+#include <bit>
 
 #include "two_devices.h"
 
@@ -19,6 +20,7 @@ using testing::relative_error;
 using testing::Run;
 using testing::shape_of;
 using testing::Side;
+using testing::TokenRules;
 
 constexpr double kTolerance = 1e-2;
 constexpr DType kB = DType::kBF16;
@@ -365,12 +367,13 @@ TEST(tokens_are_the_cpus) {
   std::mt19937 random(fresh_seed());
   for (int64_t vocab : {101, 4096, 20011}) {
     PoolShape shape{.num_slots = rows};
-    Side ours(device, shape, kB, rows), theirs(cpu(), shape, kF, rows);
+    Side ours(device, shape, kB, rows, vocab), theirs(cpu(), shape, kF, rows, vocab);
     const Owned logits = random_tensor(kF, {rows, vocab}, fresh_seed(), 4.0f);
     for (int64_t i = 0; i < vocab; i += 7) logits.set(i, logits.at(0));  // ties, in row 0
     for (int64_t i = 0; i < vocab; ++i) logits.set((rows - 1) * vocab + i, NAN);
     for (int64_t i = 0; i < vocab; ++i) logits.set((rows - 2) * vocab + i, i == vocab / 2 ? 1.0f : -INFINITY);
     std::vector<SamplingState> states;
+    std::vector<TokenRules> rules(rows);
     for (int i = 0; i < rows; ++i) {
       SamplingState state{
           .temperature = i % 3 == 0 ? 0.0f : 0.3f + 0.1f * i, .seed = random(), .choice = 2, .num_logprobs = i % 6 - 1};
@@ -384,10 +387,30 @@ TEST(tokens_are_the_cpus) {
         state.suppressed[0] = 3;
         state.suppressed[1] = 5;
       }
+      if (i % 2 == 1) {
+        state.has_token_words = 1;
+        if (i % 3 != 1) {
+          state.repetition_penalty = 0.7f + 0.05f * i;
+          state.frequency_penalty = 0.1f * (i % 5) - 0.2f;
+          state.presence_penalty = 0.3f;
+          for (int k = 0; k < vocab / 2; ++k) {
+            rules[i].prompt.push_back(static_cast<int32_t>(random() % vocab));
+            rules[i].output.push_back(static_cast<int32_t>(random() % 60));
+          }
+        }
+        for (int32_t id = static_cast<int32_t>(random() % 9); i % 4 == 1 && id < vocab && state.num_biases < 900;
+             id += 1 + static_cast<int32_t>(random() % 20)) {
+          rules[i].biases.push_back(id);
+          rules[i].biases.push_back(std::bit_cast<int32_t>(static_cast<float>(random() % 90) / 7.0f - 6.0f));
+          ++state.num_biases;
+        }
+        for (int64_t k = 0; i % 6 == 3 && k < vocab; ++k)
+          rules[i].allowed.push_back(static_cast<int32_t>(random() % vocab));
+      }
       states.push_back(state);
     }
     const auto run = [&](Side& side) {
-      for (int i = 0; i < rows; ++i) side.set(i, 20, states[static_cast<size_t>(i)], 5);
+      for (int i = 0; i < rows; ++i) side.set(i, 20, states[static_cast<size_t>(i)], 5, rules[static_cast<size_t>(i)]);
       side.inputs->clear();
       for (int i = 0; i < rows; ++i) {
         side.inputs->add(i, std::vector<int32_t>{1}, Form::kDecode, 20);
@@ -407,13 +430,19 @@ TEST(tokens_are_the_cpus) {
                          .top_logprobs = values,
                          .workspace = workspace});
       std::vector<int32_t> last(static_cast<size_t>(rows)), position(static_cast<size_t>(rows));
+      std::vector<std::vector<int32_t>> words(static_cast<size_t>(rows));  // of slots that have some
       side.device.synchronize();
+      for (size_t i = 1; i < words.size(); i += 2) {
+        words[i].resize(static_cast<size_t>(vocab));
+        side.device.copy(words[i].data(), side.slots().token_words.rows(static_cast<int64_t>(i), 1).data, vocab * 4);
+      }
       side.device.copy(last.data(), side.slots().last_token.data, rows * 4);
       side.device.copy(position.data(), side.slots().output_position.data, rows * 4);
-      return std::tuple{tokens.values(), logprobs.values(), top.values(), values.values(), last, position};
+      return std::tuple{tokens.values(), logprobs.values(), top.values(), values.values(), last, position, words};
     };
-    const auto [tokens, logprobs, top, values, last, position] = run(ours);
-    const auto [tokens2, logprobs2, top2, values2, last2, position2] = run(theirs);
+    const auto [tokens, logprobs, top, values, last, position, words] = run(ours);
+    const auto [tokens2, logprobs2, top2, values2, last2, position2, words2] = run(theirs);
+    CHECK(words == words2);  // the chosen tokens are counted
     for (int i = 0; i < rows; ++i) {
       CHECK_EQ(tokens[i], tokens2[i]);
       CHECK(std::fabs(logprobs[i] - logprobs2[i]) < 1e-4);

@@ -108,10 +108,16 @@ struct PoolShape {
   int head_dim = 64;
 };
 
+// What is said of tokens, in words: SlotUpdate::first_word has their order.
+struct TokenRules {
+  std::vector<int32_t> biases{}, allowed{}, prompt{}, output{};
+};
+
 // One device's slots, pool of one layer, and step.
 class Side {
  public:
-  Side(Device& device, const PoolShape& shape, DType kv_dtype, int64_t max_rows)
+  // `vocab`: of token words; 0: the slots have none.
+  Side(Device& device, const PoolShape& shape, DType kv_dtype, int64_t max_rows, int64_t vocab = 0)
       : device(device), shape_(shape), max_blocks_(shape.max_positions / shape.block_tokens) {
     const int64_t slots = shape.num_slots + 1, blocks = shape.num_slots * max_blocks_ + 1;
     const auto words = [&](std::initializer_list<int64_t> extents) {
@@ -125,6 +131,11 @@ class Side {
               .block_tables = words({slots, max_blocks_})};
     buffers_.push_back(device.allocate(slots * static_cast<int64_t>(sizeof(SamplingState)), "sampling"));
     slots_.sampling = static_cast<SamplingState*>(buffers_.back().data());
+    if (vocab > 0) {
+      slots_.token_words = words({slots, vocab});
+      buffers_.push_back(device.allocate(slots * kMaxTokenBiases * static_cast<int64_t>(sizeof(TokenBias)), "biases"));
+      slots_.biases = static_cast<TokenBias*>(buffers_.back().data());
+    }
     const int64_t token = int64_t{shape.head_dim} * size_of(kv_dtype), head = token * shape.block_tokens;
     block_bytes_ = 2 * shape.kv_heads * head;
     buffers_.push_back(device.allocate(blocks * block_bytes_, "pool"));
@@ -138,8 +149,10 @@ class Side {
           .block_tokens = shape.block_tokens,
           .num_blocks = blocks,
           .dtype = kv_dtype};
-    const StepLimits limits{
-        .rows = max_rows, .segments = shape.num_slots + 1, .block_ids = (shape.num_slots + 1) * max_blocks_};
+    const StepLimits limits{.rows = max_rows,
+                            .segments = shape.num_slots + 1,
+                            .block_ids = (shape.num_slots + 1) * max_blocks_,
+                            .words = 4 * vocab};
     inputs.emplace(device, limits, slots_);
     // Scattered blocks; every entry of the padding slot is the scratch block, the last one.
     std::vector<int32_t> ids(static_cast<size_t>(shape.num_slots * max_blocks_));
@@ -160,7 +173,8 @@ class Side {
   }
 
   // A slot with `seq_len` tokens stored.
-  void set(int slot, int seq_len, const SamplingState& sampling = {.temperature = 0}, int output_position = 0) {
+  void set(int slot, int seq_len, const SamplingState& sampling = {.temperature = 0}, int output_position = 0,
+           const TokenRules& rules = {}) {
     inputs->clear();
     SlotUpdate& update = inputs->update(slot);
     update.binds = 1;
@@ -168,6 +182,10 @@ class Side {
     update.last_token = slot + 1;
     update.output_position = output_position;
     update.sampling = sampling;
+    update.num_allowed = static_cast<int32_t>(rules.allowed.size());
+    update.num_prompt = static_cast<int32_t>(rules.prompt.size());
+    update.num_output = static_cast<int32_t>(rules.output.size());
+    for (const auto* words : {&rules.biases, &rules.allowed, &rules.prompt, &rules.output}) inputs->add_words(*words);
     inputs->upload();
     inputs->apply(kv.base, block_bytes_);
     device.synchronize();

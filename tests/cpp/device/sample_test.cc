@@ -4,6 +4,7 @@
 #include <set>
 
 #include "device/philox.h"
+#include "device/token_rules.h"
 
 using namespace rtp_llm;
 using namespace rtp_llm::testing;
@@ -309,5 +310,212 @@ TEST(a_row_without_a_number_gives_no_token_and_one_with_one_gives_it) {
       logits[444] = -3e38f;
       for (const SamplingState& state : kWays) CHECK_EQ(draw_one(device_of(isa).ops(), logits, state).tokens[0], 444);
     }
+  });
+}
+
+// ---- What is said of single tokens
+
+namespace {
+
+struct TokenRules {
+  std::vector<TokenBias> biases{};
+  std::vector<int32_t> allowed{}, prompt{}, output{};
+
+  std::vector<int32_t> words() const {
+    std::vector<int32_t> words;
+    for (const TokenBias& each : biases) {
+      words.push_back(each.token);
+      words.push_back(std::bit_cast<int32_t>(each.bias));
+    }
+    for (const auto* ids : {&allowed, &prompt, &output}) words.insert(words.end(), ids->begin(), ids->end());
+    return words;
+  }
+};
+
+// Slots with room for token words, and the ops that read them.
+struct Ruled {
+  Ruled(Ops& ops, int num_slots, int64_t vocab)
+      : ops(ops),
+        vocab(vocab),
+        sequences(num_slots, 16, 16, 1, 16, DType::kF32),
+        token_words(DType::kI32, {num_slots, vocab}),
+        biases(static_cast<size_t>(num_slots * kMaxTokenBiases)) {
+    sequences.slots.token_words = token_words;
+    sequences.slots.biases = biases.data();
+  }
+  void bind(int32_t slot, const TokenRules& rules, SamplingState state) {
+    state.has_token_words = 1;
+    state.num_biases = static_cast<int32_t>(rules.biases.size());
+    // Behind other slots' words.
+    std::vector<int32_t> words = {-1, -1};
+    const std::vector<int32_t> own = rules.words();
+    words.insert(words.end(), own.begin(), own.end());
+    const SlotUpdate update{.slot = slot,
+                            .binds = 1,
+                            .first_word = 2,
+                            .num_allowed = static_cast<int32_t>(rules.allowed.size()),
+                            .num_prompt = static_cast<int32_t>(rules.prompt.size()),
+                            .num_output = static_cast<int32_t>(rules.output.size()),
+                            .sampling = state};
+    ops.update_slots({.slots = &sequences.slots, .updates = std::span(&update, 1), .words = words});
+  }
+  Drawn draw_all(const Owned& logits, int position = 0) {
+    const auto rows = static_cast<size_t>(logits.view().shape[0]);
+    const std::vector<SamplingState> states(sequences.sampling.begin(),
+                                            sequences.sampling.begin() + static_cast<int64_t>(rows));
+    return draw(ops, logits, states, std::vector<int32_t>(rows, position), nullptr, &sequences);
+  }
+  uint32_t word(int32_t slot, int32_t token) const { return token_words.as<uint32_t>()[slot * vocab + token]; }
+
+  Ops& ops;
+  int64_t vocab;
+  PagedSequences sequences;
+  Owned token_words;
+  std::vector<TokenBias> biases;
+};
+
+}  // namespace
+
+TEST(a_ruled_logit_is_barred_biased_and_penalized_in_this_order) {
+  const TokenBias biases[] = {{3, 1.5f}, {5, -2.0f}, {9, 0.25f}};
+  const SamplingState state{
+      .num_biases = 3, .repetition_penalty = 2.0f, .frequency_penalty = 0.5f, .presence_penalty = 1.0f};
+  const auto ruled = [&](float logit, int32_t token, uint32_t word) {
+    return ruled_logit(logit, token, word, state, biases);
+  };
+  CHECK_EQ(ruled(4.0f, 5, 0), 4.0f);
+  CHECK_EQ(ruled(4.0f, 5, kTokenBarred | kTokenBiased | 7), -INFINITY);
+  CHECK_EQ(ruled(4.0f, 3, kTokenBiased), 5.5f);
+  CHECK_EQ(ruled(4.0f, 5, kTokenBiased), 2.0f);
+  CHECK_EQ(ruled(4.0f, 9, kTokenBiased), 4.25f);
+  CHECK_EQ(ruled(4.0f, 5, kTokenInPrompt), 2.0f);
+  CHECK_EQ(ruled(-4.0f, 5, kTokenInPrompt), -8.0f);
+  CHECK_EQ(ruled(0.0f, 5, kTokenInPrompt), 0.0f);
+  CHECK_EQ(ruled(4.0f, 5, 3), 4.0f / 2 - 3 * 0.5f - 1);
+  CHECK_EQ(ruled(1.0f, 5, kTokenBiased | kTokenInPrompt | 1), (1.0f - 2) * 2 - 0.5f - 1);  // biased, then penalized
+  // A number stays one, and what is none stays none.
+  const float most = std::numeric_limits<float>::max();
+  SamplingState extreme{.repetition_penalty = most};
+  CHECK_EQ(penalized(-2.0f, kTokenInPrompt, extreme), -most);
+  extreme.repetition_penalty = std::numeric_limits<float>::min();
+  CHECK_EQ(penalized(1e9f, 1, extreme), most);
+  CHECK_EQ(penalized(INFINITY, 1, state), INFINITY);
+}
+
+TEST(only_allowed_tokens_come_and_a_bias_moves_the_choice_but_no_logprob) {
+  on_each_isa([](const std::string& isa) {
+    const std::vector<float> values = {1, 3, 2, 3, 0};
+    const Owned logits = floats({1, 5}, values);
+    const SamplingState greedy{.temperature = 0, .num_logprobs = 2};
+    const double total = std::log(std::exp(1.0) + 2 * std::exp(3.0) + std::exp(2.0) + 1);
+    const auto chosen = [&](const TokenRules& rules, SamplingState state) {
+      Ruled ruled(device_of(isa).ops(), 1, 5);
+      ruled.bind(0, rules, state);
+      const Drawn drawn = ruled.draw_all(logits);
+      CHECK_NEAR(drawn.logprobs[0], values[static_cast<size_t>(drawn.tokens[0])] - total, 1e-6);
+      CHECK_EQ(drawn.top_tokens[0], std::vector<int32_t>{1, 3, -1, -1, -1});
+      return drawn.tokens[0];
+    };
+    CHECK_EQ(chosen({.allowed = {4, 0, 4}}, greedy), 0);
+    CHECK_EQ(chosen({.allowed = {4}}, {.temperature = 1, .seed = 3, .num_logprobs = 2}), 4);
+    CHECK_EQ(chosen({.biases = {{0, 2.5f}}}, greedy), 0);
+    CHECK_EQ(chosen({.biases = {{1, -0.5f}}}, greedy), 3);
+    CHECK_EQ(chosen({.biases = {{0, 2.5f}}, .allowed = {1, 2}}, greedy), 1);  // what may not come gains nothing
+    SamplingState suppressing = greedy;
+    suppressing.suppress_until = suppressing.num_suppressed = 1;
+    suppressing.suppressed[0] = 1;
+    CHECK_EQ(chosen({.biases = {{1, 100.0f}}}, suppressing), 3);
+  });
+}
+
+TEST(penalties_count_each_token_as_it_is_chosen) {
+  on_each_isa([](const std::string& isa) {
+    Ruled ruled(device_of(isa).ops(), 2, 4);
+    const Owned logits = floats({2, 4}, {5, 4, 3, 0, 5, 4, 3, 0});
+    ruled.bind(0, {.prompt = {1, 1, 3}, .output = {2}}, {.temperature = 0, .frequency_penalty = 0.75f});
+    ruled.bind(1, {}, {.temperature = 0, .presence_penalty = 1.5f});
+    std::vector<int32_t> first, second;
+    for (int position = 0; position < 6; ++position) {
+      const Drawn drawn = ruled.draw_all(logits, position);
+      first.push_back(drawn.tokens[0]);
+      second.push_back(drawn.tokens[1]);
+    }
+    // 5, 4.25, 3.5, …; 4, 3.25, …; 2.25 from the start. The prompt's tokens lose nothing.
+    CHECK_EQ(first, std::vector<int32_t>({0, 0, 1, 0, 1, 0}));
+    CHECK_EQ(second, std::vector<int32_t>({0, 1, 0, 0, 0, 0}));  // 3.5 against 4, then against 2.5
+    CHECK_EQ(ruled.word(0, 0), 4u);
+    CHECK_EQ(ruled.word(0, 1), kTokenInPrompt | 2u);
+    CHECK_EQ(ruled.word(0, 2), 1u);
+    CHECK_EQ(ruled.word(1, 1), 1u);
+    // A new owner has nothing of the old one.
+    ruled.bind(0, {.allowed = {2, 3}, .prompt = {2}}, {.temperature = 0, .repetition_penalty = 1.5f});
+    CHECK_EQ(ruled.word(0, 0), kTokenBarred);
+    CHECK_EQ(ruled.word(0, 2), kTokenInPrompt);
+    CHECK_EQ(ruled.draw_all(floats({1, 4}, {5, 4, 3, 2.5f})).tokens[0], 3);
+  });
+}
+
+TEST(rules_choose_as_logits_that_were_changed_before_would) {
+  constexpr int64_t kVocab = 1037;
+  constexpr int kRows = 12;
+  on_each_isa([](const std::string& isa) {
+    std::mt19937 random(5);
+    Ruled ruled(device_of(isa).ops(), kRows, kVocab);
+    const Owned logits = random_tensor(DType::kF32, {kRows, kVocab}, 11, 3.0f);
+    const Owned changed(DType::kF32, {kRows, kVocab});
+    std::vector<SamplingState> plain;
+    for (int32_t slot = 0; slot < kRows; ++slot) {
+      TokenRules rules;
+      std::map<int32_t, float> biases;
+      std::vector<int> count(kVocab), in_prompt(kVocab), allowed(kVocab, slot % 3 != 0);
+      for (int i = 0; i < 100; ++i) biases[static_cast<int32_t>(random() % kVocab)] = static_cast<float>(i % 9) - 4;
+      for (const auto& [token, bias] : biases) rules.biases.push_back({token, bias});
+      for (int i = 0; i < 300; ++i) {
+        rules.prompt.push_back(static_cast<int32_t>(random() % kVocab));
+        rules.output.push_back(static_cast<int32_t>(random() % 80));
+        in_prompt[static_cast<size_t>(rules.prompt.back())] = 1;
+        ++count[static_cast<size_t>(rules.output.back())];
+        if (slot % 3 == 0) rules.allowed.push_back(static_cast<int32_t>(random() % kVocab));
+        if (slot % 3 == 0) allowed[static_cast<size_t>(rules.allowed.back())] = 1;
+      }
+      SamplingState state{.temperature = slot % 2 == 0 ? 0.0f : 0.9f, .seed = random(), .num_logprobs = 0};
+      if (slot % 4 == 1) state.top_k = 30, state.top_p = 0.9f;
+      plain.push_back(state);
+      state.repetition_penalty = 1.2f;
+      state.frequency_penalty = 0.1f;
+      state.presence_penalty = 0.3f;
+      ruled.bind(slot, rules, state);
+      for (int32_t id = 0; id < kVocab; ++id) {
+        const auto at = static_cast<size_t>(id);
+        float x = logits.as<float>()[slot * kVocab + id];
+        if (biases.contains(id)) x += biases[id];
+        if (in_prompt[at] || count[at] > 0) x = x > 0 ? x / 1.2f : x * 1.2f;
+        if (count[at] > 0) x = x - 0.1f * static_cast<float>(count[at]) - 0.3f;
+        changed.as<float>()[slot * kVocab + id] = allowed[at] ? x : -INFINITY;
+      }
+    }
+    const Drawn ours = ruled.draw_all(logits, 3);
+    CHECK_EQ(ours.tokens, draw(device_of(isa).ops(), changed, plain, std::vector<int32_t>(kRows, 3)).tokens);
+    CHECK(ours.tokens != draw(device_of(isa).ops(), logits, plain, std::vector<int32_t>(kRows, 3)).tokens);
+  });
+}
+
+TEST(what_is_said_of_tokens_must_be_in_range) {
+  on_each_isa([](const std::string& isa) {
+    Ruled ruled(device_of(isa).ops(), 1, 8);
+    CHECK_THROWS_WITH(ruled.bind(0, {.allowed = {8}}, {}), InvalidArgument,
+                      "token 8 of slot 0 out of range, the vocabulary has 8");
+    CHECK_THROWS_WITH(ruled.bind(0, {.prompt = {-1}}, {}), InvalidArgument, "token -1 of slot 0");
+    const SlotUpdate more{.binds = 1, .num_prompt = 3, .sampling = {.has_token_words = 1}};
+    const int32_t words[] = {1, 2};
+    CHECK_THROWS_WITH(
+        ruled.ops.update_slots({.slots = &ruled.sequences.slots, .updates = std::span(&more, 1), .words = words}),
+        InvalidArgument, "words from 0 on, 3 of them, there are 2");
+    PagedSequences bare(1, 16, 16, 1, 16, DType::kF32);
+    CHECK_THROWS_WITH(ruled.ops.update_slots({.slots = &bare.slots, .updates = std::span(&more, 1), .words = words}),
+                      InvalidArgument, "slot 0 has token words, there is no room for any");
+    const SamplingState state{.has_token_words = 1};
+    CHECK_THROWS_WITH(draw(ruled.ops, floats({1, 8}, std::vector<float>(8)), {state}, {0}), InvalidArgument,
+                      "slot 0 has token words, of 0 tokens");
   });
 }

@@ -1,6 +1,7 @@
 // StepInputs: what the host says to a step, and what of it the device reads.
 #include "device/step_inputs.h"
 
+#include "device/token_rules.h"
 #include "device_fixture.h"
 
 using namespace rtp_llm;
@@ -133,4 +134,36 @@ TEST(events_of_a_synchronous_device_are_done_and_have_times) {
   CHECK(device.seconds_between(begin, end) >= 0);
   for (int i = 0; i < Device::kTimedEvents; ++i) device.record();
   CHECK_THROWS_WITH(device.seconds_between(begin, end), InvalidArgument, "has no time");
+}
+
+TEST(words_about_tokens_reach_the_slot_that_they_are_said_of) {
+  on_each_isa([](const std::string& isa) {
+    Device& device = device_of(isa);
+    PagedSequences sequences(kSlots, 64, 16, 1, 16, DType::kF32);
+    const Owned words(DType::kI32, {kSlots, 10});
+    std::vector<TokenBias> biases(kSlots * kMaxTokenBiases);
+    sequences.slots.token_words = words;
+    sequences.slots.biases = biases.data();
+    StepInputs inputs(device, {.rows = 8, .segments = 2, .block_ids = 4, .words = 5}, sequences.slots);
+    for (int round = 0; round < 2; ++round) {  // the second time nothing of the first is left
+      inputs.clear();
+      SlotUpdate& first = inputs.update(0);
+      first.binds = first.sampling.has_token_words = 1;
+      first.num_prompt = 2;
+      inputs.add_words(std::vector<int32_t>{3});
+      inputs.add_words(std::vector<int32_t>{4 + round});
+      inputs.add_block(1);
+      SlotUpdate& second = inputs.update(1);
+      second.binds = second.sampling.has_token_words = 1;
+      second.num_output = 3;
+      inputs.add_words(std::vector<int32_t>{9, 9, 3});
+      CHECK_THROWS_WITH(inputs.add_words(std::vector<int32_t>{1}), InvalidArgument, "more than 5 words");
+      inputs.upload();
+      inputs.apply(sequences.kv.base, sequences.kv.block_stride);
+    }
+    std::vector<int32_t> expected(kSlots * 10);
+    expected[3] = expected[5] = static_cast<int32_t>(kTokenInPrompt);
+    expected[10 + 9] = 2, expected[10 + 3] = 1;
+    CHECK_EQ(values_of(words), expected);
+  });
 }
