@@ -15,10 +15,11 @@ void carve(void* base, std::initializer_list<int64_t> shape, Tensor& ids, Tensor
 
 }  // namespace
 
-Batch::Batch(Device& device, int64_t max_rows, int64_t max_seqs, int64_t max_block_ids, const Slots& slots)
-    : inputs(device, {.rows = max_rows, .segments = max_seqs, .block_ids = max_block_ids}, slots),
-      top_(device.allocate(max_seqs * kTopBytes, "batch.sampled")),
-      pinned_(device.allocate_pinned(max_seqs * (kSampleBytes + kTopBytes), "batch.sampled.pinned")) {
+Batch::Batch(Device& device, const StepLimits& limits, const Slots& slots)
+    : inputs(device, limits, slots),
+      top_(device.allocate(limits.segments * kTopBytes, "batch.sampled")),
+      pinned_(device.allocate_pinned(limits.segments * (kSampleBytes + kTopBytes), "batch.sampled.pinned")) {
+  const int64_t max_seqs = limits.segments;
   chunks.reserve(max_seqs);
   carve(pinned_.data(), {max_seqs}, host.tokens, host.logprobs);
   carve(static_cast<uint8_t*>(pinned_.data()) + max_seqs * kSampleBytes, {max_seqs, kMaxLogprobs}, host.top_tokens,

@@ -20,8 +20,8 @@ struct SampledColumns {
 };
 
 struct Batch {
-  // At most max_rows rows of at most max_seqs sequences. REQUIRES: device and slots outlive it.
-  Batch(Device& device, int64_t max_rows, int64_t max_seqs, int64_t max_block_ids, const Slots& slots);
+  // REQUIRES: device and slots outlive it.
+  Batch(Device& device, const StepLimits& limits, const Slots& slots);
 
   void clear();
   void add(const Chunk& chunk);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "engine/sampling.h"
+
 namespace rtp_llm {
 
 Executor::Executor(Device& device, Decoder& decoder, const EngineConfig& config)
@@ -12,18 +14,20 @@ Executor::Executor(Device& device, Decoder& decoder, const EngineConfig& config)
       max_rows_(config.max_step_rows()),
       max_graph_rows_(config.max_num_seqs),
       kv_cache_(device, decoder.kv_layout(config.kv_dtype, config.block_tokens), config),
-      slot_table_(device, config, kv_cache_.scratch_block()),
-      batches_{{device, max_rows_, config.max_num_seqs, most_block_ids(), slot_table_.slots()},
-               {device, max_rows_, config.max_num_seqs, most_block_ids(), slot_table_.slots()}} {
+      slot_table_(device, config, decoder.config().vocab_size, kv_cache_.scratch_block()),
+      batches_{{device, step_limits(), slot_table_.slots()}, {device, step_limits(), slot_table_.slots()}} {
   decoder.allocate(max_rows_, config.max_num_seqs, config.max_model_len);
   const int64_t bytes = device.ops().sample_workspace_bytes(config.max_num_seqs, decoder.config().vocab_size);
   workspace_ = device.allocate(bytes, "sample_workspace");
 }
 
-// Every table written whole, and as many fresh blocks.
-int64_t Executor::most_block_ids() const {
+// Every table written whole, and as many fresh blocks. The scheduler keeps to the words.
+StepLimits Executor::step_limits() const {
   const int64_t tables = int64_t{config_.max_num_seqs} * slot_table_.max_blocks();
-  return tables + std::min<int64_t>(tables, kv_cache_.num_blocks());
+  return {.rows = max_rows_,
+          .segments = config_.max_num_seqs,
+          .block_ids = tables + std::min<int64_t>(tables, kv_cache_.num_blocks()),
+          .words = max_token_words(config_)};
 }
 
 // All rows are prefill rows of token 0, dealt out to as many slots as they need; blocks repeat if the

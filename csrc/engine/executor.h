@@ -46,7 +46,7 @@ class Executor {
                       const std::function<void(int, int)>& on_layers);
   void launch_sample(Batch& batch, const StepRows& rows, int64_t num_samples);
   void warm_up_graphs();
-  int64_t most_block_ids() const;
+  StepLimits step_limits() const;
   void launch_inputs(Batch& batch);
   void zero_first_blocks(int num_blocks);
 

@@ -1,10 +1,12 @@
 #include "engine/sampling.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
 #include "device/ops.h"
+#include "device/token_rules.h"
 #include "kv/kv_layout.h"
 #include "transfer/invalid_request.h"
 
@@ -38,6 +40,30 @@ void check_tokens(const char* field, std::span<const int32_t> tokens, int64_t vo
                 " is out of range, the vocabulary has ", vocab_size, " tokens");
 }
 
+void check_token_rules(const SamplingParams& sampling, int64_t vocab_size) {
+  check_tokens("allowed_token_ids", sampling.allowed_token_ids, vocab_size);
+  for (const auto& [token, bias] : sampling.logit_bias) {
+    check_field(token >= 0 && token < vocab_size, "logit_bias", "logit_bias of token ", token,
+                " is out of range, the vocabulary has ", vocab_size, " tokens");
+    check_field(std::fabs(bias) <= kMaxLogitBias, "logit_bias", "logit_bias of token ", token, " must be from ",
+                -kMaxLogitBias, " to ", kMaxLogitBias, ", got ", bias);
+  }
+  // NaN fails, as everywhere here.
+  check_field(std::isfinite(sampling.repetition_penalty) && sampling.repetition_penalty >= 0, "repetition_penalty",
+              "repetition_penalty must be greater than 0, got ", sampling.repetition_penalty);
+  for (const auto& [name, penalty] : {std::pair("presence_penalty", sampling.presence_penalty),
+                                      std::pair("frequency_penalty", sampling.frequency_penalty)})
+    check_field(std::fabs(penalty) <= kMaxPenalty, name, name, " must be from ", -kMaxPenalty, " to ", kMaxPenalty,
+                ", got ", penalty);
+}
+
+// Whether min_tokens suppresses all tokens that are allowed. REQUIRES: `suppressed` ascends.
+bool suppresses_all(const SamplingParams& sampling, const std::vector<int32_t>& suppressed) {
+  const auto& allowed = sampling.allowed_token_ids;
+  return !allowed.empty() &&
+         std::ranges::all_of(allowed, [&](int32_t id) { return std::ranges::binary_search(suppressed, id); });
+}
+
 void check_sampling(const SamplingParams& sampling, std::span<const int32_t> eos_token_ids) {
   check_field(std::isfinite(sampling.temperature) && sampling.temperature >= 0, "temperature",
               "temperature must be at least 0, got ", sampling.temperature);
@@ -52,10 +78,13 @@ void check_sampling(const SamplingParams& sampling, std::span<const int32_t> eos
   check_field(sampling.logprobs >= -1 && sampling.logprobs <= kMaxLogprobs, "logprobs", "logprobs must be at most ",
               kMaxLogprobs, ", got ", sampling.logprobs);
   if (sampling.min_tokens == 0) return;
-  const size_t suppressed = ending_tokens(sampling, eos_token_ids).size();
-  check_field(suppressed <= SamplingState::kMaxSuppressed, "min_tokens",
+  const std::vector<int32_t> suppressed = ending_tokens(sampling, eos_token_ids);
+  check_field(suppressed.size() <= SamplingState::kMaxSuppressed, "min_tokens",
               "min_tokens suppresses all EOS and stop_token_ids, at most ", SamplingState::kMaxSuppressed, ", got ",
-              suppressed);
+              suppressed.size());
+  check_field(!suppresses_all(sampling, suppressed), "min_tokens",
+              "min_tokens suppresses all EOS and stop_token_ids: none of the ", sampling.allowed_token_ids.size(),
+              " allowed_token_ids is left");
 }
 
 }  // namespace
@@ -70,9 +99,15 @@ void check_spec(const SequenceSpec& spec, Role role, const EngineConfig& config,
   // Counts first: specs come from other processes and are checked on the transfer thread.
   check_field(sampling.stop_token_ids.size() <= kMaxStopTokenIds, "stop_token_ids", "stop_token_ids must have at most ",
               kMaxStopTokenIds, " ids, got ", sampling.stop_token_ids.size());
+  check_field(sampling.allowed_token_ids.size() <= kMaxAllowedTokenIds, "allowed_token_ids",
+              "allowed_token_ids must have at most ", kMaxAllowedTokenIds, " ids, got ",
+              sampling.allowed_token_ids.size());
+  check_field(sampling.logit_bias.size() <= kMaxTokenBiases, "logit_bias", "logit_bias must have at most ",
+              kMaxTokenBiases, " tokens, got ", sampling.logit_bias.size());
   check_tokens("prompt", spec.prompt, vocab_size);
   check_tokens("output", spec.output, vocab_size);
   check_tokens("stop_token_ids", sampling.stop_token_ids, vocab_size);
+  check_token_rules(sampling, vocab_size);
   check_sampling(sampling, config.eos_token_ids);
   check_field(static_cast<int64_t>(spec.output.size()) < sampling.max_tokens, "max_tokens", "output has ",
               spec.output.size(), " tokens already, max_tokens is ", sampling.max_tokens);
@@ -94,13 +129,55 @@ SamplingState sampling_state(const SequenceSpec& spec, std::span<const int32_t> 
                       .top_k = sampling.top_k,
                       .seed = sampling.seed,
                       .choice = spec.key.choice,
-                      .num_logprobs = sampling.logprobs};
+                      .num_logprobs = sampling.logprobs,
+                      .has_token_words = has_token_words(sampling),
+                      .num_biases = static_cast<int32_t>(sampling.logit_bias.size()),
+                      .repetition_penalty = sampling.repetition_penalty == 0 ? 1.0f : sampling.repetition_penalty,
+                      .frequency_penalty = sampling.frequency_penalty,
+                      .presence_penalty = sampling.presence_penalty};
   if (sampling.min_tokens == 0) return state;
   const std::vector<int32_t> ids = ending_tokens(sampling, eos_token_ids);
   state.suppress_until = sampling.min_tokens;
   state.num_suppressed = static_cast<int32_t>(ids.size());
   std::ranges::copy(ids, state.suppressed);
   return state;
+}
+
+namespace {
+
+// What has come matters.
+bool penalizes(const SamplingParams& sampling) {
+  return (sampling.repetition_penalty != 0 && sampling.repetition_penalty != 1) || sampling.presence_penalty != 0 ||
+         sampling.frequency_penalty != 0;
+}
+
+}  // namespace
+
+bool has_token_words(const SamplingParams& sampling) {
+  return penalizes(sampling) || !sampling.logit_bias.empty() || !sampling.allowed_token_ids.empty();
+}
+
+int64_t num_token_words(const SamplingParams& sampling, int64_t len) {
+  return static_cast<int64_t>(2 * sampling.logit_bias.size() + sampling.allowed_token_ids.size()) +
+         (penalizes(sampling) ? len : 0);
+}
+
+int64_t max_token_words(const EngineConfig& config) {
+  return int64_t{config.max_model_len} + static_cast<int64_t>(kMaxAllowedTokenIds) + 2 * kMaxTokenBiases;
+}
+
+void add_token_words(const Sequence& sequence, SlotUpdate& update, StepInputs& inputs) {
+  const SamplingParams& sampling = sequence.spec.sampling;
+  for (const auto& [token, bias] : sampling.logit_bias) {
+    const int32_t words[] = {token, std::bit_cast<int32_t>(bias)};
+    inputs.add_words(words);
+  }
+  update.num_allowed = static_cast<int32_t>(sampling.allowed_token_ids.size());
+  inputs.add_words(sampling.allowed_token_ids);
+  if (!penalizes(sampling)) return;
+  update.num_prompt = sequence.num_prompt;
+  update.num_output = sequence.num_output();
+  inputs.add_words(sequence.tokens);
 }
 
 FinishReason finish_of(const Sequence& sequence, const EngineConfig& config) {

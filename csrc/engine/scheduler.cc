@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/sampling.h"
 #include "kv/kv_layout.h"
 
 namespace rtp_llm {
@@ -44,6 +45,7 @@ const Schedule& Scheduler::schedule(const StepCost& cost) {
   plan_.announced = nullptr;
   plan_.decode_rows = 0;
   preempted_ = false;
+  words_left_ = max_token_words(config_);
   start_joined();
   const bool solo_first = !was_solo_;
   was_solo_ = solo_first && schedule_solo();
@@ -57,6 +59,7 @@ void Scheduler::schedule_others(const StepCost& cost) {
   schedule_decodes();
   int64_t budget = prefill_budget(cost);
   continue_prefills(budget);
+  if (plan_.empty()) words_left_ = max_token_words(config_);  // whoever was to bring some was preempted
   if (!preempted_ || plan_.empty()) admit(budget);
 }
 
@@ -162,8 +165,11 @@ void Scheduler::start_joined() {
 
 void Scheduler::schedule_decodes() {
   decodes_.clear();
-  for (Sequence* sequence : running_)
-    if (sequence->decoding() && !sequence->launched_to_its_end() && !sequence->solo()) decodes_.push_back(sequence);
+  for (Sequence* sequence : running_) {
+    if (!sequence->decoding() || sequence->launched_to_its_end() || sequence->solo() || !can_bind(*sequence)) continue;
+    bind(*sequence);
+    decodes_.push_back(sequence);
+  }
   // All blocks first: who grew may still be preempted for one that is served before it.
   std::ranges::sort(decodes_, before);
   for (Sequence* sequence : decodes_) grow(*sequence);
@@ -215,6 +221,7 @@ void Scheduler::preempt(Sequence& sequence) {
   give_back_blocks(sequence);
   sequence.state = Sequence::State::kWaiting;
   sequence.num_launched = sequence.num_computed = 0;
+  sequence.num_bound_blocks = -1;
   ++sequence.num_preemptions;
   waiting_.insert(std::ranges::lower_bound(waiting_, sequence.spec.priority, {}, priority_of), &sequence);
   ++num_preempted_waiting_;
@@ -245,7 +252,7 @@ void Scheduler::admit(int64_t& budget) {
 // Admits who stands first in the queue, if there is room.
 bool Scheduler::begin(Sequence& sequence, int64_t& budget) {
   // Preempted while a step samples its next token: that one comes first.
-  if (sequence.num_pending > 0) return false;
+  if (sequence.num_pending > 0 || !can_bind(sequence)) return false;
   const bool was_preempted = sequence.admitted_before;
   if (!take_slot(sequence) || !take_blocks(sequence)) {
     if (!was_preempted) claims_ = &sequence;
@@ -255,9 +262,19 @@ bool Scheduler::begin(Sequence& sequence, int64_t& budget) {
   if (claims_ == &sequence) claims_ = nullptr;
   waiting_.pop_front();
   start(sequence);
+  bind(sequence);
   plan_.admitted.push_back(&sequence);
   add_prefill(sequence, budget);
   return true;
+}
+
+// Whether this step can carry what the sequence says of tokens. One alone always fits.
+bool Scheduler::can_bind(const Sequence& sequence) const {
+  return sequence.num_bound_blocks >= 0 || num_token_words(sequence.spec.sampling, sequence.len()) <= words_left_;
+}
+
+void Scheduler::bind(const Sequence& sequence) {
+  if (sequence.num_bound_blocks < 0) words_left_ -= num_token_words(sequence.spec.sampling, sequence.len());
 }
 
 // It keeps the slot while it waits for blocks.

@@ -13,6 +13,9 @@
 // A schedule may be asked for before the step of the last one has ended: it counts what that step computes and samples.
 // Blocks that were released since can be taken for the new step, which runs behind it.
 //
+// What a sequence says of tokens is carried by the first step that has rows of it, once it has a slot; where a step
+// can't carry more, it waits for the next one.
+//
 // Slots and blocks are also granted, on another thread. Who stands first in the queue and was refused
 // once goes before grants: the next free slot is its own, and its blocks count in `demand`. A joined
 // sequence brought its slot along, so it runs in the next step.
@@ -91,6 +94,8 @@ class Scheduler {
   void continue_prefills(int64_t& budget);
   void admit(int64_t& budget);
   bool begin(Sequence& sequence, int64_t& budget);
+  bool can_bind(const Sequence& sequence) const;
+  void bind(const Sequence& sequence);
   bool take_slot(Sequence& sequence);
   bool take_blocks(Sequence& sequence);
   int64_t prefill_budget(const StepCost& cost) const;
@@ -113,6 +118,7 @@ class Scheduler {
   Schedule plan_;
   int num_preempted_waiting_ = 0;
   bool preempted_ = false;            // in this step
+  int64_t words_left_ = 0;            // about tokens, that this step can carry yet
   bool was_solo_ = false;             // the last step
   const Sequence* claims_ = nullptr;  // stood first in the queue and was refused slot or blocks
   uint64_t num_arrivals_ = 0;

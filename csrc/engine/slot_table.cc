@@ -7,7 +7,7 @@
 
 namespace rtp_llm {
 
-SlotTable::SlotTable(Device& device, const EngineConfig& config, int32_t scratch_block)
+SlotTable::SlotTable(Device& device, const EngineConfig& config, int64_t vocab_size, int32_t scratch_block)
     : max_blocks_(blocks_for(config.max_model_len, config.block_tokens)) {
   const int64_t num_slots = int64_t{config.max_num_seqs} + 1;
   slots_.last_token = allocate(device, {num_slots}, last_token_, "slots.last_token");
@@ -16,6 +16,9 @@ SlotTable::SlotTable(Device& device, const EngineConfig& config, int32_t scratch
   slots_.block_tables = allocate(device, {num_slots, max_blocks_}, block_tables_, "slots.block_tables");
   sampling_ = device.allocate(num_slots * static_cast<int64_t>(sizeof(SamplingState)), "slots.sampling");
   slots_.sampling = static_cast<SamplingState*>(sampling_.data());
+  slots_.token_words = allocate(device, {num_slots, vocab_size}, token_words_, "slots.token_words");
+  biases_ = device.allocate(num_slots * kMaxTokenBiases * static_cast<int64_t>(sizeof(TokenBias)), "slots.biases");
+  slots_.biases = static_cast<TokenBias*>(biases_.data());
   const std::vector<int32_t> scratch(static_cast<size_t>(max_blocks_), scratch_block);
   device.copy(slots_.block_tables.rows(slots_.padding_slot(), 1).data, scratch.data(), int64_t{max_blocks_} * 4);
 }
@@ -33,6 +36,7 @@ void SlotTable::bind(Sequence& sequence, int first_token, const EngineConfig& co
     update.seq_len = first_token;
     update.output_position = sequence.num_output();
     update.sampling = sampling_state(sequence.spec, config.eos_token_ids);
+    if (update.sampling.has_token_words != 0) add_token_words(sequence, update, inputs);
     sequence.num_bound_blocks = 0;
   }
   update.first_block = sequence.num_bound_blocks;

@@ -15,7 +15,7 @@ namespace rtp_llm {
 class SlotTable {
  public:
   // config.max_num_seqs slots and the padding slot, whose table holds `scratch_block` only.
-  SlotTable(Device& device, const EngineConfig& config, int32_t scratch_block);
+  SlotTable(Device& device, const EngineConfig& config, int64_t vocab_size, int32_t scratch_block);
 
   const Slots& slots() const { return slots_; }
   int max_blocks() const { return max_blocks_; }
@@ -28,7 +28,7 @@ class SlotTable {
   Tensor allocate(Device& device, std::initializer_list<int64_t> shape, Buffer& buffer, const char* tag);
 
   int max_blocks_;
-  Buffer last_token_, seq_len_, output_position_, block_tables_, sampling_;
+  Buffer last_token_, seq_len_, output_position_, block_tables_, sampling_, token_words_, biases_;
   Slots slots_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <tuple>
 #include <vector>
 
@@ -18,8 +19,13 @@ struct SamplingParams {
   int32_t max_tokens = 16;  // of output, the tokens so far included
   int32_t min_tokens = 0;
   bool ignore_eos = false;
-  std::vector<int32_t> stop_token_ids;  // end the sequence, besides the model's EOS ids
-  int32_t logprobs = -1;                // -1: none; 0: the sampled token's; n <= kMaxLogprobs: and the n highest
+  std::vector<int32_t> stop_token_ids;     // end the sequence, besides the model's EOS ids
+  int32_t logprobs = -1;                   // -1: none; 0: the sampled token's; n <= kMaxLogprobs: and the n highest
+  std::map<int32_t, float> logit_bias;     // by token, added to its logit
+  std::vector<int32_t> allowed_token_ids;  // no other may come; none: all may
+  float repetition_penalty = 0.0f;         // of the prompt's and the answer's tokens; 0: off, as 1 is
+  float presence_penalty = 0.0f;           // of the answer's
+  float frequency_penalty = 0.0f;          // of the answer's, each time
 };
 
 template <class Value>
@@ -39,6 +45,11 @@ inline constexpr std::tuple kSamplingFields{
     SamplingField{"ignore_eos", &SamplingParams::ignore_eos},
     SamplingField{"stop_token_ids", &SamplingParams::stop_token_ids},
     SamplingField{"logprobs", &SamplingParams::logprobs},
+    SamplingField{"logit_bias", &SamplingParams::logit_bias},
+    SamplingField{"allowed_token_ids", &SamplingParams::allowed_token_ids},
+    SamplingField{"repetition_penalty", &SamplingParams::repetition_penalty},
+    SamplingField{"presence_penalty", &SamplingParams::presence_penalty},
+    SamplingField{"frequency_penalty", &SamplingParams::frequency_penalty},
 };
 
 namespace detail {

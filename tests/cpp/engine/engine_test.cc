@@ -175,6 +175,36 @@ TEST(a_bad_request_is_refused_by_field_and_value_and_disturbs_nobody) {
   refused([](SequenceSpec& s) { s.sampling.min_p = 2; }, "min_p", "min_p must be at least 0 and at most 1, got 2");
   refused([](SequenceSpec& s) { s.sampling.top_k = -1; }, "top_k", "top_k must be at least 0, got -1");
   refused([](SequenceSpec& s) { s.sampling.max_tokens = 0; }, "max_tokens", "max_tokens must be at least 1, got 0");
+  refused([](SequenceSpec& s) { s.sampling.allowed_token_ids = {5, 101}; }, "allowed_token_ids",
+          "allowed_token_ids[1] = 101 is out of range, the vocabulary has 101 tokens");
+  refused([](SequenceSpec& s) { s.sampling.allowed_token_ids.resize(65'537); }, "allowed_token_ids",
+          "allowed_token_ids must have at most 65536 ids, got 65537");
+  refused([](SequenceSpec& s) { s.sampling.logit_bias = {{-1, 1.0f}}; }, "logit_bias",
+          "logit_bias of token -1 is out of range, the vocabulary has 101 tokens");
+  refused([](SequenceSpec& s) { s.sampling.logit_bias = {{7, 100.5f}}; }, "logit_bias",
+          "logit_bias of token 7 must be from -100 to 100, got 100.5");
+  refused([](SequenceSpec& s) { s.sampling.logit_bias = {{7, NAN}}; }, "logit_bias", "got nan");
+  refused(
+      [](SequenceSpec& s) {
+        for (int32_t id = 0; id <= kMaxTokenBiases; ++id) s.sampling.logit_bias[id] = 1.0f;
+      },
+      "logit_bias", "logit_bias must have at most 1024 tokens, got 1025");
+  for (const float penalty : {-0.5f, NAN, INFINITY})
+    refused([&](SequenceSpec& s) { s.sampling.repetition_penalty = penalty; }, "repetition_penalty",
+            "repetition_penalty must be greater than 0, got");
+  for (const float penalty : {-2.5f, 2.5f, NAN}) {
+    refused([&](SequenceSpec& s) { s.sampling.presence_penalty = penalty; }, "presence_penalty",
+            "presence_penalty must be from -2 to 2, got");
+    refused([&](SequenceSpec& s) { s.sampling.frequency_penalty = penalty; }, "frequency_penalty",
+            "frequency_penalty must be from -2 to 2, got");
+  }
+  refused(
+      [](SequenceSpec& s) {
+        s.sampling.min_tokens = 1;
+        s.sampling.stop_token_ids = {8, 4, 6};
+        s.sampling.allowed_token_ids = {4, 8, 4};
+      },
+      "min_tokens", "none of the 3 allowed_token_ids is left");
   refused([](SequenceSpec& s) { s.sampling.min_tokens = 21; }, "min_tokens",
           "min_tokens must be from 0 to max_tokens 20, got 21");
   refused([](SequenceSpec& s) { s.sampling.logprobs = 21; }, "logprobs", "logprobs must be at most 20, got 21");

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "check.h"
+#include "engine/sampling.h"
 #include "rig.h"
 
 namespace rtp_llm {
@@ -56,6 +57,25 @@ TEST(answers_differ_between_requests_and_end_by_length) {
     CHECK(answers[i].finish == FinishReason::kLength);
     CHECK_EQ(answers[i].top[0].size(), 3);
     if (i > 0) CHECK(answers[i].tokens != answers[0].tokens);
+  }
+}
+
+TEST(what_is_asked_of_single_tokens_changes_an_answer) {
+  for (uint64_t request : {1, 2, 3, 4}) {
+    SequenceSpec spec = spec_of(request, random_tokens(30, 5));
+    const Answer ruled = undisturbed({spec}, testing::test_types().front())[0];
+    const std::vector<int32_t> allowed = spec.sampling.allowed_token_ids;
+    for (int32_t token : ruled.tokens) CHECK(allowed.empty() || std::ranges::find(allowed, token) != allowed.end());
+    for (int field = 0; field < 3; ++field) {
+      SequenceSpec other = spec;
+      if (field == 0) other.sampling.logit_bias = {};
+      if (field == 1) other.sampling.allowed_token_ids = {};
+      if (field == 2) other.sampling.repetition_penalty = other.sampling.frequency_penalty = 0;
+      const bool same = num_token_words(other.sampling, 30) == num_token_words(spec.sampling, 30) &&
+                        other.sampling.repetition_penalty == spec.sampling.repetition_penalty;
+      const Answer without = undisturbed({other}, testing::test_types().front())[0];
+      CHECK_EQ(without.tokens == ruled.tokens, same);
+    }
   }
 }
 

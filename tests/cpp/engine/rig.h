@@ -282,15 +282,32 @@ class Rig {
   bool started_ = false;
 };
 
+// Four requests of five ask for something about single tokens: for penalties, biases, allowed tokens, or all three.
+inline void add_token_rules(SamplingParams& sampling, uint64_t request) {
+  const uint64_t kind = request % 5;
+  if (kind == 1 || kind == 4) {
+    sampling.repetition_penalty = 1.3f;
+    sampling.presence_penalty = 0.4f;
+    sampling.frequency_penalty = -0.3f;  // what has come once comes again
+  }
+  for (int32_t id = 0; (kind == 2 || kind == 4) && id < kVocab; id += 4)
+    sampling.logit_bias[id] = static_cast<float>(id % 7) - 3.0f;
+  for (int32_t id = 0; (kind == 3 || kind == 4) && id < 3 * kVocab; id += 5)
+    sampling.allowed_token_ids.push_back(id % kVocab);  // three fifths, in no order
+}
+
 // Seeded sampling with logprobs: bits that would show any difference.
 inline SequenceSpec spec_of(uint64_t request, std::vector<int32_t> prompt, int max_tokens = 20) {
-  return {.key = key_of(request),
-          .prompt = std::move(prompt),
-          .sampling = {.temperature = request % 3 == 0 ? 0.0f : 1.0f,
-                       .top_p = 0.95f,
-                       .seed = 1000 + request,
-                       .max_tokens = max_tokens,
-                       .logprobs = 3}};
+  SequenceSpec spec;
+  spec.key = key_of(request);
+  spec.prompt = std::move(prompt);
+  spec.sampling.temperature = request % 3 == 0 ? 0.0f : 1.0f;
+  spec.sampling.top_p = 0.95f;
+  spec.sampling.seed = 1000 + request;
+  spec.sampling.max_tokens = max_tokens;
+  spec.sampling.logprobs = 3;
+  add_token_rules(spec.sampling, request);
+  return spec;
 }
 
 }  // namespace rtp_llm::testing

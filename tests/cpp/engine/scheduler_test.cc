@@ -70,8 +70,10 @@ struct Fixture {
   // Launches a step and publishes the one `steps_ahead` before it; whose last token was reached gets one more.
   const Schedule& step() {
     const Schedule& plan = scheduler.schedule(cost);
-    for (const Chunk& chunk : plan.chunks)
+    for (const Chunk& chunk : plan.chunks) {
       CHECK(static_cast<int>(chunk.sequence->blocks.size()) * config.block_tokens >= chunk.first_token + chunk.rows);
+      chunk.sequence->num_bound_blocks = static_cast<int>(chunk.sequence->blocks.size());
+    }
     pool.step_launched(++launched);
     in_flight.push_back(plan.chunks);
     while (in_flight.size() > static_cast<size_t>(steps_ahead)) publish();
@@ -776,6 +778,53 @@ TEST(a_preempted_solo_sequence_is_not_announced_again) {
   solo.notice = Sequence::Notice::kOver;
   f.step_until([&] { return solo.num_preemptions == 1; });
   for (int i = 0; i < 10; ++i) CHECK(f.step().announced == nullptr);
+}
+
+// Of a step's words about tokens more than half.
+void say_much_of_tokens(Sequence& sequence) { sequence.spec.sampling.allowed_token_ids.assign(40'000, 1); }
+
+TEST(who_says_more_of_tokens_than_a_step_can_carry_waits_for_the_next_one) {
+  for (const int steps_ahead : {0, 1}) {
+    EngineConfig config = small();
+    config.max_num_seqs = 8;
+    Fixture f(100, config);
+    f.steps_ahead = steps_ahead;
+    Sequence &first = f.add(4), &second = f.add(4), &third = f.add(4);
+    say_much_of_tokens(first);
+    say_much_of_tokens(second);
+    {
+      const Schedule& plan = f.step();
+      CHECK(has(plan, first) && !has(plan, second) && !has(plan, third));  // nobody overtakes who stands first
+      CHECK(second.state == Sequence::State::kWaiting);
+    }
+    {
+      const Schedule& plan = f.step();
+      CHECK(has(plan, second) && has(plan, third));
+    }
+    Sequence &joined = f.join(4), &behind = f.join(4), &plain = f.join(4);
+    say_much_of_tokens(joined);
+    say_much_of_tokens(behind);
+    {
+      const Schedule& plan = f.step();
+      CHECK(has(plan, joined) && !has(plan, behind) && has(plan, plain));
+    }
+    const Schedule& plan = f.step();
+    CHECK(has(plan, joined) && has(plan, behind) && has(plan, plain));
+  }
+}
+
+TEST(words_that_nobody_brings_are_anothers) {
+  // Joined, without a block for its next token, which nobody has: it is preempted in the step that would carry its
+  // words.
+  Fixture f(4, small());
+  Sequence& joined = f.join(16);
+  const auto others = f.pool.allocate_for_step(2).value();
+  say_much_of_tokens(joined);
+  Sequence& first = f.add_of_priority(-1, 4);
+  say_much_of_tokens(first);
+  const Schedule& plan = f.step();
+  CHECK_EQ(joined.num_preemptions, 1);
+  CHECK(has(plan, first));
 }
 
 }  // namespace
