@@ -198,7 +198,7 @@ def build(
             max_logit_rows=settings.max_num_seqs,
             max_positions=max_model_len,
         )
-    pool_bytes = _kv_pool_bytes(settings, max_model_len, block_bytes, memory, device)
+    pool_bytes = _kv_pool_bytes(settings, max_model_len, block_bytes, memory, device, config.vocab_size)
     native_config = _engine.EngineConfig(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_num_seqs=settings.max_num_seqs,
@@ -233,7 +233,9 @@ def _dtype(resolved: str, asked: str, device: str) -> str:
     return "bfloat16"
 
 
-def _kv_pool_bytes(settings: EngineSettings, max_model_len: int, block_bytes: int, memory: int, device: Any) -> int:
+def _kv_pool_bytes(
+    settings: EngineSettings, max_model_len: int, block_bytes: int, memory: int, device: Any, vocab_size: int
+) -> int:
     """What the settings say, else a share of `memory`, of which this worker's weights have been taken since; on a device
     with memory of its own what is left of its share.
 
@@ -245,7 +247,9 @@ def _kv_pool_bytes(settings: EngineSettings, max_model_len: int, block_bytes: in
     if settings.kv_cache_bytes is not None:
         return settings.kv_cache_bytes
     if own := device.memory():
-        return _gpu_pool_bytes(settings, max_model_len, block_bytes, *own)
+        free, total = own
+        words = (settings.max_num_seqs + 1) * vocab_size * 4  # csrc/device/slots.h: token_words
+        return _gpu_pool_bytes(settings, max_model_len, block_bytes, free - words, total)
     weights = sum(size for _, size, _ in device.allocations())
     room = int(settings.kv_cache_share * (memory - weights))
     if room < block_bytes:

@@ -19,6 +19,8 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1000  # of one string: what is held back where it begins is looked through at each token
 MAX_STOP_TOKEN_IDS = 128
+MAX_ALLOWED_TOKEN_IDS = 65_536
+MAX_LOGIT_BIASES = 1024
 MAX_SUPPRESSED_TOKENS = 32  # EOS ids and stop_token_ids that min_tokens may hold back
 MAX_CHOICES = 128
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # what workers take and compute
@@ -126,14 +128,49 @@ class Texts:
 @dataclass(frozen=True)
 class TokenIds:
     most: int
+    least: int = 0
 
     def take(self, name: str, value: Any) -> list[int]:
         tokens = _listed(name, value)
+        if len(tokens) < self.least:
+            raise InvalidRequestError(f"{name} must have an entry, got {shortened(tokens)}", param=name, value=tokens)
         if len(tokens) > self.most:
             raise InvalidRequestError(
                 f"{name} has {len(tokens)} entries, at most {self.most} are allowed", param=name, value=len(tokens)
             )
         return [TOKEN_ID.take(name, token) for token in tokens]
+
+
+@dataclass(frozen=True)
+class TokenNumbers:
+    """Numbers by token id; in JSON, whose names are texts, an id is its digits."""
+
+    most: int
+    number: Number
+
+    def take(self, name: str, value: Any) -> dict[int, float]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise _refused(name, value, "an object of numbers by token id")
+        if len(value) > self.most:
+            raise InvalidRequestError(
+                f"{name} has {len(value)} entries, at most {self.most} are allowed", param=name, value=len(value)
+            )
+        taken: dict[int, float] = {}
+        for key, number in value.items():
+            try:
+                token = TOKEN_ID.take(name, _digits(key))
+                if token in taken:
+                    raise _refused(name, key, "an object that names each token id once")
+                taken[token] = self.number.take(f"{name} of token {token}", number)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(error.message, param=name, value=error.value) from None
+        return taken
+
+
+def _digits(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and len(key) <= 10 and key.isascii() and key.isdigit() else key
 
 
 @dataclass(frozen=True)
@@ -156,12 +193,14 @@ class SamplingField:
     """What else is known of a field of SamplingParams.
 
     `engine`: its value as the wire's message and the native SamplingParams hold it, under the same name; None: the router's
-    own, no engine is told. `from_model`: generation_config.json may give its default.
+    own, no engine is told. `from_model`: generation_config.json may give its default. `since`: the version of the protocol
+    that can say it (rtp_llm/wire/versions.py).
     """
 
     domain: Domain
     engine: Callable[[Any], Any] | None = None
     from_model: bool = False
+    since: int = 1
 
 
 def is_among(value: Any, values: Iterable[Any]) -> bool:
@@ -174,8 +213,15 @@ def same(value: Any) -> Any:
     return value
 
 
-def param(default: Any, domain: Domain, *, engine: Callable[[Any], Any] | None = None, from_model: bool = False) -> Any:
-    return field(default=default, metadata={"sampling": SamplingField(domain, engine, from_model)})
+def param(
+    default: Any,
+    domain: Domain,
+    *,
+    engine: Callable[[Any], Any] | None = None,
+    from_model: bool = False,
+    since: int = 1,
+) -> Any:
+    return field(default=default, metadata={"sampling": SamplingField(domain, engine, from_model, since)})
 
 
 def only(*values: Any) -> Any:
@@ -189,7 +235,10 @@ class SamplingParams:
 
     `top_k` 0 or -1 is off. `temperature` 0 is greedy, and so is any below 1e-5. `seed` None draws one per request.
     `logprobs` n asks for the sampled token's and the n highest. `stop` are strings, `stop_token_ids` end the answer besides
-    the model's EOS ids; within the first `min_tokens` tokens none of them does.
+    the model's EOS ids; within the first `min_tokens` tokens none of them does. No token but `allowed_token_ids` comes, and
+    `logit_bias` is added to the logits of its tokens. `repetition_penalty` divides logits above 0 of tokens that prompt or
+    answer have, and multiplies the others; `frequency_penalty` is taken off for each time that the answer has a token,
+    `presence_penalty` if it has it at all. docs/numerics.md has the order.
 
     Raises:
         InvalidRequestError: a value is out of range; names field and value.
@@ -210,12 +259,19 @@ class SamplingParams:
     logprobs: int | None = param(None, Optional(Integer(0, MAX_LOGPROBS)), engine=lambda n: -1 if n is None else n)
     skip_special_tokens: bool = param(True, Flag())
 
-    presence_penalty: float = only(0.0)
-    frequency_penalty: float = only(0.0)
-    repetition_penalty: float = only(1.0)
-    logit_bias: Any = only(None, {})
+    logit_bias: Mapping[int, float] | None = param(
+        None, TokenNumbers(MAX_LOGIT_BIASES, Number(-100.0, 100.0)), engine=same, since=2
+    )
+    allowed_token_ids: Sequence[int] | None = param(
+        None, Optional(TokenIds(MAX_ALLOWED_TOKEN_IDS, least=1)), engine=lambda ids: ids or [], since=2
+    )
+    repetition_penalty: float = param(
+        1.0, Number(MIN_FLOAT32, MAX_FLOAT32), engine=lambda p: 0.0 if p == 1 else p, from_model=True, since=2
+    )
+    presence_penalty: float = param(0.0, Number(-2.0, 2.0), engine=same, since=2)
+    frequency_penalty: float = param(0.0, Number(-2.0, 2.0), engine=same, since=2)
+
     bad_words: Any = only(None, [])
-    allowed_token_ids: Any = only(None)
     prompt_logprobs: Any = only(None)
     logprob_token_ids: Any = only(None, [])
     flat_logprobs: bool = only(False)
@@ -244,6 +300,11 @@ class SamplingParams:
     @property
     def stop_strings(self) -> list[str]:
         return list(self.stop or [])
+
+    @property
+    def protocol(self) -> int:
+        """The oldest version of the protocol that can say all that is asked for."""
+        return max((since for name, (neutral, since) in _ADDED.items() if getattr(self, name) != neutral), default=1)
 
     def with_seed(self) -> SamplingParams:
         """These parameters with a seed: the given one, or 63 random bits."""
@@ -279,3 +340,9 @@ def _listed(name: str, value: Any) -> list[Any]:
 
 def _refused(name: str, value: Any, wanted: str) -> InvalidRequestError:
     return InvalidRequestError(f"{name} must be {wanted}, got {shortened(value)}", param=name, value=value)
+
+
+# What versions of the protocol have added: → the value that asks for nothing, the version.
+_ADDED: Mapping[str, tuple[Any, int]] = MappingProxyType(
+    {name: (getattr(SamplingParams(), name), each.since) for name, each in FIELDS.items() if each.since > 1}
+)

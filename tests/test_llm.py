@@ -302,6 +302,30 @@ def test_a_stop_token_ends_the_answer_and_is_named(llm: LLM) -> None:
     assert whole.text.startswith(answer.text)
 
 
+def test_only_allowed_tokens_come_and_a_bias_chooses_among_them(llm: LLM) -> None:
+    params = replace(GREEDY, max_tokens=8, ignore_eos=True, logprobs=1)
+    whole = llm.chat(SUM, params)[0].outputs[0]
+    allowed = [*range(40, 60), 70]
+    [answer] = llm.chat(SUM, replace(params, allowed_token_ids=allowed))[0].outputs
+    assert set(answer.token_ids) <= set(allowed)
+    [biased] = llm.chat(SUM, replace(params, allowed_token_ids=allowed, logit_bias={70: 100.0}))[0].outputs
+    assert list(biased.token_ids) == [70] * 8
+    # What is reported is what the model says: the highest is the one that may not come.
+    assert answer.logprobs is not None and whole.token_ids[0] in answer.logprobs[0]
+
+
+def test_penalties_keep_an_answer_from_repeating_itself(llm: LLM) -> None:
+    params = replace(GREEDY, max_tokens=12, allowed_token_ids=range(40, 60))
+    [whole] = llm.generate([[41, 42]], params)[0].outputs
+    assert len(set(whole.token_ids)) < 12
+    for penalty in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 10.0}):
+        [answer] = llm.generate([[41, 42]], replace(params, **penalty))[0].outputs
+        assert len(set(answer.token_ids)) > len(set(whole.token_ids)), penalty
+    # The prompt's tokens count as well.
+    [new] = llm.generate([[41, 42]], replace(params, repetition_penalty=1e6))[0].outputs
+    assert not {41, 42} & set(new.token_ids)
+
+
 def test_min_tokens_and_ignore_eos_go_on_past_the_end(llm: LLM) -> None:
     end = len(llm.chat(SUM, GREEDY)[0].outputs[0].token_ids)
     longer = llm.chat(SUM, replace(GREEDY, min_tokens=end + 3))[0].outputs[0]

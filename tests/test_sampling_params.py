@@ -11,7 +11,9 @@ from rtp_llm.errors import InvalidRequestError
 from rtp_llm.router.schemas import ChatBody, CompletionBody, parse_body
 from rtp_llm.sampling_params import (
     FIELDS,
+    MAX_ALLOWED_TOKEN_IDS,
     MAX_FLOAT32,
+    MAX_LOGIT_BIASES,
     MAX_STOP_CHARS,
     MAX_STOP_TOKEN_IDS,
     MAX_TOKENS,
@@ -23,6 +25,7 @@ from rtp_llm.sampling_params import (
     SamplingParams,
     Texts,
     TokenIds,
+    TokenNumbers,
 )
 from rtp_llm.wire.v1 import types_pb2
 from rtp_llm.worker import to_native, to_wire
@@ -70,6 +73,24 @@ def test_stop_token_ids_are_bounded_in_number() -> None:
         ("ignore_eos", None),
         ("include_stop_str_in_output", 1),
         ("skip_special_tokens", 0),
+        ("logit_bias", [5, 1.0]),
+        ("logit_bias", {5: "1"}),
+        ("logit_bias", {5: 100.5}),
+        ("logit_bias", {"5": math.nan}),
+        ("logit_bias", {"five": 1}),
+        ("logit_bias", {-5: 1}),
+        ("logit_bias", {"1" * 5000: 1}),
+        ("allowed_token_ids", 5),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [2**31]),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", -1.5),
+        ("repetition_penalty", 1e-46),  # zero in float32
+        ("repetition_penalty", math.inf),
+        ("presence_penalty", 2.5),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", -2.5),
+        ("frequency_penalty", None),
     ],
 )
 def test_a_bad_value_is_named(name: str, value: Any) -> None:
@@ -77,7 +98,35 @@ def test_a_bad_value_is_named(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
     assert refused.value.param == name
     assert name in refused.value.message
-    assert repr(value[-1] if isinstance(value, list) else value) in refused.value.message
+    assert repr(refused.value.value)[:80] in refused.value.message
+
+
+def test_a_bias_is_named_by_its_token_and_one_token_has_one() -> None:
+    assert SamplingParams(logit_bias={"5": 1, 7: -100}).logit_bias == {5: 1, 7: -100}
+    with pytest.raises(InvalidRequestError) as refused:
+        SamplingParams(logit_bias={"5": 1, "7": 101})
+    assert refused.value.message == "logit_bias of token 7 must be a number from -100 to 100, got 101"
+    assert (refused.value.param, refused.value.value) == ("logit_bias", 101)
+    with pytest.raises(
+        InvalidRequestError, match="logit_bias must be an object that names each token id once, got '05'"
+    ):
+        SamplingParams(logit_bias={"5": 1, "05": 1})
+
+
+def test_rules_for_tokens_are_bounded_in_number() -> None:
+    SamplingParams(
+        logit_bias=dict.fromkeys(range(MAX_LOGIT_BIASES), 1.0), allowed_token_ids=range(MAX_ALLOWED_TOKEN_IDS)
+    )
+    with pytest.raises(InvalidRequestError, match="logit_bias has 1025 entries, at most 1024 are allowed"):
+        SamplingParams(logit_bias=dict.fromkeys(range(MAX_LOGIT_BIASES + 1), 1.0))
+    with pytest.raises(InvalidRequestError, match="allowed_token_ids has 65537 entries, at most 65536 are allowed"):
+        SamplingParams(allowed_token_ids=range(MAX_ALLOWED_TOKEN_IDS + 1))
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.since > 1])
+def test_params_know_the_version_of_the_protocol_that_says_them(name: str) -> None:
+    assert SamplingParams(logit_bias={}, repetition_penalty=1, presence_penalty=0).protocol == 1
+    assert SamplingParams(**{name: other_value(name)}).protocol == FIELDS[name].since
 
 
 def test_the_extremes_of_float32_are_taken() -> None:
@@ -106,6 +155,8 @@ def other_value(name: str) -> Any:
         return not default
     if isinstance(domain, TokenIds):
         return [7, 5]
+    if isinstance(domain, TokenNumbers):
+        return {7: 0.5, 5: -2.0}
     if isinstance(domain, Texts):
         return ["a"]
     assert isinstance(domain, Integer | Number)

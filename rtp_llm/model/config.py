@@ -50,7 +50,6 @@ MAX_COUNT = 2**31 - 1
 # nothing.
 _NOT_APPLIED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "repetition_penalty": (1.0,),
         "encoder_repetition_penalty": (1.0,),
         "no_repeat_ngram_size": (0,),
         "encoder_no_repeat_ngram_size": (0,),
@@ -170,14 +169,15 @@ def _eos_token_ids(path: Path, tree: Mapping[str, Any]) -> list[int]:
 
 
 def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """`do_sample: false` is greedy, whatever stands beside it."""
+    """`do_sample: false` is greedy, whatever stands beside it; a penalty changes that too."""
     for name, neutral in _NOT_APPLIED.items():
         if (value := generation.get(name)) is not None and value not in neutral:
             _log.warning("generation_config.json: %s %s is not applied", name, shortened(value))
-    if generation.get("do_sample") is False:
-        return {"temperature": 0.0}
     names = [name for name, field in FIELDS.items() if field.from_model]
-    return {name: generation[name] for name in names if generation.get(name) is not None}
+    given = {name: generation[name] for name in names if generation.get(name) is not None}
+    if generation.get("do_sample") is not False:
+        return given
+    return {"temperature": 0.0} | {name: value for name, value in given.items() if name == "repetition_penalty"}
 
 
 class _Reader:

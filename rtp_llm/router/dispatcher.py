@@ -20,7 +20,15 @@ from rtp_llm.router import request_machine as machine
 from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.fair_queue import OUTPUT_COST, FairQueue
 from rtp_llm.router.fleet import Fleet
-from rtp_llm.router.placement import FleetEvent, HandoverMeasured, Placement, PlacementQuery, Policy, StepMeasured
+from rtp_llm.router.placement import (
+    FleetEvent,
+    HandoverMeasured,
+    Placement,
+    PlacementQuery,
+    Policy,
+    Snapshot,
+    StepMeasured,
+)
 from rtp_llm.router.prompt_hashes import PromptHashes
 from rtp_llm.router.request_machine import RequestMachine
 from rtp_llm.router.steps_seen import StepsSeen
@@ -48,6 +56,7 @@ class Answer:
     ) -> None:
         self.request = request
         self.terms = terms
+        self.protocol = request.sampling.protocol  # version that says all that is asked for
         self.arrival = arrival  # counts answers: of equal turns the earlier comes first, retries too
         self.machine = state
         self.account = account
@@ -420,24 +429,33 @@ class Dispatcher:
         text = f"no worker took the request within {self._settings.queue_timeout_s:g} s, {found} are connected"
         if _is_too_long(answer, longest):
             text += f"; prompt and answer have {answer.total_tokens} tokens, the largest of them holds {longest}"
+        if found and not self._who_understand(answer):
+            text += f"; none of them speaks version {answer.protocol} of the protocol, which says what is asked for"
         self._end(answer, UnavailableError(text))
         self._place_waiting()
 
     def _place_waiting(self) -> None:
-        """Places whose turn it is until nobody accepts. Those that no worker there could hold wait for one that comes back, and
-        hold up nobody."""
+        """Places whose turn it is until nobody accepts. Those that no worker there could hold, or understand, wait for one that
+        does, and hold up nobody."""
         aside: list[Answer] = []
         try:
             while (answer := self._waiting.first) is not None:
                 if answer.wait_until is not None and answer.wait_until <= self._loop.time():
                     break  # its timer is due
-                if _is_too_long(answer, self._fleet.longest_request()):
+                snapshot = self._who_understand(answer)
+                is_understood = bool(snapshot) or not self._fleet.snapshot
+                if _is_too_long(answer, self._fleet.longest_request()) or not is_understood:
                     self._waiting.remove(answer)
                     aside.append(answer)
                     continue
-                placement = self._policy.choose(self._fleet.snapshot, self._query(answer))
+                placement = self._policy.choose(snapshot, self._query(answer))
                 if placement is None:
                     break
+                chosen = [placement.sender] if placement.receiver is None else [placement.sender, placement.receiver]
+                if (old := next((view.id for view in chosen if view.protocol < answer.protocol), None)) is not None:
+                    text = f"which does not speak version {answer.protocol} of the protocol"  # nor what is asked for
+                    self._end(answer, UnavailableError(f"the policy chose worker {old}, {text}"))
+                    continue
                 self._leave_queue(answer)
                 if not answer.is_charged:  # a worker that was lost is not the tenant's to pay
                     self._waiting.charge(answer.tenant, answer.new_tokens)
@@ -454,12 +472,20 @@ class Dispatcher:
             total_tokens=answer.total_tokens,
             must_run_alone=answer.machine.must_run_alone or answer.tokens_left <= 1,
             block_hashes=None if digest is None else answer.block_hashes(digest),
+            protocol=answer.protocol,
             session=answer.session,
             prefer=[worker.id for worker in answer.machine.prefer],
             random=self._random,
             now=(now := self._loop.time()),
             waited_s=now - answer.account.arrived,
         )
+
+    def _who_understand(self, answer: Answer) -> Snapshot:
+        """Of the workers that are there, those that know all that is asked for."""
+        snapshot = self._fleet.snapshot
+        if answer.protocol == 1 or all(view.protocol >= answer.protocol for view in snapshot.values()):
+            return snapshot
+        return {id: view for id, view in snapshot.items() if view.protocol >= answer.protocol and not view.draining}
 
     def _place(self, answer: Answer, placement: Placement) -> None:
         now = time.monotonic()

@@ -191,6 +191,7 @@ class RemoteWorker:
             layout=self.hello.layout_fingerprint,
             numerics_id=self.hello.numerics_id,
             draining=self.draining,
+            protocol=self.session.protocol,
         )
 
     def note_submitted(self, key: RequestKey, prompt_tokens: int, *, runs: bool) -> None:

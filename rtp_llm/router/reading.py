@@ -347,8 +347,15 @@ class BodyReader:
 
     def _sampling(self, body: Body) -> SamplingParams:
         sampling = body.sampling(self._defaults.sampling)
-        for token in sampling.stop_token_ids or []:
-            self.check_token(token, "stop_token_ids")
+        allowed = sampling.allowed_token_ids or [0]
+        ids = {
+            "stop_token_ids": sampling.stop_token_ids,
+            "logit_bias": sampling.logit_bias,
+            "allowed_token_ids": (min(allowed), max(allowed)),
+        }
+        for name, tokens in ids.items():
+            for token in tokens or ():
+                self.check_token(token, name)
         ending = {*self._defaults.eos_token_ids, *(sampling.stop_token_ids or [])}
         if sampling.min_tokens and len(ending) > MAX_SUPPRESSED_TOKENS:
             raise InvalidRequestError(

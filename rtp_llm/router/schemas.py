@@ -41,7 +41,7 @@ def _whole_numbers(values: Any) -> Any:
 # The first wrong element is the only one that is reported.
 Texts = Annotated[list[str], Field(fail_fast=True)]
 WholeNumbers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_whole_numbers)]
-_IN_JSON = {int: Whole, Sequence[str]: Texts, Sequence[int]: WholeNumbers}
+_IN_JSON = {int: Whole, Sequence[str]: Texts, Sequence[int]: WholeNumbers, Mapping[int, float]: dict[Any, Any]}
 
 
 def _in_json(hint: Any) -> Any:

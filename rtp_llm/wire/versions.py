@@ -1,10 +1,12 @@
 """Versions of the protocol: which this build speaks, and which of them two ends speak together. Nothing else asks for one.
 
     version   adds (docs/protocol.md says what an end does without it)
-    2         Committed.times, Request.traceparent and tracestate, newest_protocol in hellos
+    2         Committed.times, Request.traceparent and tracestate, newest_protocol in hellos, SamplingParams.logit_bias,
+              allowed_token_ids and the penalties
 
 A build speaks its own version and the one before, so that a deployment is updated process by process. Fields and messages
-are only ever added; what an older end doesn't know it ignores, and what it doesn't say is a default that means nothing.
+are only ever added; what an older end doesn't know it ignores, and what it doesn't say is a default that means nothing. Where
+that would change an answer nothing of it is said to such an end: SamplingParams.protocol.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -240,14 +241,23 @@ def test_no_sampling_is_greedy(tmp_path: Path) -> None:
     assert read_generation_defaults(tmp_path).sampling == {"temperature": 0.0}
 
 
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_repetition_penalty_is_a_default_of_greedy_answers_too(tmp_path: Path, greedy: bool) -> None:
+    write_config(tmp_path)
+    generation = {"do_sample": not greedy, "repetition_penalty": 1.05, "top_k": 20}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    others = {"temperature": 0.0} if greedy else {"top_k": 20}
+    assert read_generation_defaults(tmp_path).sampling == {**others, "repetition_penalty": 1.05}
+
+
 @pytest.mark.parametrize("more", ["", ', "do_sample": false'])
 def test_what_is_not_applied_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str) -> None:
     write_config(tmp_path)
     neutral = '"num_beams": 1, "bad_words_ids": null, "min_length": 0, "max_length": 20'
-    text = f'{{"repetition_penalty": 1.1, "suppress_tokens": [7], {neutral}{more}}}'
+    text = f'{{"encoder_repetition_penalty": 1.1, "suppress_tokens": [7], {neutral}{more}}}'
     (tmp_path / "generation_config.json").write_text(text)
     assert read_generation_defaults(tmp_path).sampling == ({"temperature": 0.0} if more else {})
     assert [record.getMessage().removeprefix("generation_config.json: ") for record in caplog.records] == [
-        "repetition_penalty 1.1 is not applied",
+        "encoder_repetition_penalty 1.1 is not applied",
         "suppress_tokens [7] is not applied",
     ]

@@ -929,3 +929,49 @@ async def test_a_prompt_counts_once_and_its_times_run_from_the_requests_arrival(
     assert phases == pytest.approx(total("time_to_first_token_seconds_sum"))
     for task in tasks:
         task.cancel()
+
+
+async def test_what_only_newer_workers_know_waits_for_one_and_holds_up_nobody(fleet: ScriptedFleet) -> None:
+    newer = [replace(view, id=f"{view.id}2", epoch=9, protocol=2) for view in fleet.there]
+    router = dispatcher(fleet)
+    biased = asyncio.create_task(collect(router, request(logit_bias={5: 1.0})))
+    await turn()
+    assert not fleet.sent
+    plain = asyncio.create_task(collect(router, request()))
+    await turn()
+    assert [worker for worker, _ in fleet.sent] == ["p"]
+    fleet.there = fleet.there + newer
+    fleet.listener.room_changed()
+    await turn()
+    assert [worker for worker, _ in fleet.sent] == ["p", "p2"]
+    submit = fleet.sent[1][1].submit
+    assert (submit.receiver.id, dict(submit.request.sampling.logit_bias)) == ("d2", {5: 1.0})
+    for task in (biased, plain):
+        task.cancel()
+
+
+async def test_what_no_worker_knows_is_refused_by_its_version(fleet: ScriptedFleet) -> None:
+    router = dispatcher(fleet, queue_timeout_s=0.01)
+    with pytest.raises(UnavailableError, match="none of them speaks version 2 of the protocol"):
+        await collect(router, request(presence_penalty=0.5))
+    assert not fleet.sent
+
+
+async def test_a_policy_that_does_not_look_sends_nothing_to_a_worker_that_does_not_know_it(
+    fleet: ScriptedFleet,
+) -> None:
+    there = fleet.there
+    fleet.there = [*there, replace(there[0], id="p2", protocol=2)]
+
+    class Blind(LeastLoaded):
+        def choose(self, snapshot: Snapshot, query: PlacementQuery) -> Placement:
+            return Placement(sender=there[0])
+
+    router = dispatcher(fleet, Blind())
+    with pytest.raises(UnavailableError, match="chose worker p, which does not speak version 2 of the protocol"):
+        await collect(router, request(repetition_penalty=1.2))
+    assert not fleet.sent
+    plain = asyncio.create_task(collect(router, request()))
+    await turn()
+    assert [worker for worker, _ in fleet.sent] == ["p"]
+    plain.cancel()

@@ -130,6 +130,12 @@ def test_a_worker_says_nothing_that_no_router_reads(message: Any) -> None:
     assert [field.name for field in message.DESCRIPTOR.fields if field.name not in read] == []
 
 
+async def test_a_view_has_the_version_that_its_session_speaks(fleet: Fleet) -> None:
+    fleet._workers["a"].session.protocol = 1  # type: ignore[misc]
+    connect(fleet, "a")
+    assert fleet.snapshot["a"].protocol == 1
+
+
 async def test_a_worker_counts_once_its_load_is_known(fleet: Fleet) -> None:
     assert not fleet.snapshot
     connect(fleet, "a")

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from rtp_llm.config import Config
 from rtp_llm.router.placement import DECODE, PREFILL, Placement, PlacementQuery, Policy, ViewChanged, WorkerView
 from rtp_llm.router.placement.least_loaded import LeastLoaded
+from rtp_llm.router.placement.registry import POLICIES, policy_named
 from rtp_llm.router.placement.round_robin import RoundRobin
 
 
@@ -172,3 +174,17 @@ def test_kv_is_handed_over_between_equal_layouts_only(make: Callable[[], Policy]
     assert placement is not None and placement.receiver is not None and placement.receiver.id == "d1"
     [placement] = placements(make(), workers[:2], query(), 1)
     assert placement is not None and (placement.sender.id, placement.receiver) == ("p", None)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("newer", [{"p1", "d1"}, {"p0"}, {"d0"}, set()])
+def test_a_request_goes_only_to_workers_that_know_all_that_it_asks_for(policy: str, newer: set[str]) -> None:
+    fleet = [
+        worker(name, pool, protocol=2 if name in newer else 1, block_tokens=16, free_blocks=99)
+        for name, pool in (("p0", PREFILL), ("p1", PREFILL), ("d0", DECODE), ("d1", DECODE))
+    ]
+    for placement in placements(policy_named(policy, Config()), fleet, query(protocol=2), 8):
+        assert (placement is not None) == bool(newer)
+        if placement is not None:
+            assert {each.id for each in (placement.sender, placement.receiver) if each} <= newer
+    assert placements(policy_named(policy, Config()), fleet, query(), 1) != [None]

@@ -253,7 +253,7 @@ def test_the_response_repeats_what_was_asked() -> None:
         ({"max_tokens": 5}, "max_tokens"),
         ({"n": 2}, "n"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 1.0}, "presence_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"stop": [""]}, "stop"),
         ({"priority": 1 << 40}, "priority"),
         ({"metadata": []}, "metadata"),

@@ -143,14 +143,15 @@ async def test_prompts_times_n_are_limited(service: Service) -> None:
     assert (refused.value.param, refused.value.http_status) == ("prompt", 400)
 
 
-async def test_a_stop_token_outside_of_the_vocabulary_is_named(service: Service) -> None:
-    for asked in (
-        complete(service, completion(stop_token_ids=[5, 2560])),
-        ask_chat(service, chat(stop_token_ids=[2560])),
-    ):
-        with pytest.raises(InvalidRequestError, match="stop_token_ids: token id 2560") as refused:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stop_token_ids", [5, 2560]), ("allowed_token_ids", [2560, 5]), ("logit_bias", {"5": 1, "2560": 1})],
+)
+async def test_a_token_outside_of_the_vocabulary_is_named(service: Service, field: str, value: Any) -> None:
+    for asked in (complete(service, completion(**{field: value})), ask_chat(service, chat(**{field: value}))):
+        with pytest.raises(InvalidRequestError, match=f"{field}: token id 2560") as refused:
             await asked
-        assert refused.value.param == "stop_token_ids"
+        assert refused.value.param == field
 
 
 async def test_more_ending_tokens_than_min_tokens_can_hold_back_are_named(service: Service) -> None:

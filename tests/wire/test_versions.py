@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from rtp_llm.errors import ProtocolError
+from rtp_llm.sampling_params import FIELDS
 from rtp_llm.wire.key import WorkerKey
 from rtp_llm.wire.server import SessionServer
 from rtp_llm.wire.session import PEER_SERVICE, WORKER_SERVICE, sender_acceptor
@@ -165,6 +166,17 @@ def new_fields(file: Any) -> list[str]:
         for field in message.fields
         if name not in file.message_types_by_name or field.name not in file.message_types_by_name[name].fields_by_name
     ]
+
+
+def test_a_way_of_sampling_that_the_version_before_does_not_know_needs_this_one() -> None:
+    """Else a worker of that version would be asked, and sample in another way."""
+    added = {
+        name.rpartition(".")[2]
+        for file in OldProtocol().files
+        for name in new_fields(file)
+        if ".SamplingParams." in name
+    }
+    assert added == {name for name, field in FIELDS.items() if field.since > LAST}
 
 
 def test_nothing_that_the_version_before_says_has_changed_its_meaning() -> None:

@@ -139,7 +139,7 @@ class Cost:
         """At the earliest: those that accept nothing now will, and what goes first is shared evenly among all. None: nobody
         could take it, or an idle worker may do better than when it was last seen at work."""
         asked = self._question(query)
-        groups = [group for kind, group in self._roster.groups.items() if kind.holds(query.prompt_tokens + 1)]
+        groups = [group for kind, group in self._roster.groups.items() if kind.takes(query, query.prompt_tokens + 1)]
         states = [state for group in groups for state in self._accepting(group, asked)]
         states = states or [self._states[id] for group in groups for id in group.full.first(self._breadth)]
         if not states:
@@ -212,7 +212,8 @@ class Cost:
         least = math.inf
         sending: list[tuple[Kind, list[WorkerState]]] = []
         for kind, group in self._roster.groups.items():
-            can_run, can_send = kind.holds(query.total_tokens), not kind.decodes and kind.holds(query.prompt_tokens + 1)
+            can_run = kind.takes(query, query.total_tokens)
+            can_send = not kind.decodes and kind.takes(query, query.prompt_tokens + 1)
             if not group.senders or not (can_run or can_send):
                 continue
             states = self._accepting(group, asked)
@@ -261,7 +262,7 @@ class Cost:
     def _receivers(self, sending: Kind, query: PlacementQuery, asked: Question) -> list[WorkerState]:
         found: list[WorkerState] = []
         for kind, group in self._roster.groups.items():
-            if kind.decodes and kind.layout == sending.layout and kind.holds(query.total_tokens):
+            if kind.decodes and kind.layout == sending.layout and kind.takes(query, query.total_tokens):
                 found += self._receiving(group, asked)
         return found
 

@@ -38,6 +38,7 @@ class WorkerView:
     free_slots: int = 1  # sequences that could begin to run there, less what this router has placed there
     numerics_id: str = ""
     draining: bool = False
+    protocol: int = 1  # version that it and this router speak
 
     @property
     def accepts(self) -> bool:
@@ -75,6 +76,7 @@ class PlacementQuery:
     prefer: Sequence[str] = field(default=())  # worker ids whose cache holds the prompt (a retry)
     now: float = 0.0  # the router's clock
     waited_s: float = 0.0  # since the request came
+    protocol: int = 1  # version that says all that is asked for: workers of older ones would answer something else
     session: str = ""  # of requests that had better go to the same workers; empty: of none
     tokens_ahead: int = 0  # of prompts that wait in the router and go first, for a prediction
     ttft_target_s: float | None = None  # None: the policy's own

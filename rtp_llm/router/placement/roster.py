@@ -25,13 +25,15 @@ class Kind(NamedTuple):
     decodes: bool
     max_model_len: int
     layout: str
+    protocol: int
 
     @classmethod
     def of(cls, view: WorkerView) -> Kind:
-        return cls(view.pool == DECODE, view.max_model_len, view.layout)
+        return cls(view.pool == DECODE, view.max_model_len, view.layout, view.protocol)
 
-    def holds(self, tokens: int) -> bool:
-        return self.max_model_len == 0 or tokens <= self.max_model_len
+    def takes(self, query: PlacementQuery, tokens: int) -> bool:
+        """Whether it knows what is asked for, and can hold so many tokens of it."""
+        return self.protocol >= query.protocol and (self.max_model_len == 0 or tokens <= self.max_model_len)
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ class Roster:
 
         `choose_sender` gets groups with senders in them, `choose_receiver` with receivers.
         """
-        able = [kind for kind in self._groups if kind.holds(query.total_tokens)]
+        able = [kind for kind in self._groups if kind.takes(query, query.total_tokens)]
         receiving = [] if query.must_run_alone else [kind for kind in able if kind.decodes]
         needed = query.prompt_tokens + 1 if receiving else query.total_tokens
-        sending = [kind for kind in self._groups if not kind.decodes and kind.holds(needed)]
+        sending = [kind for kind in self._groups if not kind.decodes and kind.takes(query, needed)]
         accepting = [group for kind in sending or able if (group := self._groups[kind]).senders]
         if not accepting:
             return None

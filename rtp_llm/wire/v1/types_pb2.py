@@ -14,31 +14,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brtp_llm/wire/v1/types.proto\x12\x0frtp_llm.wire.v1\"M\n\x03Key\x12\x14\n\x0crouter_epoch\x18\x01 \x01(\x06\x12\x0f\n\x07request\x18\x02 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"&\n\tWorkerKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\xc6\x01\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05min_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x0c\n\x04seed\x18\x05 \x01(\x06\x12\x12\n\nmax_tokens\x18\x06 \x01(\x05\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x16\n\x0estop_token_ids\x18\t \x03(\x05\x12\x10\n\x08logprobs\x18\n \x01(\x05\"\xaf\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\x05\x12\x31\n\x08sampling\x18\x03 \x01(\x0b\x32\x1f.rtp_llm.wire.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x12\n\ntracestate\x18\x07 \x01(\t\",\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xad\x01\n\x0cSampledToken\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.rtp_llm.wire.v1.TopLogprob\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12*\n\x05times\x18\x06 \x01(\x0b\x32\x1b.rtp_llm.wire.v1.FirstTimes\"-\n\nFirstTimes\x12\x0e\n\x06queued\x18\x01 \x01(\x02\x12\x0f\n\x07prefill\x18\x02 \x01(\x02\",\n\x0c\x41rrivalTimes\x12\x0c\n\x04wire\x18\x01 \x01(\x02\x12\x0e\n\x06verify\x18\x02 \x01(\x02\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t*l\n\x0c\x46inishReason\x12\x0f\n\x0b\x46INISH_NONE\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x12\x11\n\rFINISH_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brtp_llm/wire/v1/types.proto\x12\x0frtp_llm.wire.v1\"M\n\x03Key\x12\x14\n\x0crouter_epoch\x18\x01 \x01(\x06\x12\x0f\n\x07request\x18\x02 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"&\n\tWorkerKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\xa8\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05min_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x0c\n\x04seed\x18\x05 \x01(\x06\x12\x12\n\nmax_tokens\x18\x06 \x01(\x05\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x16\n\x0estop_token_ids\x18\t \x03(\x05\x12\x10\n\x08logprobs\x18\n \x01(\x05\x12\x42\n\nlogit_bias\x18\x0b \x03(\x0b\x32..rtp_llm.wire.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x11\x61llowed_token_ids\x18\x0c \x03(\x05\x12\x1a\n\x12repetition_penalty\x18\r \x01(\x02\x12\x18\n\x10presence_penalty\x18\x0e \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x0f \x01(\x02\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xaf\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\x05\x12\x31\n\x08sampling\x18\x03 \x01(\x0b\x32\x1f.rtp_llm.wire.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x12\n\ntracestate\x18\x07 \x01(\t\",\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xad\x01\n\x0cSampledToken\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.rtp_llm.wire.v1.TopLogprob\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12*\n\x05times\x18\x06 \x01(\x0b\x32\x1b.rtp_llm.wire.v1.FirstTimes\"-\n\nFirstTimes\x12\x0e\n\x06queued\x18\x01 \x01(\x02\x12\x0f\n\x07prefill\x18\x02 \x01(\x02\",\n\x0c\x41rrivalTimes\x12\x0c\n\x04wire\x18\x01 \x01(\x02\x12\x0e\n\x06verify\x18\x02 \x01(\x02\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t*l\n\x0c\x46inishReason\x12\x0f\n\x0b\x46INISH_NONE\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x12\x11\n\rFINISH_FAILED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rtp_llm.wire.v1.types_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_FINISHREASON']._serialized_start=888
-  _globals['_FINISHREASON']._serialized_end=996
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=1114
+  _globals['_FINISHREASON']._serialized_end=1222
   _globals['_KEY']._serialized_start=48
   _globals['_KEY']._serialized_end=125
   _globals['_WORKERKEY']._serialized_start=127
   _globals['_WORKERKEY']._serialized_end=165
   _globals['_SAMPLINGPARAMS']._serialized_start=168
-  _globals['_SAMPLINGPARAMS']._serialized_end=366
-  _globals['_REQUEST']._serialized_start=369
-  _globals['_REQUEST']._serialized_end=544
-  _globals['_TOPLOGPROB']._serialized_start=546
-  _globals['_TOPLOGPROB']._serialized_end=590
-  _globals['_SAMPLEDTOKEN']._serialized_start=593
-  _globals['_SAMPLEDTOKEN']._serialized_end=766
-  _globals['_FIRSTTIMES']._serialized_start=768
-  _globals['_FIRSTTIMES']._serialized_end=813
-  _globals['_ARRIVALTIMES']._serialized_start=815
-  _globals['_ARRIVALTIMES']._serialized_end=859
-  _globals['_REFUSED']._serialized_start=861
-  _globals['_REFUSED']._serialized_end=886
+  _globals['_SAMPLINGPARAMS']._serialized_end=592
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=544
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=592
+  _globals['_REQUEST']._serialized_start=595
+  _globals['_REQUEST']._serialized_end=770
+  _globals['_TOPLOGPROB']._serialized_start=772
+  _globals['_TOPLOGPROB']._serialized_end=816
+  _globals['_SAMPLEDTOKEN']._serialized_start=819
+  _globals['_SAMPLEDTOKEN']._serialized_end=992
+  _globals['_FIRSTTIMES']._serialized_start=994
+  _globals['_FIRSTTIMES']._serialized_end=1039
+  _globals['_ARRIVALTIMES']._serialized_start=1041
+  _globals['_ARRIVALTIMES']._serialized_end=1085
+  _globals['_REFUSED']._serialized_start=1087
+  _globals['_REFUSED']._serialized_end=1112
 # @@protoc_insertion_point(module_scope)
