@@ -263,14 +263,6 @@ async def test_a_field_that_is_not_computed_is_refused_by_name_unless_it_asks_fo
             with pytest.raises(UnsupportedFieldError, match=name) as refused:
                 asked(name, value)
             assert refused.value.param == name
-    for name, neutral_value, value in (
-        ("repetition_penalty", 1.0, 1.1),
-        ("presence_penalty", 0.0, 0.5),
-        ("frequency_penalty", 0.0, 0.5),
-    ):
-        asked(name, neutral_value).sampling({})
-        with pytest.raises(UnsupportedFieldError, match=name):
-            asked(name, value).sampling({})
 
 
 async def test_fields_reach_sampling_under_their_names_of_here() -> None:
@@ -280,6 +272,9 @@ async def test_fields_reach_sampling_under_their_names_of_here() -> None:
         "top_k": 3,
         "top_p": 0.5,
         "temperature": 0.7,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
         "random_seed": 9,
         "stop_words_str": ["a", "b"],
         "stop_words_list": [[5], [6.0]],
@@ -294,6 +289,9 @@ async def test_fields_reach_sampling_under_their_names_of_here() -> None:
             top_k=3,
             top_p=0.5,
             temperature=0.7,
+            repetition_penalty=1.1,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
             seed=9,
             stop=["a", "b"],
             stop_token_ids=[5, 6],
