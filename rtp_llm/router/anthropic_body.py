@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field
 
 from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import EMPTY, Table
 from rtp_llm.router.schemas import STRICT, ChatBody, Recalled, Texts, Whole, must_be, text_in
 from rtp_llm.router.token_bodies import TokenBody
-from rtp_llm.router.writer import json_of
 
 REFUSED: Table = MappingProxyType(
     {

@@ -10,8 +10,9 @@ from typing import Any
 from rtp_llm.model.answer_text import Delta, ToolCall
 from rtp_llm.router import responses
 from rtp_llm.router.answers import Answers, Question, joined
+from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.usage import Usage
-from rtp_llm.router.writer import Form, event, json_of
+from rtp_llm.router.writer import Form, event
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 ERROR_TYPES = {

@@ -24,8 +24,9 @@ from rtp_llm.model.answer_text import Delta
 from rtp_llm.router import responses
 from rtp_llm.router.account import AnswerAccount, current_account
 from rtp_llm.router.answers import Answers, Question
+from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.raw_body import NoPromptError
-from rtp_llm.router.writer import Form, json_of
+from rtp_llm.router.writer import Form
 
 # The first that an error is. Source: rtp_llm/config/exceptions.py of RTP-LLM.
 ERROR_CODES: tuple[tuple[type[Exception], int, str], ...] = (

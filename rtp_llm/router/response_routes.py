@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request as HttpRequest
 
 from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.router.json_bytes import json_of, listed, with_fields
 from rtp_llm.router.response_store import KeptResponse, ResponseStore
 from rtp_llm.router.schemas import must_be
-from rtp_llm.router.writer import json_of
 
 MAX_LISTED = 100  # items of one page
 LISTED = 20
@@ -77,8 +77,8 @@ def _input_items(tenant: str, store: ResponseStore, response: KeptResponse, http
         "last_id": page[-1][0] if page else None,
         "has_more": begin + len(page) < len(items),
     }
-    data = b",".join(text for _, text in page)
-    return Response(json_of(about)[:-1] + b',"data":[' + data + b"]}", media_type="application/json")
+    body = with_fields(json_of(about), data=listed(text for _, text in page))
+    return Response(body, media_type="application/json")
 
 
 def _cancelled(tenant: str, store: ResponseStore, response: KeptResponse, http: HttpRequest) -> Response:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.router.json_bytes import listed, with_fields
 
 Item: TypeAlias = tuple[str, bytes]  # its id, and it as JSON
 RESPONSE_BYTES = 1 << 10  # that keeping one takes beside what it holds, about
@@ -70,7 +71,7 @@ class KeptResponse:
 
     @property
     def body(self) -> bytes:
-        return with_output(self.head, self.output)
+        return with_fields(self.head, output=listed(text for _, text in self.output))
 
     @property
     def answered(self) -> list[Item]:
@@ -81,11 +82,6 @@ class KeptResponse:
             turns += [earlier.output, earlier.input]
             earlier = earlier.previous
         return [item for turn in reversed(turns) for item in turn]
-
-
-def with_output(head: bytes, output: Sequence[Item]) -> bytes:
-    """A response's JSON. `head`: an object of some fields."""
-    return head[:-1] + b',"output":[' + b",".join(text for _, text in output) + b"]}"
 
 
 class ResponseStore:
@@ -187,7 +183,7 @@ class Memory:
         left = self._without("previous_response_id", history, self._max_bytes)
         referenced = [self._item(id) for id in names.items]
         self._without("input", referenced, left)
-        return b'{"previous_response_id":[%b],"input":[%b]}' % (b",".join(history), b",".join(referenced))
+        return b'{"previous_response_id":%b,"input":%b}' % (listed(history), listed(referenced))
 
     @property
     def keeps(self) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 from rtp_llm.errors import InvalidRequestError, RtpLlmError
 from rtp_llm.model.answer_text import Delta, TokenLogprob, ToolCall
 from rtp_llm.router.answers import Answers, Question, joined
-from rtp_llm.router.writer import Form, event, json_of
+from rtp_llm.router.json_bytes import json_of
+from rtp_llm.router.writer import Form, event
 
 ERROR_TYPES = {
     400: "invalid_request_error",

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from rtp_llm.model.answer_text import Delta, TokenLogprob, ToolCall
 from rtp_llm.router.answers import Answers, Question
-from rtp_llm.router.response_store import Item, with_output
+from rtp_llm.router.json_bytes import json_of, listed, with_fields
+from rtp_llm.router.response_store import Item
 from rtp_llm.router.responses import error_body, shown_logprobs
 from rtp_llm.router.responses_body import new_id
 from rtp_llm.router.usage import Usage
-from rtp_llm.router.writer import Form, event, event_of, json_of
+from rtp_llm.router.writer import Form, event_of
 
 INCOMPLETE = {"length": "max_output_tokens", "abort": "abort"}  # finish reason → why
 ERROR_CODES = {429: "rate_limit_exceeded"}  # of OpenAI's; others are the server's
-Event = dict[str, Any]
+Event: TypeAlias = tuple[dict[str, Any], dict[str, bytes]]  # its fields, and those that are JSON already
 
 
 class ResponsesWriter:
@@ -44,11 +45,11 @@ class ResponsesWriter:
     def events_of(self, answers: Answers, index: int, delta: Delta) -> Iterator[bytes]:
         yield from self._begun()
         for each in self._grown(delta):
-            yield self._event(each)
+            yield self._event(*each)
 
     def last_events(self, answers: Answers) -> Iterator[bytes]:
         status, body = self._finished(answers)
-        yield self._lifecycle(status, body)
+        yield self._event({"type": f"response.{status}"}, {"response": body})
 
     def failed(self, error: Exception) -> Iterator[bytes]:
         yield from self._begun()
@@ -57,14 +58,15 @@ class ResponsesWriter:
         told = {"code": code, "message": shown["error"]["message"]}
         for _ in self._close("incomplete"):
             pass  # the response says so
-        yield self._lifecycle("failed", with_output(self._head("failed", error=told), self._output))
+        body = self._with_output(self._head("failed", error=told), self._output)
+        yield self._event({"type": "response.failed"}, {"response": body})
 
     def _begun(self) -> Iterator[bytes]:
         """Unless it has."""
         if not self._number:
-            body = with_output(self._head("in_progress"), [])
-            yield self._lifecycle("created", body)
-            yield self._lifecycle("in_progress", body)
+            body = self._with_output(self._head("in_progress"), [])
+            yield self._event({"type": "response.created"}, {"response": body})
+            yield self._event({"type": "response.in_progress"}, {"response": body})
 
     def _grown(self, delta: Delta) -> Iterator[Event]:
         self._logprobs += delta.logprobs
@@ -117,11 +119,15 @@ class ResponsesWriter:
         if self._keeps:
             assert self._memory is not None
             self._memory.keep(self.id, head, self._asked, output)
-        return status, with_output(head, output)
+        return status, self._with_output(head, output)
 
     @property
     def _output(self) -> list[Item]:
-        return [(item.id, json_of(item.shown())) for item in self._items]
+        return [(item.id, item.shown()) for item in self._items]
+
+    @staticmethod
+    def _with_output(head: bytes, output: Sequence[Item]) -> bytes:
+        return with_fields(head, output=listed(text for _, text in output))
 
     @property
     def _keeps(self) -> bool:
@@ -150,16 +156,10 @@ class ResponsesWriter:
         }
         return json_of(head)[:-1] + b"," + self._asked.shown[1:]
 
-    def _event(self, body: Event) -> bytes:
-        numbered = event({**body, "sequence_number": self._number}, body["type"])
+    def _event(self, body: dict[str, Any], encoded: dict[str, bytes]) -> bytes:
+        text = with_fields(json_of({**body, "sequence_number": self._number}), **encoded)
         self._number += 1
-        return numbered
-
-    def _lifecycle(self, status: str, response: bytes) -> bytes:
-        name = f"response.{status}"
-        text = b'{"type":%b,"response":%b,"sequence_number":%d}' % (json_of(name), response, self._number)
-        self._number += 1
-        return event_of(text, name)
+        return event_of(text, body["type"])
 
 
 class _Item:
@@ -177,26 +177,26 @@ class _Item:
         self._pieces: list[str] = []
 
     def opened(self) -> Iterator[Event]:
-        yield {"type": "response.output_item.added", "output_index": self._index, "item": self.shown()}
+        yield {"type": "response.output_item.added", "output_index": self._index}, {"item": self.shown()}
         if self.has_parts:
-            yield {"type": "response.content_part.added", **self._place, "part": self._part("")}
+            yield {"type": "response.content_part.added", **self._place}, {"part": self._part("")}
 
     def grown(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
         self._pieces.append(text)
-        return {"type": f"{self.stem}.delta", **self._place, "delta": text}
+        return {"type": f"{self.stem}.delta", **self._place, "delta": text}, {}
 
     def closed(self, status: str) -> Iterator[Event]:
         self._status = status
         yield self._done()
         if self.has_parts:
-            yield {"type": "response.content_part.done", **self._place, "part": self._part(self._text)}
-        yield {"type": "response.output_item.done", "output_index": self._index, "item": self.shown()}
+            yield {"type": "response.content_part.done", **self._place}, {"part": self._part(self._text)}
+        yield {"type": "response.output_item.done", "output_index": self._index}, {"item": self.shown()}
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> bytes:
         raise NotImplementedError
 
     def _done(self) -> Event:
-        return {"type": f"{self.stem}.done", **self._place, self.field: self._text}
+        return {"type": f"{self.stem}.done", **self._place, self.field: self._text}, {}
 
     @property
     def _text(self) -> str:
@@ -207,12 +207,12 @@ class _Item:
         place = {"item_id": self.id, "output_index": self._index}
         return {**place, "content_index": 0} if self.has_parts else place
 
-    @property
-    def _parts(self) -> list[dict[str, Any]]:
-        """None before it grows."""
-        return [self._part(self._text)] if self._pieces or self._status != "in_progress" else []
+    def _with_content(self, head: dict[str, Any]) -> bytes:
+        """No part before it grows."""
+        empty = not self._pieces and self._status == "in_progress"
+        return with_fields(json_of(head), content=listed([] if empty else [self._part(self._text)]))
 
-    def _part(self, text: str) -> dict[str, Any]:
+    def _part(self, text: str) -> bytes:
         raise NotImplementedError
 
 
@@ -220,11 +220,11 @@ class _Reasoning(_Item):
     prefix = "rs"
     stem = "response.reasoning_text"
 
-    def shown(self) -> dict[str, Any]:
-        return {"id": self.id, "type": "reasoning", "status": self._status, "summary": [], "content": self._parts}
+    def shown(self) -> bytes:
+        return self._with_content({"id": self.id, "type": "reasoning", "status": self._status, "summary": []})
 
-    def _part(self, text: str) -> dict[str, Any]:
-        return {"type": "reasoning_text", "text": text}
+    def _part(self, text: str) -> bytes:
+        return json_of({"type": "reasoning_text", "text": text})
 
 
 class _Message(_Item):
@@ -233,23 +233,24 @@ class _Message(_Item):
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs: list[bytes] = []  # of each token
 
     def grown(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
-        shown = shown_logprobs(logprobs)
-        self._logprobs += shown
-        return {**super().grown(text), "logprobs": shown}
+        body, _ = super().grown(text)
+        encoded = [json_of(each) for each in shown_logprobs(logprobs)]
+        self._logprobs += encoded
+        return body, {"logprobs": listed(encoded)}
 
-    def shown(self) -> dict[str, Any]:
-        head = {"id": self.id, "type": "message", "status": self._status, "role": "assistant"}
-        return {**head, "content": self._parts}
+    def shown(self) -> bytes:
+        return self._with_content({"id": self.id, "type": "message", "status": self._status, "role": "assistant"})
 
     def _done(self) -> Event:
-        return {**super()._done(), "logprobs": self._logprobs}
+        body, _ = super()._done()
+        return body, {"logprobs": listed(self._logprobs)}
 
-    def _part(self, text: str) -> dict[str, Any]:
-        logprobs = self._logprobs if text else []
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    def _part(self, text: str) -> bytes:
+        head = {"type": "output_text", "text": text, "annotations": []}
+        return with_fields(json_of(head), logprobs=listed(self._logprobs))
 
 
 class _Call(_Item):
@@ -262,9 +263,9 @@ class _Call(_Item):
         super().__init__(index)
         self._call = call
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> bytes:
         head = {"id": self.id, "type": "function_call", "status": self._status}
-        return {**head, "call_id": self._call.id, "name": self._call.name, "arguments": self._text}
+        return json_of({**head, "call_id": self._call.id, "name": self._call.name, "arguments": self._text})
 
 
 def _of_text(tokens: list[TokenLogprob], text: str) -> list[TokenLogprob]:

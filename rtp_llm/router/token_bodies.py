@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from rtp_llm.errors import InvalidRequestError
+from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.reading import BodyReader, naming
 from rtp_llm.router.refused_fields import CHAT, Table
 from rtp_llm.router.schemas import AnyBody, ChatBody, WholeNumbers
-from rtp_llm.router.writer import json_of
 
 
 class TokenBody(AnyBody):

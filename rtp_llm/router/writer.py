@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.model.answer_text import Delta
 from rtp_llm.router.answers import Answers, Question
+from rtp_llm.router.json_bytes import json_of
 
 PING = b": ping\n\n"
 
@@ -52,7 +52,3 @@ def event_of(text: bytes, name: str = "") -> bytes:
     """`text`: its JSON."""
     head = f"event: {name}\ndata: ".encode() if name else b"data: "
     return head + text + b"\n\n"
-
-
-def json_of(body: Any) -> bytes:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
