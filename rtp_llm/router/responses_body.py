@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field
 
 from rtp_llm.errors import InvalidRequestError, shortened
+from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.reading import BodyReader, as_written, naming
 from rtp_llm.router.refused_fields import RESPONSES, Table
 from rtp_llm.router.response_store import AskedResponse, Item, References
 from rtp_llm.router.schemas import STRICT, ChatBody, Recalled, Texts, Whole, must_be, text_in
 from rtp_llm.router.token_bodies import TokenBody
-from rtp_llm.router.writer import json_of
 from rtp_llm.sampling_params import MAX_TOKENS, Integer, SamplingParams
 
 MAX_METADATA = 16  # OpenAI's limits: entries, characters of a name and of a value
@@ -111,8 +111,9 @@ class ResponsesBody(ChatBody):
             raise InvalidRequestError("input is required", param="input")
         if asked.max_output_tokens is not None:
             Integer(1, MAX_TOKENS).take("max_output_tokens", asked.max_output_tokens)
-        items = _items(asked.input, recalled.get("input", []))
-        messages = [*_instructions(asked.instructions), *_messages([*recalled.get("previous_response_id", []), *items])]
+        history = recalled.get("previous_response_id", [])
+        items = _items(asked.input, recalled.get("input", []), {item["id"] for item in history})
+        messages = [*_instructions(asked.instructions), *_messages([*history, *items])]
         effort = _effort(asked.reasoning)
         shows_logprobs = _logprobs(asked.include, asked.top_logprobs)
         tools = [_tool(f"tools[{index}]", each) for index, each in enumerate(asked.tools or ())]
@@ -190,14 +191,20 @@ def _instructions(instructions: str | None) -> Iterator[dict[str, Any]]:
 # --- Items, as the response's input_items show them
 
 
-def _items(given: str | list[Any] | None, referenced: list[Any]) -> list[dict[str, Any]]:
-    """`referenced`: what its references name, in their order."""
+def _items(given: str | list[Any] | None, referenced: list[Any], taken: set[str]) -> list[dict[str, Any]]:
+    """`referenced`: what its references name, in their order. Who has an id that is `taken` gets another: pages of input_items
+    begin behind an id."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     found = iter(referenced)
-    return [
-        next(found) if _is_reference(item) else _item(f"input[{index}]", item) for index, item in enumerate(given or ())
-    ]
+    items = []
+    for index, each in enumerate(given or ()):
+        item = next(found) if _is_reference(each) else _item(f"input[{index}]", each)
+        if item["id"] in taken:
+            item = {**item, "id": new_id(ITEMS[item["type"]][0])}
+        taken.add(item["id"])
+        items.append(item)
+    return items
 
 
 def _is_reference(item: Any) -> bool:

@@ -62,7 +62,7 @@ def test_items_are_messages_of_a_chat(items: Any, messages: list[dict[str, Any]]
 
 def test_instructions_come_first_then_what_is_kept_then_the_input() -> None:
     kept = {"id": "i", "type": "message", "role": "user", "content": [{"type": "input_text", "text": "1"}]}
-    named = {**kept, "content": [{"type": "input_text", "text": "2"}]}
+    named = {**kept, "id": "j", "content": [{"type": "input_text", "text": "2"}]}
     made = body(
         [{"type": "item_reference", "id": "j"}, USER],
         {"previous_response_id": [kept], "input": [named]},

@@ -178,6 +178,23 @@ async def test_an_item_of_a_kept_output_may_be_named(router: ScriptedService, cl
     assert missing.value.param == "input"
 
 
+async def test_items_of_one_id_are_told_apart_and_all_pages_come(
+    router: ScriptedService, client: openai.AsyncOpenAI
+) -> None:
+    router.says = ["One.", "Two."]
+    twice: Any = [{"role": "user", "content": "1", "id": "msg_a", "type": "message"}] * 2
+    first = await client.responses.create(model="demo", input=twice)
+    [said] = first.output
+    again: Any = [{"type": "item_reference", "id": said.id}, said, *twice]  # type: ignore[union-attr]
+    second = await client.responses.create(model="demo", input=again, previous_response_id=first.id)
+    items = [item async for item in await client.responses.input_items.list(second.id, limit=1, order="asc")]
+    assert len({item.id for item in items}) == len(items) == 7
+    assert [items[0].id, items[2].id] == ["msg_a", said.id]  # type: ignore[union-attr]
+    metrics = router.service.own_metrics().decode()
+    assert "rtp_llm_stored_responses 2.0" in metrics
+    assert f"rtp_llm_stored_responses_bytes {float(router.service.responses.num_bytes)}" in metrics
+
+
 async def test_a_message_that_is_unfinished_is_gone_on_with(
     router: ScriptedService, client: openai.AsyncOpenAI
 ) -> None:
