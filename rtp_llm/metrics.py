@@ -62,6 +62,12 @@ class RouterMetrics:
             ("phase",),
         )
         self.retries = counter("retries", "attempts after the first, by cause", ("cause",))
+        self.stored_responses = Gauge(
+            "rtp_llm_stored_responses", "responses of /v1/responses that are kept", registry=registry
+        )
+        self.stored_responses_bytes = Gauge(
+            "rtp_llm_stored_responses_bytes", "memory that they take, about", registry=registry
+        )
         self.workers = Gauge(
             "rtp_llm_workers", "members of the fleet by pool and state", ("pool", "state"), registry=registry
         )

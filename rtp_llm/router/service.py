@@ -338,6 +338,8 @@ class Service:
     def own_metrics(self) -> bytes:
         """This router's alone."""
         self._count_workers()
+        self.metrics_here.stored_responses.set(len(self.responses))
+        self.metrics_here.stored_responses_bytes.set(self.responses.num_bytes)
         return exposition(self.registry)
 
     def _count_workers(self) -> None:
