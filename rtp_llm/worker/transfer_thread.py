@@ -97,7 +97,7 @@ class TransferThread:
         """Start the transfer thread; `listener` hears on this loop."""
         self._listener = listener
         self._native.start()
-        asyncio.get_running_loop().add_reader(self._native.fileno(), self._drain_outbox)
+        asyncio.get_running_loop().add_reader(self._native.fileno(), self.deliver)
 
     async def stop(self) -> None:
         """Join the transfer thread. REQUIRES: the engine has stopped."""
@@ -109,8 +109,9 @@ class TransferThread:
         if not self._over:
             self._native.post(event)
 
-    def _drain_outbox(self) -> None:
-        """What is taken is gone: one that can't be said must not take the others along."""
+    def deliver(self) -> None:
+        """What the machines have said so far, to the listener. What is taken is gone: one that can't be said must not take the
+        others along."""
         for outgoing in self._native.take():
             try:
                 self._said[type(outgoing)](outgoing)

@@ -348,9 +348,11 @@ class Worker:
     # --- The engine's outputs
 
     def _on_outputs(self) -> None:
-        """A step's tokens, straight to their routers; then the machines remember them for a replay."""
+        """A step's tokens, straight to their routers; then the machines remember them for a replay. What the machines said
+        before a step comes before its tokens."""
         os.eventfd_read(self._outputs_fd)
         columns = self._engine.take_outputs()
+        self._transfer.deliver()
         for router_epoch, outputs in outputs_by_router(columns).items():
             if self._spans:
                 self._spans.outputs(router_epoch, outputs)

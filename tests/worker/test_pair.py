@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from rtp_llm.request import FinishReason
 from rtp_llm.wire import convert
 from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.key import WorkerKey
+from rtp_llm.wire.v1.peer_pb2 import SenderMessage
+from rtp_llm.wire.v1.router_pb2 import WorkerMessage
 from rtp_llm.worker.worker import Worker
 from tests.worker.tiny import (
     VOCAB,
@@ -87,6 +90,33 @@ async def test_a_first_handover_does_not_wait_for_a_repeated_reserve() -> None:
         assert len(await two.router.finished(key)) == 6
         received = await two.r.session.metrics()
         assert counter(received, "rtp_llm_decode_tokens_computed_total") == 5
+        await two.rest()
+
+
+async def test_a_router_hears_of_the_handover_before_its_tokens() -> None:
+    """However late R's loop comes to both: the router measures the handover by it, and the tokens may be the last ones."""
+    async with pair() as two:
+        worker, sent = two.decode, []
+        said, send = worker.sender_said, worker._routers.send
+
+        def said_late(sender: WorkerKey, message: SenderMessage) -> None:
+            said(sender, message)
+            if message.HasField("commit"):
+                end = time.monotonic() + 10
+                while worker._engine.load().decode_tokens_computed < 5 and time.monotonic() < end:
+                    time.sleep(0.001)
+                worker._on_outputs()
+
+        def noted(router_epoch: int, message: WorkerMessage) -> bool:
+            sent.append(message.WhichOneof("message"))
+            return send(router_epoch, message)
+
+        worker.sender_said = said_late  # type: ignore[method-assign]
+        worker._routers.send = noted  # type: ignore[method-assign]
+        key = two.router.key(1)
+        two.s.submit(key, PROMPT, 6, receiver=two.receiver)
+        assert len(await two.router.finished(key)) == 6
+        assert sent.index("committed") < sent.index("outputs")
         await two.rest()
 
 
