@@ -12,6 +12,7 @@ import pytest
 
 from rtp_llm.config import load_config
 from rtp_llm.directory import DirectoryClient, Member, remove_directory
+from rtp_llm.wire.credentials import Credentials
 from rtp_llm.wire.key import WorkerKey
 from tests.worker.processes import SETTINGS, write_model
 from tests.worker.tiny import VOCAB, ScriptedRouter
@@ -51,6 +52,7 @@ async def members(directory: DirectoryClient, wanted: int) -> list[Member]:
 async def test_replicas_of_both_pools_serve_and_drain_when_they_are_removed(serve: Any, tmp_path: Path) -> None:
     from rtp_llm.decode.deployment import decode_pool
     from rtp_llm.prefill.deployment import prefill_pool
+    from rtp_llm.serve_internals import cluster_token
 
     overrides = SETTINGS | {
         "model.path": str(write_model(tmp_path)),
@@ -64,7 +66,7 @@ async def test_replicas_of_both_pools_serve_and_drain_when_they_are_removed(serv
             await asyncio.to_thread(serve.run, pool(config), name=name, route_prefix=f"/{name}")
         prefill, decode = sorted(await members(directory, 2), key=lambda m: m.pool, reverse=True)
         assert (prefill.pool, decode.pool) == ("prefill", "decode")
-        router = ScriptedRouter()
+        router = ScriptedRouter(credentials=Credentials.of(config.with_token_derived(cluster_token()).worker))
         s = await router.connect(WorkerKey(prefill.id, prefill.epoch), prefill.address)
         await router.connect(WorkerKey(decode.id, decode.epoch), decode.address)
         k = router.key(1)
