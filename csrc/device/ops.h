@@ -75,7 +75,7 @@ class LinearPacker {
   virtual void write_rows(int part, int64_t first_row, const Tensor& rows) = 0;
   // The same for at most kMostFillBytes, or one row: `fill` writes them to where the backend wants them to lie. It says
   // whether it could; if not, or if it throws, no row is written, and fill_rows returns false, or throws.
-  static constexpr int64_t kMostFillBytes = int64_t{2} << 20;
+  static constexpr int64_t kMostFillBytes = int64_t{4} << 20;
   using Fill = std::function<bool(void*)>;
   virtual bool fill_rows(int part, int64_t first_row, int64_t rows, int64_t row_elements, DType dtype,
                          const Fill& fill);

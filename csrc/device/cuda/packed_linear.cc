@@ -21,12 +21,20 @@ UploadRing::UploadRing(CudaDevice& device)
     : device_(device),
       host_(device.allocate_pinned(kPieces * kPieceBytes, "upload_ring.host")),
       staged_(device.allocate(kPieces * kPieceBytes, "upload_ring")) {
-  for (cudaEvent_t& event : packed_)
-    cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  cuda_check(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "cudaStreamCreate");
+  for (int piece = 0; piece < kPieces; ++piece) {
+    cuda_check(cudaEventCreateWithFlags(&copied_[piece], cudaEventDisableTiming), "cudaEventCreate");
+    // Who waits for a piece leaves the core to those that read.
+    cuda_check(cudaEventCreateWithFlags(&packed_[piece], cudaEventDisableTiming | cudaEventBlockingSync),
+               "cudaEventCreate");
+    free_.push_back(piece);
+  }
 }
 
 UploadRing::~UploadRing() {
   for (cudaEvent_t event : packed_) cudaEventDestroy(event);
+  for (cudaEvent_t event : copied_) cudaEventDestroy(event);
+  cudaStreamDestroy(copies_);
 }
 
 UploadRing::Piece UploadRing::take() {
@@ -34,10 +42,9 @@ UploadRing::Piece UploadRing::take() {
   int index;
   {
     std::unique_lock lock(mutex_);
-    index = next_;
-    next_ = (next_ + 1) % kPieces;
-    given_back_.wait(lock, [&] { return !taken_[index]; });
-    taken_[index] = true;
+    given_back_.wait(lock, [&] { return !free_.empty(); });
+    index = free_.front();
+    free_.pop_front();
   }
   Piece piece(*this, index);
   cuda_check(cudaEventSynchronize(packed_[index]), "packing of weights");
@@ -47,9 +54,15 @@ UploadRing::Piece UploadRing::take() {
 void UploadRing::give_back(int piece) {
   {
     const std::lock_guard lock(mutex_);
-    taken_[piece] = false;
+    free_.push_back(piece);
   }
-  given_back_.notify_all();
+  given_back_.notify_one();
+}
+
+void UploadRing::copy(int piece, void* to, const void* from, int64_t bytes) {
+  cuda_check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, copies_), "copy of weights");
+  cuda_check(cudaEventRecord(copied_[piece], copies_), "copy of weights");
+  cuda_check(cudaStreamWaitEvent(device_.stream(), copied_[piece], 0), "copy of weights");
 }
 
 void UploadRing::packed(int piece) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -33,7 +34,8 @@ class CudaLinear final : public PackedLinear {
 const CudaLinear& as_cuda(const PackedLinear* weight, const char* op);
 
 // Host memory in which rows wait for their way to the GPU, in pieces used in turn, by any number of threads. One a
-// device.
+// device. Copies have a stream of their own, so that none waits for the packing of the one
+// before.
 class UploadRing {
  public:
   static constexpr int64_t kPieceBytes = LinearPacker::kMostFillBytes;
@@ -53,7 +55,7 @@ class UploadRing {
     template <class Pack>
     void send(int64_t bytes, const Pack& pack) {
       const std::lock_guard lock(ring_->mutex_);
-      ring_->device_.copy_async(device(), host(), bytes);
+      ring_->copy(index(), device(), host(), bytes);
       pack();
       ring_->packed(index());
     }
@@ -71,18 +73,20 @@ class UploadRing {
   void drain();
 
  private:
-  static constexpr int kPieces = 32;
+  static constexpr int kPieces = 24;
 
   void give_back(int piece);
-  void packed(int piece);  // REQUIRES: mutex_ is held
+  // REQUIRE: mutex_ is held.
+  void copy(int piece, void* to, const void* from, int64_t bytes);
+  void packed(int piece);
 
   CudaDevice& device_;
   Buffer host_, staged_;
-  cudaEvent_t packed_[kPieces] = {};
-  std::mutex mutex_;  // guards what follows, and the main stream
+  cudaStream_t copies_ = nullptr;
+  cudaEvent_t copied_[kPieces] = {}, packed_[kPieces] = {};
+  std::mutex mutex_;  // guards what follows, and the streams
   std::condition_variable given_back_;
-  bool taken_[kPieces] = {};
-  int next_ = 0;
+  std::deque<int> free_;  // the one that was sent first comes first
 };
 
 }  // namespace rtp_llm::cuda
