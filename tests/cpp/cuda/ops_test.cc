@@ -370,6 +370,8 @@ TEST(tokens_are_the_cpus) {
     Side ours(device, shape, kB, rows, vocab), theirs(cpu(), shape, kF, rows, vocab);
     const Owned logits = random_tensor(kF, {rows, vocab}, fresh_seed(), 4.0f);
     for (int64_t i = 0; i < vocab; i += 7) logits.set(i, logits.at(0));  // ties, in row 0
+    for (int64_t i : {vocab - 1, vocab / 2, int64_t{70}, int64_t{69}}) logits.set(3 * vocab + i, 50.0f);  // the highest
+    for (int64_t i = 0; i < vocab; i += 2) logits.set(6 * vocab + i, NAN);
     for (int64_t i = 0; i < vocab; ++i) logits.set((rows - 1) * vocab + i, NAN);
     for (int64_t i = 0; i < vocab; ++i) logits.set((rows - 2) * vocab + i, i == vocab / 2 ? 1.0f : -INFINITY);
     std::vector<SamplingState> states;

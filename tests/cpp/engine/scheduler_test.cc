@@ -813,25 +813,6 @@ TEST(who_says_more_of_tokens_than_a_step_can_carry_waits_for_the_next_one) {
   }
 }
 
-TEST(who_was_preempted_says_it_again_in_a_step_that_can_carry_it) {
-  Fixture f(8, small());
-  Sequence& first = f.add_of_priority(-1, 16);
-  Sequence &second = f.add(4), &third = f.add(4);
-  say_much_of_tokens(second);
-  say_much_of_tokens(third);
-  f.step_until([&] {
-    return second.state == Sequence::State::kWaiting && third.state == Sequence::State::kWaiting &&
-           second.num_preemptions > 0 && third.num_preemptions > 0;
-  });
-  f.scheduler.finish(first);
-  {
-    const Schedule& plan = f.step();
-    CHECK(has(plan, second) && !has(plan, third));
-  }
-  const Schedule& plan = f.step();
-  CHECK(has(plan, second) && has(plan, third));
-}
-
 TEST(words_that_nobody_brings_are_anothers) {
   // Joined, without a block for its next token, which nobody has: it is preempted in the step that would carry its
   // words.
