@@ -79,8 +79,9 @@ check-cuda: setup ## build the wheel rtp-llm-cuda, for all GPUs that it supports
 
 .PHONY: test-gpu
 test-gpu: build-cuda ## the tests marked gpu, and the C++ tests of kernels, ops and engine on the GPU of this machine
-	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test attention_test linear_check step_calls_test
+	$(BIN)/ninja -C build/cuda -j $(JOBS) cuda_test engine_test attention_test linear_check linear_rope_test step_calls_test
 	build/cuda/tests/linear_check
+	build/cuda/tests/linear_rope_test check
 	build/cuda/tests/attention_test check
 	build/cuda/tests/cuda_test
 	build/cuda/tests/step_calls_test 8 32

@@ -36,6 +36,11 @@ void Ops::qkv_rope_store(const QkvRopeStoreArgs& args) {
   store_kv({.k = k, .v = v, .kv = args.kv, .step = args.step});
 }
 
+void Ops::linear_rope_store(const LinearArgs& product, const QkvRopeStoreArgs& rope) {
+  linear(product);
+  qkv_rope_store(rope);
+}
+
 void Ops::rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) {
   qkv_rope_store(rope);
   paged_attention_decode(attention);

@@ -228,6 +228,15 @@ struct QkvRopeStoreArgs {
   Tensor inv_freq;
   KvView kv;
   const StepRows* step = nullptr;
+  Tensor table{};  // that rope_table wrote for this step, or empty: the same results, slower
+};
+
+// What all layers of a step need to know of its rows' positions, in a form of the backend's own.
+struct RopeTableArgs {
+  Tensor inv_freq;
+  KvView kv;  // any layer's
+  const StepRows* step = nullptr;
+  Tensor table;  // u8, at least rope_table_bytes()
 };
 
 struct GatedMlpArgs {
@@ -288,6 +297,11 @@ class Ops {
   // Level 1: defaults in device/ops.cc.
   virtual void add_rms_norm(const AddRmsNormArgs& args);
   virtual void qkv_rope_store(const QkvRopeStoreArgs& args);
+  // 0: the backend has no use for a table, and rope_table does nothing.
+  virtual int64_t rope_table_bytes(int64_t, int /*head_dim*/) const { return 0; }
+  virtual void rope_table(const RopeTableArgs&) {}
+  // linear, then qkv_rope_store of its output. REQUIRES: linear.out is rope.qkv. k and v in it hold nothing afterwards.
+  virtual void linear_rope_store(const LinearArgs& linear, const QkvRopeStoreArgs& rope);
   // qkv_rope_store, then paged_attention_decode of the same rows. REQUIRES: attention.q is the first columns of
   // rope.qkv; all rows of the step are decode rows. q, k and v in rope.qkv hold nothing afterwards.
   virtual void rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention);

@@ -176,6 +176,13 @@ class QueuedOps final : public Ops {
   void zero_blocks(const ZeroBlocksArgs& args) override { launch<&Ops::zero_blocks>(args); }
   void add_rms_norm(const AddRmsNormArgs& args) override { launch<&Ops::add_rms_norm>(args); }
   void qkv_rope_store(const QkvRopeStoreArgs& args) override { launch<&Ops::qkv_rope_store>(args); }
+  int64_t rope_table_bytes(int64_t max_rows, int head_dim) const override {
+    return ops_.rope_table_bytes(max_rows, head_dim);
+  }
+  void rope_table(const RopeTableArgs& args) override { launch<&Ops::rope_table>(args); }
+  void linear_rope_store(const LinearArgs& linear, const QkvRopeStoreArgs& rope) override {
+    queue_.push([&ops = ops_, linear, rope] { ops.linear_rope_store(linear, rope); });
+  }
   void rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) override {
     queue_.push([&ops = ops_, rope, attention] { ops.rope_store_decode(rope, attention); });
   }

@@ -18,6 +18,7 @@ struct Decoder::Activations {
   Tensor last;       // [logit rows, hidden]: rows of the stream whose logits are wanted
   Tensor logits;     // [logit rows, vocab] f32
   Tensor attention_workspace;
+  Tensor rope_table;
   std::vector<Buffer> buffers;
 
   Tensor take(Device& device, const char* tag, DType dtype, int64_t rows, int64_t columns) {
@@ -68,6 +69,8 @@ void Decoder::allocate(int64_t max_rows, int64_t max_logit_rows, int64_t max_pos
       max_rows, model.num_attention_heads, model.num_key_value_heads, model.head_dim, max_positions);
   made->attention_workspace =
       made->take(device_, "activations.attention_workspace", DType::kU8, 1, std::max<int64_t>(workspace, 1));
+  const int64_t table = device_.ops().rope_table_bytes(max_rows, model.head_dim);
+  if (table > 0) made->rope_table = made->take(device_, "activations.rope_table", DType::kU8, 1, table);
   activations_ = std::move(made);
 }
 
@@ -82,6 +85,13 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
   const Tensor attended = step.attended.rows(0, rows);
 
   ops.embedding({.tokens = input.tokens, .table = &weights_.embedding(), .step = input.rows, .out = stream});
+  // Attention of decode rows alone may norm and rotate itself.
+  const bool decodes_alone = !on_layers && input.rows->prefills.empty();
+  if (!decodes_alone)
+    ops.rope_table({.inv_freq = weights_.inv_freq(),
+                    .kv = view_of_layer(layout.groups[0], kv_pool, num_blocks, 0),
+                    .step = input.rows,
+                    .table = step.rope_table});
 
   int first_of_group = 0;
   for (int layer = 0; layer < model.num_hidden_layers; ++layer) {
@@ -89,7 +99,7 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
     const KvView kv = view_of_layer(layout.groups[0], kv_pool, num_blocks, layer);
 
     ops.add_rms_norm({.x = stream, .weight = weights.input_norm, .epsilon = model.rms_norm_eps, .out = normed});
-    ops.linear({.x = normed, .weight = weights.qkv.get(), .out = qkv});
+    const LinearArgs product{.x = normed, .weight = weights.qkv.get(), .out = qkv};
     const QkvRopeStoreArgs rope{.qkv = qkv,
                                 .num_heads = model.num_attention_heads,
                                 .num_kv_heads = model.num_key_value_heads,
@@ -99,12 +109,14 @@ Tensor Decoder::forward(const StepInput& input, const KvLayout& layout, void* kv
                                 .norm_epsilon = model.rms_norm_eps,
                                 .inv_freq = weights_.inv_freq(),
                                 .kv = kv,
-                                .step = input.rows};
+                                .step = input.rows,
+                                .table = decodes_alone ? Tensor{} : step.rope_table};
     const AttentionArgs attention = attention_of(qkv, kv, *input.rows, attended);
-    if (!on_layers && input.rows->prefills.empty()) {
+    if (decodes_alone) {
+      ops.linear(product);
       ops.rope_store_decode(rope, attention);
     } else {
-      ops.qkv_rope_store(rope);
+      ops.linear_rope_store(product, rope);
       const int stored = layer + 1 - first_of_group;
       if (on_layers && (stored == layers_per_message || layer + 1 == model.num_hidden_layers)) {
         on_layers(first_of_group, stored);

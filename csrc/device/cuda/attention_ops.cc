@@ -50,7 +50,38 @@ void check_qkv(const char* op, const QkvRopeStoreArgs& args) {
   check(args.q_norm.empty() == args.k_norm.empty(), op, ": q_norm and k_norm come together or not at all");
 }
 
+// Steps of fewer rows have no table: it takes a launch.
+constexpr int64_t kFewestTableRows = 256;
+
+bool has_table(int64_t rows, int head_dim, const Tensor& inv_freq) {
+  return rows >= kFewestTableRows && has_tiles(head_dim) && 2 * inv_freq.numel() == head_dim;
+}
+
 }  // namespace
+
+RopeStoreProblem rope_store_of(const char* op, const QkvRopeStoreArgs& args) {
+  const StepRows& step = *args.step;
+  check_qkv(op, args);
+  const int64_t rows = args.qkv.shape[0];
+  return {.qkv = args.qkv.as<__nv_bfloat16>(),
+          .stride = args.qkv.stride[0],
+          .num_rows = static_cast<int>(rows),
+          .num_heads = args.num_heads,
+          .q_norm = args.q_norm.as<const float>(),
+          .k_norm = args.k_norm.as<const float>(),
+          .norm_epsilon = args.norm_epsilon,
+          .inv_freq = args.inv_freq.as<const float>(),
+          .rotary_half = static_cast<int>(args.inv_freq.numel()),
+          .kv = args.kv,
+          .row_slot = step.row_slot.as<const int32_t>(),
+          .row_offset = step.row_offset.as<const int32_t>(),
+          .seq_len = step.slots->seq_len.as<const int32_t>(),
+          .block_tables = step.slots->block_tables.as<const int32_t>(),
+          .block_table_stride = step.slots->block_tables.stride[0],
+          .table = !args.table.empty() && has_table(rows, args.head_dim, args.inv_freq)
+                       ? rope_table_in(args.table.data, rows)
+                       : RopeTable{}};
+}
 
 void CudaOps::paged_attention_decode(const AttentionArgs& args) { decode(args, {}); }
 
@@ -78,23 +109,28 @@ int64_t CudaOps::attention_workspace_bytes(int64_t, int num_heads, int num_kv_he
 }
 
 void CudaOps::qkv_rope_store(const QkvRopeStoreArgs& args) {
+  cuda::qkv_rope_store(stream(), rope_store_of("qkv_rope_store", args));
+}
+
+int64_t CudaOps::rope_table_bytes(int64_t max_rows, int head_dim) const {
+  return has_tiles(head_dim) ? cuda::rope_table_bytes(max_rows, head_dim) : 0;
+}
+
+void CudaOps::rope_table(const RopeTableArgs& args) {
   const StepRows& step = *args.step;
-  check_qkv("qkv_rope_store", args);
-  cuda::qkv_rope_store(stream(), {.qkv = args.qkv.as<__nv_bfloat16>(),
-                                  .stride = args.qkv.stride[0],
-                                  .num_rows = static_cast<int>(args.qkv.shape[0]),
-                                  .num_heads = args.num_heads,
-                                  .q_norm = args.q_norm.as<const float>(),
-                                  .k_norm = args.k_norm.as<const float>(),
-                                  .norm_epsilon = args.norm_epsilon,
-                                  .inv_freq = args.inv_freq.as<const float>(),
-                                  .rotary_half = static_cast<int>(args.inv_freq.numel()),
-                                  .kv = args.kv,
-                                  .row_slot = step.row_slot.as<const int32_t>(),
-                                  .row_offset = step.row_offset.as<const int32_t>(),
-                                  .seq_len = step.slots->seq_len.as<const int32_t>(),
-                                  .block_tables = step.slots->block_tables.as<const int32_t>(),
-                                  .block_table_stride = step.slots->block_tables.stride[0]});
+  if (!has_table(step.num_rows, args.kv.head_dim, args.inv_freq)) return;
+  check(args.table.numel() >= rope_table_bytes(step.num_rows, args.kv.head_dim), "rope_table: ", args.table.numel(),
+        " bytes for ", step.num_rows, " rows");
+  make_rope_table(stream(),
+                  {.inv_freq = args.inv_freq.as<const float>(),
+                   .kv = args.kv,
+                   .num_rows = static_cast<int>(step.num_rows),
+                   .row_slot = step.row_slot.as<const int32_t>(),
+                   .row_offset = step.row_offset.as<const int32_t>(),
+                   .seq_len = step.slots->seq_len.as<const int32_t>(),
+                   .block_tables = step.slots->block_tables.as<const int32_t>(),
+                   .block_table_stride = step.slots->block_tables.stride[0]},
+                  args.table.data);
 }
 
 // In one kernel where a row sees no position of the step but its own, which no other CTA makes.

@@ -18,6 +18,9 @@ class UploadRing;
 // faster and cost at most 2% of a layer's linears in prefill; four cost 9% (docs/cuda.md).
 inline constexpr int kTreeLeaves = 2;  // unless DeviceOptions say otherwise
 
+// The kernels' view of an op's arguments. Throws InvalidArgument in the name of `op`.
+RopeStoreProblem rope_store_of(const char* op, const QkvRopeStoreArgs& args);
+
 class CudaOps final : public Ops {
  public:
   CudaOps(CudaDevice& device, int tree_leaves);
@@ -52,6 +55,9 @@ class CudaOps final : public Ops {
 
   void add_rms_norm(const AddRmsNormArgs& args) override;
   void qkv_rope_store(const QkvRopeStoreArgs& args) override;
+  int64_t rope_table_bytes(int64_t max_rows, int head_dim) const override;
+  void rope_table(const RopeTableArgs& args) override;
+  void linear_rope_store(const LinearArgs& linear, const QkvRopeStoreArgs& rope) override;
   void rope_store_decode(const QkvRopeStoreArgs& rope, const AttentionArgs& attention) override;
   void gated_mlp(const GatedMlpArgs& args) override;
 

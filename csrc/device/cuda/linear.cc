@@ -29,4 +29,14 @@ void run_linear(cudaStream_t stream, const LinearProblem& problem, int capabilit
   linear_plain(stream, problem);
 }
 
+void run_linear_rope(cudaStream_t stream, LinearProblem problem, int capability_major, int num_sms) {
+  if (problem.rows == 0) return;
+  problem.output = LinearOutput::kRoped;
+  if (capability_major == 9 && suits(problem) && !streams(problem, num_sms) && wgmma_ropes(problem, num_sms))
+    return linear_wgmma(stream, problem, choose_wgmma(problem, num_sms));
+  problem.output = LinearOutput::kBf16;
+  run_linear(stream, problem, capability_major, num_sms);
+  qkv_rope_store(stream, problem.rope);
+}
+
 }  // namespace rtp_llm::cuda

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "device/cuda/qkv_rope_store.h"
 #include "device/ops.h"
 
 namespace rtp_llm::cuda {
@@ -28,7 +29,8 @@ inline constexpr int kTileBytes = kTileRows * kBlockFeatures * 2;
 inline constexpr int kGroupBytes = kTileBytes / 2;  // 8 rows of a block
 inline constexpr int kMaxLeaves = 4;
 
-enum class LinearOutput : uint8_t { kBf16, kF32, kGated };
+// kRoped: the product is q, k and v, and what qkv_rope_store does to them follows it.
+enum class LinearOutput : uint8_t { kBf16, kF32, kGated, kRoped };
 
 struct LinearProblem {
   const void* weights = nullptr;
@@ -45,6 +47,7 @@ struct LinearProblem {
   int64_t out_stride = 0;
   const __nv_bfloat16* residual = nullptr;  // [M, N] or null; may be out
   int64_t residual_stride = 0;
+  RopeStoreProblem rope{};  // kRoped: of the same rows, with a table; q goes to rope.qkv, `out` isn't written
 
   int tiles() const { return (out_features + kTileRows - 1) / kTileRows; }
   int blocks() const { return (in_features + kBlockFeatures - 1) / kBlockFeatures; }
@@ -55,6 +58,9 @@ __host__ __device__ inline int first_block(int leaf, int leaves, int blocks) { r
 
 // Launches the kernel that suits the problem and the GPU. Shapes alone decide, and the bits are the same.
 void run_linear(cudaStream_t stream, const LinearProblem& problem, int capability_major, int num_sms);
+// The product of q, k, v into problem.rope.qkv and qkv_rope_store, in one kernel where that is faster than two. Of k
+// and v what qkv holds afterwards is unspecified.
+void run_linear_rope(cudaStream_t stream, LinearProblem problem, int capability_major, int num_sms);
 
 // ---- Streaming, up to 32 rows: weights pass once through a ring in shared memory. sm_90 and later. -----------------
 
@@ -88,6 +94,8 @@ struct WgmmaShape {
 // Every shape that has a kernel; linear_wgmma throws for others.
 std::vector<WgmmaShape> wgmma_shapes(LinearOutput output, int leaves);
 WgmmaShape choose_wgmma(const LinearProblem& problem, int num_sms);
+// Whether kRoped has a kernel for the problem's heads, and takes less time than kBf16 and qkv_rope_store.
+bool wgmma_ropes(const LinearProblem& problem, int num_sms);
 // `shape` with the grid that it needs.
 WgmmaShape wgmma_with(const LinearProblem& problem, int num_sms, WgmmaShape shape);
 void linear_wgmma(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape);

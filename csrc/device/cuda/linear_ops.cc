@@ -26,6 +26,24 @@ LinearProblem problem_of(const char* op, const Tensor& x, const CudaLinear& weig
           .rows = static_cast<int>(x.shape[0])};
 }
 
+LinearProblem problem_of(const char* op, const LinearArgs& args) {
+  const CudaLinear& weight = as_cuda(args.weight, op);
+  check(!weight.gated(), op, ": ", weight.spec().name, " is packed for gated_mlp");
+  LinearProblem problem = problem_of(op, args.x, weight);
+  check_matrix(op, "out", args.out, problem.rows, problem.out_features);
+  problem.output = args.out.dtype == DType::kF32 ? LinearOutput::kF32 : LinearOutput::kBf16;
+  check(args.out.dtype == DType::kF32 || args.out.dtype == DType::kBF16, op, ": out must be float32 or bfloat16");
+  problem.out = args.out.data;
+  problem.out_stride = args.out.stride[0];
+  if (!args.residual.empty()) {
+    check_matrix(op, "residual", args.residual, problem.rows, problem.out_features);
+    check(args.residual.dtype == DType::kBF16, op, ": residual must be bfloat16, got ", name_of(args.residual.dtype));
+    problem.residual = args.residual.as<const __nv_bfloat16>();
+    problem.residual_stride = args.residual.stride[0];
+  }
+  return problem;
+}
+
 }  // namespace
 
 void CudaOps::run(const LinearProblem& problem) {
@@ -33,22 +51,15 @@ void CudaOps::run(const LinearProblem& problem) {
   run_linear(stream(), problem, device_.properties().major, device_.properties().num_sms);
 }
 
-void CudaOps::linear(const LinearArgs& args) {
-  const CudaLinear& weight = as_cuda(args.weight, "linear");
-  check(!weight.gated(), "linear: ", weight.spec().name, " is packed for gated_mlp");
-  LinearProblem problem = problem_of("linear", args.x, weight);
-  check_matrix("linear", "out", args.out, problem.rows, problem.out_features);
-  problem.output = args.out.dtype == DType::kF32 ? LinearOutput::kF32 : LinearOutput::kBf16;
-  check(args.out.dtype == DType::kF32 || args.out.dtype == DType::kBF16, "linear: out must be float32 or bfloat16");
-  problem.out = args.out.data;
-  problem.out_stride = args.out.stride[0];
-  if (!args.residual.empty()) {
-    check_matrix("linear", "residual", args.residual, problem.rows, problem.out_features);
-    check(args.residual.dtype == DType::kBF16, "linear: residual must be bfloat16, got ", name_of(args.residual.dtype));
-    problem.residual = args.residual.as<const __nv_bfloat16>();
-    problem.residual_stride = args.residual.stride[0];
-  }
-  run(problem);
+void CudaOps::linear(const LinearArgs& args) { run(problem_of("linear", args)); }
+
+void CudaOps::linear_rope_store(const LinearArgs& product, const QkvRopeStoreArgs& rope) {
+  check(product.out.data == rope.qkv.data && product.out.stride[0] == rope.qkv.stride[0] &&
+            product.out.dtype == DType::kBF16 && product.residual.empty(),
+        "linear_rope_store: the product must be qkv");
+  LinearProblem problem = problem_of("linear_rope_store", product);
+  problem.rope = rope_store_of("linear_rope_store", rope);
+  run_linear_rope(stream(), problem, device_.properties().major, device_.properties().num_sms);
 }
 
 void CudaOps::gated_mlp(const GatedMlpArgs& args) {

@@ -117,7 +117,9 @@ void linear_plain(cudaStream_t stream, const LinearProblem& problem) {
     case LinearOutput::kBf16: return launch(stream, shape, "linear_plain", plain_kernel<LinearOutput::kBf16>, p);
     case LinearOutput::kF32: return launch(stream, shape, "linear_plain", plain_kernel<LinearOutput::kF32>, p);
     case LinearOutput::kGated: return launch(stream, shape, "linear_plain", plain_kernel<LinearOutput::kGated>, p);
+    case LinearOutput::kRoped: break;
   }
+  check(false, "linear_plain: norm and rotation follow no product here");
 }
 
 }  // namespace rtp_llm::cuda

@@ -1,8 +1,10 @@
 // Staging: where a tile's sums wait while the next tile is multiplied. A consumer warpgroup lays them into shared
-// memory, and a warp beside the producers finishes them: the activation, or the residual, and stores of whole rows.
+// memory, and a warp beside the producers finishes them: the activation, the residual, or norm and rotation of heads,
+// and stores of whole rows.
 #pragma once
 
 #include "device/cuda/linear_epilogue.cuh"
+#include "device/cuda/rope_store.cuh"
 
 namespace rtp_llm::cuda::tiled {
 
@@ -25,6 +27,14 @@ struct Staging {
 
   // By the warpgroup, sums as wgmma leaves them.
   __device__ void put(const float (&sum)[kColumns / 2], uint32_t parity) const {
+    lay(sum, parity);
+    say_full();
+  }
+  __device__ void say_full() const {
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(full));
+  }
+  // Each warp its 16 rows, for itself.
+  __device__ void lay(const float (&sum)[kColumns / 2], uint32_t parity) const {
     const int lane = threadIdx.x % 32, first = threadIdx.x / 32 % 4 * 16;
     barrier_wait(empty, parity ^ 1);
     if constexpr (kF32) {
@@ -35,30 +45,57 @@ struct Staging {
           store_shared_8(place(first + lane / 4 + half * 8, i) + lane % 4 * 8, sum[4 * i + 2 * half],
                          sum[4 * i + 2 * half + 1]);
     } else {
+      const uint32_t begin = place(first + lane % 16, lane / 16);  // from it chunk 2i lies a constant away, or xor one
 #pragma unroll
       for (int i = 0; i < kColumns / 16; ++i) {
         uint32_t words[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) words[k] = pack_bf16(sum[8 * i + 2 * k], sum[8 * i + 2 * k + 1]);
-        store_matrices(place(first + lane % 16, 2 * i + lane / 16), words);
+        store_matrices((begin ^ i % 4 * 32) + i / 4 * 128, words);
       }
     }
     __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(full));
   }
 
   // By one warp. REQUIRES: with kGated the activation is silu.
-  __device__ void finish(const Epilogue& p, int first_token, int first_row, uint32_t parity) const {
+  __device__ void finish(const Epilogue& p, const RopeStoreProblem& rope, int first_token, int first_row,
+                         uint32_t parity) const {
     barrier_wait(full, parity);
     if constexpr (kOutput == LinearOutput::kGated)
       activate_all(p, first_token, first_row);
+    else if constexpr (kOutput == LinearOutput::kRoped)
+      rope_rows<64>(rope, first_token, first_row, 0);
     else
       store_all(p, first_token, first_row);
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(empty));
   }
 
+  // By one warp: the heads of kRows rows from `first` on, which it may read.
+  template <int kRows>
+  __device__ void rope_rows(const RopeStoreProblem& p, int first_token, int first_column, int first) const {
+    p.kv.head_dim == 128 ? rope_heads<kRows, 128>(p, first_token, first_column, first)
+                         : rope_heads<kRows, 64>(p, first_token, first_column, first);
+  }
+
  private:
+  // A lane keeps to one head of the tile.
+  template <int kRows, int kHeadDim>
+  __device__ void rope_heads(const RopeStoreProblem& p, int first_token, int first_column, int first) const {
+    constexpr int kLanes = RopeHead<kHeadDim>::kLanes, kAtOnce = 32 / kLanes, kHeads = kColumns / kHeadDim;
+    static_assert(kColumns % kHeadDim == 0 && kAtOnce % kHeads == 0);
+    const int vector = threadIdx.x % 32 / kLanes, lane = threadIdx.x % kLanes;
+    const int heads = p.num_heads + 2 * p.kv.num_heads, in_tile = vector % kHeads;
+    const int index = first_column / kHeadDim + in_tile, chunk = in_tile * (kHeadDim / 8) + lane;
+    const RopeHead<kHeadDim> head(p, min(index, heads - 1), lane);
+    for (int row = first + vector / kHeads; row < first + kRows; row += kAtOnce / kHeads) {
+      const int token = first_token + row;
+      const auto at = head.place(min(token, p.num_rows - 1));
+      head.store(at, load_shared_16(place(row, chunk)), load_shared_16(place(row, chunk + kLanes)),
+                 token < p.num_rows && index < heads);
+    }
+  }
+
   __device__ void activate_all(const Epilogue& p, int first_token, int first_row) const {
     constexpr int kPairs = kColumns / 16;  // of a chunk of gate and its chunk of up
     bf16* out = static_cast<bf16*>(p.out) + first_token * p.out_stride + first_row / 2;

@@ -108,7 +108,9 @@ void linear_stream(cudaStream_t stream, const LinearProblem& problem, const Stre
     case LinearOutput::kBf16: return start_stream<LinearOutput::kBf16>(stream, tokens, p);
     case LinearOutput::kF32: return start_stream<LinearOutput::kF32>(stream, tokens, p);
     case LinearOutput::kGated: return start_stream<LinearOutput::kGated>(stream, tokens, p);
+    case LinearOutput::kRoped: break;
   }
+  check(false, "linear_stream: norm and rotation follow no product here");
 }
 
 }  // namespace rtp_llm::cuda

@@ -10,6 +10,8 @@
 // A CTA sums its leaves one after the other; a subtree's sum waits for its sibling in registers.
 //
 // Where a CTA takes several tiles, a tile's sums are finished beside the products of the next (linear_staging.cuh).
+// With kRoped, norm and rotation of heads are part of that, and the warps of the last tile finish their rows in its
+// way.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +36,7 @@ struct WgmmaParameters {
   CUtensorMap shared_weights;  // kShare: halves of a tile's rows, as boxes
   const uint8_t* weights;
   Epilogue epilogue;
+  RopeStoreProblem rope;            // kRoped
   int first_block[kMaxLeaves + 1];  // of each leaf, and the end
   int blocks, groups, leaves;       // groups: of 8 rows
   int token_tiles, row_tiles;       // token_tiles: of a cluster
@@ -406,6 +409,13 @@ __device__ __forceinline__ void store_sums(const Epilogue& p, float (&sum)[kColu
   store_rounded<kOutput, kColumns>(p, sum, first_token, first_column);
 }
 
+// Of a thread beside the producers, and of a consumer; with two consumer warpgroups together at most the 3 x 168 that
+// the kernel is launched with, or it waits for ever.
+template <LinearOutput kOutput>
+constexpr int kStagedRegisters[2] = {72, 216};
+template <>
+constexpr int kStagedRegisters<LinearOutput::kRoped>[2] = {88, 208};
+
 #endif
 
 template <class Config, LinearOutput kOutput>
@@ -421,7 +431,7 @@ __global__ void __launch_bounds__(Config::kBoundThreads, 1) wgmma_kernel(const _
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     if constexpr (Config::kStaged)
-      give_registers<72>();
+      give_registers<kStagedRegisters<kOutput>[0]>();
     else if constexpr (Config::kConsumers == 2 && !Config::kIsSmall)
       give_registers<40>();
     let_successor_start();
@@ -435,12 +445,12 @@ __global__ void __launch_bounds__(Config::kBoundThreads, 1) wgmma_kernel(const _
         for (int number = pipeline.cluster; pipeline.template is_staged<kOutput>(number);
              number += pipeline.num_clusters, parity ^= 1) {
           const Tile at = pipeline.tile(number);
-          pipeline.template staging<kOutput>(group).finish(p.epilogue, at.token + group * 64, at.row, parity);
+          pipeline.template staging<kOutput>(group).finish(p.epilogue, p.rope, at.token + group * 64, at.row, parity);
         }
       }
   } else {
     if constexpr (Config::kStaged)
-      take_registers<216>();
+      take_registers<kStagedRegisters<kOutput>[1]>();
     else if constexpr (Config::kConsumers == 2 && !Config::kIsSmall)
       take_registers<232>();
     wait_for_predecessor();
@@ -466,6 +476,16 @@ __global__ void __launch_bounds__(Config::kBoundThreads, 1) wgmma_kernel(const _
         store_rounded<kOutput, kColumns>(p.epilogue, part, first_token, first_column);
       } else {
         pipeline.multiply_leaves(sum, group, speaks);
+        if constexpr (kOutput == LinearOutput::kRoped) {
+          const auto staging = pipeline.template staging<kOutput>(group);
+          add_bias<Config::kRows>(p.epilogue, at.row, sum);
+          staging.lay(sum, parity);
+          if (pipeline.template is_staged<kOutput>(number))
+            staging.say_full();
+          else
+            staging.template rope_rows<16>(p.rope, at.token + group * 64, at.row, warp * 16);
+          continue;
+        }
         if constexpr (Config::kStaged)
           if (pipeline.template is_staged<kOutput>(number)) {
             add_bias<Config::kRows>(p.epilogue, at.row, sum);
@@ -500,6 +520,7 @@ void start_kernel(cudaStream_t stream, const LinearProblem& problem, int grid) {
                     .shared_weights = {},
                     .weights = static_cast<const uint8_t*>(problem.weights),
                     .epilogue = epilogue_of(problem),
+                    .rope = problem.rope,
                     .first_block = {},
                     .blocks = problem.blocks(),
                     .groups = groups,
@@ -542,5 +563,6 @@ bool start_matching(cudaStream_t stream, const LinearProblem& problem, const Wgm
 bool start_bf16(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape);
 bool start_f32(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape);
 bool start_gated(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape);
+bool start_roped(cudaStream_t stream, const LinearProblem& problem, const WgmmaShape& shape);
 
 }  // namespace rtp_llm::cuda::tiled

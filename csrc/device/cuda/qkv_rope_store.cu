@@ -1,16 +1,17 @@
-// A CTA a row. The row's angles are computed once, before the product of q, k and v is there.
+// A CTA a row, its angles computed before the product of q, k and v is there; or, with a RopeTable, rows in turn.
 #include "device/cuda/qkv_rope_store.h"
 
 #include <algorithm>
 
 #include "device/cuda/launch.h"
-#include "device/cuda/rope_vector.cuh"
+#include "device/cuda/rope_store.cuh"
 
 namespace rtp_llm::cuda {
 namespace {
 
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxThreads = 512;
+constexpr int kTableThreads = 384, kTableCtasAnSm = 2;
 
 // One head's vector in this row: where it comes from, where it goes, how.
 struct Vector {
@@ -70,6 +71,28 @@ __global__ void __launch_bounds__(kMaxThreads) rope_store_kernel(const __grid_co
   }
 }
 
+// A thread has its part of one head in every gridDim.x-th row, and requests the next before it computes this one.
+template <int kHeadDim>
+__global__ void __launch_bounds__(kTableThreads, kTableCtasAnSm)
+    rope_store_by_table_kernel(const __grid_constant__ RopeStoreProblem p) {
+  constexpr int kLanes = RopeHead<kHeadDim>::kLanes, kHalf = RopeHead<kHeadDim>::kHalf;
+  const int heads = p.num_heads + 2 * p.kv.num_heads;
+  const int index = (blockIdx.y * blockDim.x + threadIdx.x) / kLanes, lane = threadIdx.x % kLanes;
+  const RopeHead<kHeadDim> head(p, min(index, heads - 1), lane);
+  const bf16* from = p.qkv + int64_t{min(index, heads - 1)} * kHeadDim + lane * 8;
+  let_successor_start();
+  wait_for_predecessor();
+  const auto load = [&](int row, int half) {
+    return load_16(from + min(row, p.num_rows - 1) * p.stride + half * kHalf);
+  };
+  uint4 low = load(blockIdx.x, 0), high = load(blockIdx.x, 1);
+  for (int row = blockIdx.x; row < p.num_rows; row += gridDim.x) {
+    const uint4 next_low = load(row + gridDim.x, 0), next_high = load(row + gridDim.x, 1);
+    head.store(head.place(row), low, high, index < heads);
+    low = next_low, high = next_high;
+  }
+}
+
 // Any head_dim and partial rotation: a warp a vector.
 __global__ void __launch_bounds__(kMaxThreads) rope_store_any_kernel(const __grid_constant__ RopeStoreProblem p) {
   __shared__ Rotation angles[kMaxHeadDim / 2];
@@ -101,7 +124,39 @@ __global__ void __launch_bounds__(kMaxThreads) rope_store_any_kernel(const __gri
   }
 }
 
+// Heads of which a thread has 16 bytes of each half.
+bool is_wide(const RopeStoreProblem& problem) {
+  const KvView& kv = problem.kv;
+  return (kv.head_dim == 64 || kv.head_dim == 128) && 2 * problem.rotary_half == kv.head_dim &&
+         problem.stride % 8 == 0 && kv.token_stride % 16 == 0;
+}
+
+int num_sms() {
+  int gpu = 0, count = 0;
+  cuda_check(cudaGetDevice(&gpu), "cudaGetDevice");
+  cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, gpu), "cudaDeviceGetAttribute");
+  return count;
+}
+
+void start_by_table(cudaStream_t stream, const RopeStoreProblem& problem) {
+  const int head_dim = problem.kv.head_dim;
+  const int count = (problem.num_heads + 2 * problem.kv.num_heads) * (head_dim / 16);
+  const int parts = (count + kTableThreads - 1) / kTableThreads;
+  const int threads = ((count + parts - 1) / parts + 31) / 32 * 32;
+  const int at_once = std::max(1, num_sms() * kTableCtasAnSm * kTableThreads / (threads * parts));
+  launch(stream,
+         {.grid = dim3(static_cast<unsigned>(std::min(problem.num_rows, at_once)), static_cast<unsigned>(parts)),
+          .block = dim3(static_cast<unsigned>(threads))},
+         "qkv_rope_store", head_dim == 128 ? rope_store_by_table_kernel<128> : rope_store_by_table_kernel<64>, problem);
+}
+
 }  // namespace
+
+bool ropes_by_table(const RopeStoreProblem& problem) {
+  const auto is_aligned = [](const float* weight) { return reinterpret_cast<uintptr_t>(weight) % 16 == 0; };
+  return problem.table.angles != nullptr && is_wide(problem) && is_aligned(problem.q_norm) &&
+         is_aligned(problem.k_norm);
+}
 
 void qkv_rope_store(cudaStream_t stream, const RopeStoreProblem& problem) {
   const KvView& kv = problem.kv;
@@ -111,11 +166,10 @@ void qkv_rope_store(cudaStream_t stream, const RopeStoreProblem& problem) {
   check((problem.q_norm == nullptr) == (problem.k_norm == nullptr),
         "qkv_rope_store: q and k are normed both or neither");
   if (problem.num_rows == 0) return;
-  const bool wide = 2 * problem.rotary_half == kv.head_dim && problem.stride % 8 == 0 && kv.token_stride % 16 == 0;
-  const auto kernel = !wide                ? rope_store_any_kernel
+  if (ropes_by_table(problem)) return start_by_table(stream, problem);
+  const auto kernel = !is_wide(problem)    ? rope_store_any_kernel
                       : kv.head_dim == 128 ? rope_store_kernel<128>
-                      : kv.head_dim == 64  ? rope_store_kernel<64>
-                                           : rope_store_any_kernel;
+                                           : rope_store_kernel<64>;
   const int lanes = kernel == rope_store_any_kernel ? 32 : kv.head_dim / 16;
   const int threads = std::min(kMaxThreads, ((problem.num_heads + 2 * kv.num_heads) * lanes + 31) / 32 * 32);
   launch(stream, {.grid = dim3(static_cast<unsigned>(problem.num_rows)), .block = dim3(static_cast<unsigned>(threads))},

@@ -12,12 +12,46 @@ __device__ __forceinline__ float inverse_rms(float squares, int head_dim, float 
   return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, static_cast<float>(head_dim)), epsilon)));
 }
 
+// 1 / sqrt(x) by two correctly rounded steps: for every x above 0 the bits of __frcp_rn(__fsqrt_rn(x)), without the
+// calls that these make for values out of range and the registers that a call takes. 0 gives NaN.
+__device__ __forceinline__ float inverse_root(float x) {
+  const bool tiny = x < 0x1p-90f;
+  const float in_range = tiny ? __fmul_rn(x, 0x1p96f) : x;
+  float s, root, y;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(s) : "f"(in_range));
+  root = __fmul_rn(in_range, s);
+  root = __fmaf_rn(__fmaf_rn(-root, root, in_range), __fmul_rn(s, 0.5f), root);
+  if (tiny) root = __fmul_rn(root, 0x1p-48f);
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(root));
+  y = __fmaf_rn(y, __fmaf_rn(-root, y, 1.0f), y);
+  return x == INFINITY ? 0.0f : y;
+}
+
 // (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), as CudaOps::rope.
 __device__ __forceinline__ void rotate(float& x1, float& x2, Rotation angle) {
   const float first = __fsub_rn(__fmul_rn(x1, angle.cos), __fmul_rn(x2, angle.sin));
   x2 = __fadd_rn(__fmul_rn(x2, angle.cos), __fmul_rn(x1, angle.sin));
   x1 = first;
 }
+
+// A lane's weights of a norm over head_dim.
+template <int kHeadDim>
+struct NormWeights {
+  float4 words[2][2];
+
+  // REQUIRES: `weight` on 16 bytes.
+  __device__ void load(const float* weight, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        words[half][i] = reinterpret_cast<const float4*>(weight + half * kHeadDim / 2 + lane * 8)[i];
+  }
+  __device__ float at(int half, int k) const {
+    const float4& four = words[half][k / 4];
+    return k % 4 == 0 ? four.x : k % 4 == 1 ? four.y : k % 4 == 2 ? four.z : four.w;
+  }
+};
 
 template <int kHeadDim>
 struct RopeVector {
@@ -61,9 +95,27 @@ struct RopeVector {
         x[half][k] = __fmul_rn(__fmul_rn(x[half][k], scale), weight[half * kHalf + lane * 8 + k]);
   }
 
+  // The same bits by other instructions: more registers, fewer loads.
+  __device__ void norm(float squares, const NormWeights<kHeadDim>& weights, float epsilon) {
+    const float mean = __fmul_rn(squares, 1.0f / kHeadDim);  // a power of two: exact, as a division is
+    const float scale = inverse_root(__fadd_rn(mean, epsilon));
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int k = 0; k < 8; ++k) x[half][k] = __fmul_rn(__fmul_rn(x[half][k], scale), weights.at(half, k));
+  }
+
   __device__ void turn(const Rotation* angles, int lane) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) rotate(x[0][k], x[1][k], angles[lane * 8 + k]);
+  }
+  // By this lane's words of a RopeTable.
+  __device__ void turn(const float4 (&words)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      rotate(x[0][2 * j], x[1][2 * j], {words[j].x, words[j].y});
+      rotate(x[0][2 * j + 1], x[1][2 * j + 1], {words[j].z, words[j].w});
+    }
   }
 
   // Dims half * kHalf + lane * 8 and the 7 behind.

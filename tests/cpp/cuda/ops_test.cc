@@ -361,6 +361,61 @@ TEST(rope_store_and_attention_equal_the_cpus_in_both_forms) {
   }
 }
 
+// With a table, and in the linear's own kernel where that is faster: q and all of the pool.
+TEST(q_k_and_v_of_many_rows_have_the_bits_of_linear_and_store_apart) {
+  ON_GPU;
+  struct Case {
+    int heads, kv_heads, head_dim;
+    int64_t hidden;
+    std::vector<Run> runs;
+  };
+  for (const Case& one : {Case{32, 8, 128, 2048, {{0, 600, 0}, {1, 700, 10}, {2, 513, 0}, {3, 235, 100}}},
+                          Case{14, 2, 64, 128, {{2, 257, 300}, {0, 1, 5}, {1, 130, 0}}},
+                          Case{4, 4, 128, 192, {{1, 40, 3}, {0, 9, 0}}}, Case{4, 2, 16, 64, {{0, 300, 0}}}}) {
+    const PoolShape shape{.num_slots = 4, .kv_heads = one.kv_heads, .head_dim = one.head_dim};
+    int64_t rows = 0;
+    for (const Run& run : one.runs) rows += run.rows;
+    const int64_t width = (one.heads + 2 * one.kv_heads) * one.head_dim, q_width = one.heads * one.head_dim;
+    const auto weight = pack(ops, {random_tensor(kB, {width, one.hidden}, fresh_seed(), 0.1f)}, nullptr, false);
+    const Owned norm_weight = random_tensor(kF, {one.head_dim}, fresh_seed());
+    const Placed x(device, random_tensor(kB, {rows, one.hidden}, fresh_seed())), norm(device, norm_weight),
+        inv_freq(device, frequencies_of(one.head_dim));
+    const auto run = [&](bool as_one) {
+      Side side(device, shape, kB, rows);
+      const std::vector<uint8_t> poison(static_cast<size_t>(side.kv.num_blocks * side.kv.block_stride), 0xff);
+      device.copy(side.kv.base, poison.data(), static_cast<int64_t>(poison.size()));
+      fill_step(side, one.runs);
+      const Placed qkv(device, shape_of(kB, {rows, width})),
+          table(device, shape_of(DType::kU8, {ops.rope_table_bytes(rows, one.head_dim) + 16}));
+      QkvRopeStoreArgs rope{.qkv = qkv,
+                            .num_heads = one.heads,
+                            .num_kv_heads = one.kv_heads,
+                            .head_dim = one.head_dim,
+                            .q_norm = norm,
+                            .k_norm = norm,
+                            .inv_freq = inv_freq,
+                            .kv = side.kv,
+                            .step = &side.step()};
+      const LinearArgs product{.x = x, .weight = weight.get(), .out = qkv};
+      if (as_one) {
+        rope.table = table;
+        ops.rope_table({.inv_freq = inv_freq, .kv = side.kv, .step = &side.step(), .table = table});
+        ops.linear_rope_store(product, rope);
+      } else {
+        ops.linear(product);
+        ops.qkv_rope_store(rope);
+      }
+      const std::vector<uint8_t> raw = qkv.raw();
+      std::vector<uint8_t> bits(poison.size());
+      device.copy(bits.data(), side.kv.base, static_cast<int64_t>(bits.size()));
+      for (int64_t row = 0; row < rows; ++row)
+        bits.insert(bits.end(), raw.begin() + row * width * 2, raw.begin() + (row * width + q_width) * 2);
+      return bits;
+    };
+    CHECK(run(true) == run(false));
+  }
+}
+
 TEST(tokens_are_the_cpus) {
   ON_GPU;
   const int rows = 24;
