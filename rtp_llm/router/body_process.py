@@ -229,7 +229,10 @@ def _ask_router(router: socket.socket, kind: int, names: References) -> bytes:
 
 
 def _send(router: socket.socket, kind: int, answer: Asked | bytes | RtpLlmError | References) -> None:
-    text = pickle.dumps(answer)
+    try:
+        text = pickle.dumps(answer)
+    except RecursionError:  # tools are part of what is asked
+        text = pickle.dumps(InvalidRequestError("the body is nested too deeply"))
     router.sendall(HEAD.pack(kind, len(text)))
     router.sendall(text)
 

@@ -1,6 +1,7 @@
 """Large bodies are read in a process of their own as small ones are here, and whatever happens to it is said."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -104,6 +105,19 @@ async def test_what_is_wrong_is_named_in_few_words(process: BodyProcess, kind: t
     assert there.value.http_status == here.value.http_status
     assert field(there.value) == field(here.value)
     assert len(there.value.message) < 600 and len(here.value.message) < 600
+
+
+async def test_it_outlives_tools_that_are_nested_too_deeply_to_be_handed_on(process: BodyProcess) -> None:
+    """How deep that is depends on the Python."""
+    await small(process)
+    pid = process.pid
+    deep = json.loads("[" * 700 + "]" * 700)
+    tool = {**TOOL, "function": {"name": "f", "parameters": {"a": deep}}}
+    body = json.dumps({"messages": [USER], "tools": [tool], **IGNORED}).encode()
+    with contextlib.suppress(InvalidRequestError):
+        await process.read(ChatBody, body)
+    await small(process)
+    assert process.pid == pid
 
 
 async def test_who_was_killed_is_replaced(process: BodyProcess, caplog: pytest.LogCaptureFixture) -> None:
