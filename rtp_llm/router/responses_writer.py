@@ -16,6 +16,7 @@ from rtp_llm.router.usage import Usage
 from rtp_llm.router.writer import Form, event_of
 
 INCOMPLETE = {"length": "max_output_tokens", "abort": "abort"}  # finish reason → why
+HELD_BYTES = 256  # beyond a text's own that are looked back through for its first token
 ERROR_CODES = {429: "rate_limit_exceeded"}  # of OpenAI's; others are the server's
 Event: TypeAlias = tuple[dict[str, Any], dict[str, bytes]]  # its fields, and those that are JSON already
 
@@ -269,11 +270,11 @@ class _Call(_Item):
 
 
 def _of_text(tokens: list[TokenLogprob], text: str) -> list[TokenLogprob]:
-    """The last of them, which a message begins with: those before end what the model thought. All where they don't show it."""
-    shown = ""
+    """The last of them, which a message begins with: those before end what the model thought."""
+    wanted, shown = text.encode(), b""
     for number, token in enumerate(reversed(tokens), 1):
-        shown = token.token + shown
-        if text in shown:
+        shown = token.raw + shown
+        if wanted in shown or len(shown) > len(wanted) + HELD_BYTES:
             return tokens[-number:]
     return tokens
 

@@ -208,6 +208,15 @@ def test_logprobs_are_those_of_the_texts_tokens() -> None:
     [done] = [each for each in told if each["type"] == "response.output_text.done"]
     assert done["logprobs"] == [one for each in grew for one in each["logprobs"]]
     assert told[-1]["response"]["output"][1]["content"][0]["logprobs"] == done["logprobs"]
+    halves = [TokenLogprob("?", byte, -0.5) for byte in (b"\xc3", b"\xa9")]
+    [split] = [
+        each
+        for each in events(
+            grown("", "</think>"), Delta(logprobs=halves[:1]), Delta(text="é", logprobs=halves[1:]), STOP
+        )
+        if each["type"] == "response.output_text.delta"
+    ]
+    assert [one["bytes"] for one in split["logprobs"]] == [[0xC3], [0xA9]]
     ends = events(grown("It", "It"), grown("", "<end>", finish_reason="stop"))[-1]["response"]["output"]
     assert [one["token"] for one in ends[0]["content"][0]["logprobs"]] == ["It", "<end>"]
 
