@@ -160,7 +160,7 @@ class TokenNumbers:
         taken: dict[int, float] = {}
         for key, number in value.items():
             try:
-                token = TOKEN_ID.take(name, _digits(key))
+                token = TOKEN_ID.take(f"{name}: a token id", _digits(key))
                 if token in taken:
                     raise _refused(name, key, "an object that names each token id once")
                 taken[token] = self.number.take(f"{name} of token {token}", number)
