@@ -38,6 +38,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, dict):
+        return {"@": "dict", "items": [[plain(key), plain(item)] for key, item in value.items()]}
     kind = type(value)
     fields = [name for name in dir(kind) if isinstance(getattr(kind, name), property)]
     module = kind.__module__.rpartition("_engine")[2].lstrip(".")
@@ -50,6 +52,8 @@ def native(value: Any) -> Any:
         return [native(item) for item in value]
     if not isinstance(value, dict):
         return value
+    if value["@"] == "dict":
+        return {native(key): native(item) for key, item in value["items"]}
     kind: Any = _engine
     for name in value["@"].split("."):
         kind = getattr(kind, name)
