@@ -16,7 +16,7 @@ from rtp_llm.router.schemas import must_be
 
 MAX_LISTED = 100  # items of one page
 LISTED = 20
-# (response, request) → answer; the store has found it for the tenant.
+# (tenant, store, what it keeps for the tenant under the id of the path, request) → answer
 Handler = Callable[[str, ResponseStore, KeptResponse, HttpRequest], Response]
 
 
