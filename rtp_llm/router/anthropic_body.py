@@ -58,6 +58,10 @@ class MessagesBody(ChatBody):
         return (REFUSED,)
 
     @classmethod
+    def typed_by(cls) -> tuple[type[BaseModel], ...]:
+        return (_Asked,)
+
+    @classmethod
     def known_fields(cls) -> frozenset[str]:
         return frozenset((*_Asked.model_fields, *REFUSED))
 

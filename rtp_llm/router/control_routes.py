@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -55,41 +56,57 @@ class UpdateWeightsBody(ResumeBody):
 BodyT = TypeVar("BodyT", bound=ResumeBody)
 
 
+async def _pause(pools: Pools, body: Any) -> dict[str, Any]:
+    return await pools.pause(body.pools, body.mode, body.timeout_s)
+
+
+async def _resume(pools: Pools, body: Any) -> dict[str, Any]:
+    return await pools.resume(body.pools)
+
+
+async def _update_weights(pools: Pools, body: Any) -> dict[str, Any]:
+    if not body.path.startswith("/"):
+        raise InvalidRequestError(
+            f"path must be absolute, the same on each worker's host, got {body.path!r:.200}", param="path"
+        )
+    return await pools.update_weights(body.pools, body.path, body.mode, body.timeout_s)
+
+
+async def _reset_prefix_cache(pools: Pools, body: Any) -> dict[str, Any]:
+    return await pools.reset_prefix_cache(body.pools)
+
+
+class ControlRoute(NamedTuple):
+    kind: type[ResumeBody]
+    carry_out: Callable[[Pools, Any], Awaitable[dict[str, Any]]]  # what a body of `kind` asks
+
+
+CONTROL_ROUTES: Final[Mapping[str, ControlRoute]] = MappingProxyType(
+    {
+        "/pause": ControlRoute(PauseBody, _pause),
+        "/resume": ControlRoute(ResumeBody, _resume),
+        "/update_weights": ControlRoute(UpdateWeightsBody, _update_weights),
+        "/reset_prefix_cache": ControlRoute(ResumeBody, _reset_prefix_cache),
+    }
+)
+
+
 def add_control_routes(app: FastAPI, check: Callable[[HttpRequest], None], pools: Callable[[], Pools]) -> None:
     """`check(http)` raises unless it is an administrator's, and no page of another origin sends it unasked."""
 
-    async def pause(http: HttpRequest) -> Response:
-        check(http)
-        body = await _body(http, PauseBody)
-        return JSONResponse(await pools().pause(body.pools, body.mode, body.timeout_s))
+    def controlling(route: ControlRoute) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def control(http: HttpRequest) -> Response:
+            check(http)
+            return JSONResponse(await route.carry_out(pools(), await _body(http, route.kind)))
 
-    async def resume(http: HttpRequest) -> Response:
-        check(http)
-        body = await _body(http, ResumeBody)
-        return JSONResponse(await pools().resume(body.pools))
-
-    async def update_weights(http: HttpRequest) -> Response:
-        check(http)
-        body = await _body(http, UpdateWeightsBody)
-        if not body.path.startswith("/"):
-            raise InvalidRequestError(
-                f"path must be absolute, the same on each worker's host, got {body.path!r:.200}", param="path"
-            )
-        return JSONResponse(await pools().update_weights(body.pools, body.path, body.mode, body.timeout_s))
-
-    async def reset_prefix_cache(http: HttpRequest) -> Response:
-        check(http)
-        body = await _body(http, ResumeBody)
-        return JSONResponse(await pools().reset_prefix_cache(body.pools))
+        return control
 
     async def is_paused(http: HttpRequest) -> Response:
         check(http)
         return JSONResponse(pools().status())
 
-    app.add_route("/pause", pause, methods=["POST"])
-    app.add_route("/resume", resume, methods=["POST"])
-    app.add_route("/update_weights", update_weights, methods=["POST"])
-    app.add_route("/reset_prefix_cache", reset_prefix_cache, methods=["POST"])
+    for path, route in CONTROL_ROUTES.items():
+        app.add_route(path, controlling(route), methods=["POST"])
     app.add_route("/is_paused", is_paused, methods=["GET"])
 
 

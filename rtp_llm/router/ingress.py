@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing
+from functools import cache
 from typing import Any, Protocol, TypeAlias
 
 import anyio
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import rtp_llm
@@ -26,7 +28,7 @@ from rtp_llm.errors import (
     shortened,
 )
 from rtp_llm.model.answer_text import Delta
-from rtp_llm.router import http10, spans
+from rtp_llm.router import http10, openapi, spans
 from rtp_llm.router.access import Access
 from rtp_llm.router.account import RequestAccount, open_account
 from rtp_llm.router.answer_routes import ANSWER_ROUTES, AnswerRoute
@@ -170,11 +172,12 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
         app, lambda http: backend().access.check_user(_authorization(http)), lambda: backend().responses
     )
 
-    @app.get("/version")
+    @app.get("/version", openapi_extra=openapi.OPEN)
     async def version() -> Response:
         return JSONResponse({"version": rtp_llm.__version__})
 
-    @app.api_route("/ping", methods=["GET", "POST"])
+    @app.get("/ping", openapi_extra=openapi.OPEN)
+    @app.post("/ping", openapi_extra=openapi.OPEN)
     async def ping() -> Response:
         """As /health: what SageMaker asks."""
         return await health()
@@ -192,18 +195,18 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
             return _error_response(ModelNotFoundError.of(name, backend().model_name))
         return JSONResponse(_model_card(backend(), name))
 
-    @app.get("/live")
+    @app.get("/live", openapi_extra=openapi.OPEN)
     async def live() -> Response:
         """200 while this router works, with or without workers: where it doesn't, it is to be replaced."""
         backend().check_health()
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready")
+    @app.get("/ready", openapi_extra=openapi.OPEN)
     async def ready() -> Response:
         """200 while a worker is connected: where none is, requests are better sent elsewhere, unless they bring one back."""
         return await health()
 
-    @app.get("/health")
+    @app.get("/health", openapi_extra=openapi.OPEN)
     async def health(wait_s: float = 0.0, workers: int | None = None) -> Response:
         """200 once so many workers are connected (one; none where autoscaling may have sent all away); waits up to `wait_s`."""
         for param, value, least in (("wait_s", wait_s, 0), ("workers", 1 if workers is None else workers, 1)):
@@ -216,7 +219,17 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
             return _error_response(UnavailableError(few))
         return JSONResponse({"status": "ok"})
 
+    @app.get("/openapi.json")
+    async def document(http: HttpRequest) -> Response:
+        """OpenAPI's document of all routes."""
+        backend().access.check_user(_authorization(http))
+        return JSONResponse(described())
+
+    users = len(app.routes)
     _add_admins_routes(app, backend)
+    described = cache(
+        lambda: openapi.document(app, {route.path for route in app.routes[users:] if isinstance(route, Route)})
+    )
     return Cors(app, origins=lambda: backend().cors_origins)
 
 

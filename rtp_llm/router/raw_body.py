@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from rtp_llm.errors import InvalidRequestError, UnsupportedFieldError, shortened
 from rtp_llm.router.raw_shown import RawShown
@@ -160,6 +160,7 @@ class RawBody(ChatBody):
     written: ClassVar[Mapping[str, str]] = MappingProxyType(
         {**SAME, "n": "num_return_sequences", "stop_token_ids": "stop_words_list"}
     )
+    nests: ClassVar[tuple[str, ...]] = CONFIGS
     cuts_limit: ClassVar[bool] = True  # RTP-LLM's clients send its default of 32000 along
     may_be_batch: ClassVar[bool] = True
     may_stream: ClassVar[bool] = True
@@ -172,6 +173,10 @@ class RawBody(ChatBody):
     @classmethod
     def refused_tables(cls) -> tuple[Table, ...]:
         return ()  # prepared() does it: generate_config has fields, too
+
+    @classmethod
+    def typed_by(cls) -> tuple[type[BaseModel], ...]:
+        return (RawRequest,)
 
     @classmethod
     def known_fields(cls) -> frozenset[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +17,16 @@ from rtp_llm.router.schemas import must_be
 
 MAX_LISTED = 100  # items of one page
 LISTED = 20
+QUERIES: Mapping[tuple[str, str], dict[str, Any]] = MappingProxyType(  # (method, path) → schemas of its query
+    {
+        ("GET", "/v1/responses/{id}"): {"stream": {"enum": ["false"]}},
+        ("GET", "/v1/responses/{id}/input_items"): {
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": LISTED},
+            "order": {"enum": ["asc", "desc"], "default": "desc"},
+            "after": {"type": "string"},
+        },
+    }
+)
 # (tenant, store, what it keeps for the tenant under the id of the path, request) → answer
 Handler = Callable[[str, ResponseStore, KeptResponse, HttpRequest], Response]
 

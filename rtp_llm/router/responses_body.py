@@ -87,6 +87,10 @@ class ResponsesBody(ChatBody):
     store: bool = True
 
     @classmethod
+    def typed_by(cls) -> tuple[type[BaseModel], ...]:
+        return (_Asked, ChatBody)
+
+    @classmethod
     def known_fields(cls) -> frozenset[str]:
         tables = (name for table in cls.refused_tables() for name in table)
         return frozenset((*_Asked.model_fields, *OF_CHATS, *tables))

@@ -14,7 +14,17 @@ from operator import or_
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 
 from rtp_llm.errors import InvalidRequestError, shortened
 from rtp_llm.model.messages import checked_tools
@@ -23,7 +33,7 @@ from rtp_llm.router.raw_shown import RawShown
 from rtp_llm.router.refused_fields import BOTH, CHAT, COMPLETIONS, Table, refuse
 from rtp_llm.router.response_store import NO_REFERENCES, AskedResponse, References
 from rtp_llm.router.terms import Terms, seconds_of
-from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingParams, whole
+from rtp_llm.sampling_params import FIELDS, MAX_LOGPROBS, MAX_TOKENS, Integer, SamplingField, SamplingParams, whole
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI's
 
@@ -58,9 +68,21 @@ def _sampling_fields() -> Any:
     return create_model("SamplingFields", __config__=STRICT, **types)
 
 
+_SAMPLING = _sampling_fields()
+
+
+def sampling_field_of(model: type[BaseModel], name: str) -> SamplingField | None:
+    """What SamplingParams knows of a field of `model` that is its own."""
+    own = _SAMPLING.model_fields.get(name)
+    return FIELDS[name] if own is not None and own.annotation == model.model_fields[name].annotation else None
+
+
 # An array where a large body was read piece by piece.
 TokenIds: TypeAlias = "list[int] | array[int]"
 PromptField: TypeAlias = "str | list[str] | TokenIds | list[TokenIds]"
+
+
+PROMPT_SCHEMA = TypeAdapter(str | list[str] | list[int] | list[list[int]]).json_schema()
 
 
 def _prompt(value: Any) -> Any:
@@ -131,6 +153,8 @@ class AnyBody(BaseModel):
     refused: ClassVar[Table] = MappingProxyType({})  # of this endpoint
     written: ClassVar[Mapping[str, str]] = MappingProxyType({})  # fields of this class → as its clients write them
 
+    nests: ClassVar[tuple[str, ...]] = ()  # fields that are objects which may hold the other ones
+
     model: str | None = None
 
     @classmethod
@@ -149,6 +173,11 @@ class AnyBody(BaseModel):
         return content
 
     @classmethod
+    def typed_by(cls) -> tuple[type[BaseModel], ...]:
+        """What the types of a body's fields are checked with; of a field of several, the first."""
+        return (cls,)
+
+    @classmethod
     def as_written(cls, error: InvalidRequestError) -> InvalidRequestError:
         """`error`, which names a field of this class, as the endpoint's clients know it."""
         name, *rest = (error.param or "").partition("[")
@@ -165,7 +194,7 @@ class AnyBody(BaseModel):
         return frozenset((*cls.model_fields, *BOTH, *cls.refused))
 
 
-class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
+class Body(_SAMPLING, AnyBody):  # type: ignore[misc, valid-type]
     """What both endpoints take that answer."""
 
     stream: bool | None = None
@@ -254,7 +283,7 @@ class Body(_sampling_fields(), AnyBody):  # type: ignore[misc]
 class CompletionBody(Body):
     refused = COMPLETIONS
 
-    prompt: Annotated[Any, PlainValidator(_prompt)]  # a PromptField
+    prompt: Annotated[Any, PlainValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]  # a PromptField
     best_of: Whole | None = None
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
