@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -36,6 +37,7 @@ from rtp_llm.router.answers import Answers, Question
 from rtp_llm.router.control_routes import Pools, add_control_routes
 from rtp_llm.router.cors import Cors
 from rtp_llm.router.event_stream import ClientWatch, EventStream
+from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.reading import BodyTooLargeError, ModelNotFoundError
 from rtp_llm.router.response_routes import add_response_routes
 from rtp_llm.router.response_store import ResponseStore
@@ -223,13 +225,12 @@ def build_ingress(backend: Callable[[], Backend]) -> ASGIApp:
     async def document(http: HttpRequest) -> Response:
         """OpenAPI's document of all routes."""
         backend().access.check_user(_authorization(http))
-        return JSONResponse(described())
+        return Response(await asyncio.to_thread(described), media_type="application/json")
 
     users = len(app.routes)
     _add_admins_routes(app, backend)
-    described = cache(
-        lambda: openapi.document(app, {route.path for route in app.routes[users:] if isinstance(route, Route)})
-    )
+    admins = {route.path for route in app.routes[users:] if isinstance(route, Route)}
+    described = cache(lambda: json_of(openapi.document(app, admins)))
     return Cors(app, origins=lambda: backend().cors_origins)
 
 

@@ -15,6 +15,7 @@ from rtp_llm.errors import InvalidRequestError, UnsupportedFieldError, shortened
 from rtp_llm.router.raw_shown import RawShown
 from rtp_llm.router.refused_fields import EMPTY, OFF, Table
 from rtp_llm.router.schemas import AnyBody, ChatBody, Recalled, Texts, TokenIds, Whole, must_be, parse_body
+from rtp_llm.sampling_params import TOKEN_ID
 
 REFUSED: Table = MappingProxyType(
     {
@@ -226,8 +227,8 @@ class RawBody(ChatBody):
     def prompts(self) -> list[str | TokenIds] | None:
         return None if self.texts is None else list(self.texts)
 
-    def conversations(self) -> Mapping[str, ChatBody]:
-        return {where: self.model_copy(update={"messages": each}) for where, each in (self.chats or {}).items()}
+    def conversations(self) -> Mapping[str, list[Any]]:
+        return self.chats or {}
 
     def least_texts(self) -> list[str | TokenIds]:
         return super().least_texts() if self.texts is None else list(self.texts)
@@ -305,7 +306,8 @@ def _read(field: str, text: str) -> Any:
         raise InvalidRequestError(f"{field} is not valid JSON, as {CHAT_API} has it: {error}", param=field) from error
 
 
-def _stop_token_ids(words: list[Any] | None) -> list[Any] | None:
+def _stop_token_ids(words: list[Any] | None) -> list[int] | None:
+    ids = []
     for number, word in enumerate(words or ()):
         where = f"stop_words_list[{number}]"
         if not isinstance(word, list) or not word:
@@ -316,4 +318,5 @@ def _stop_token_ids(words: list[Any] | None) -> list[Any] | None:
                 param=where,
                 value=word,
             )
-    return None if words is None else [word[0] for word in words]
+        ids.append(TOKEN_ID.take(where, word[0]))
+    return None if words is None else ids

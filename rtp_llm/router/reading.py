@@ -230,7 +230,10 @@ class BodyReader:
         """
         with as_written(body):
             prompts = body.prompts()
-            return self._chats(body) if prompts is None else self._completion(body, prompts)
+            if prompts is not None:
+                return self._completion(body, prompts)
+            assert isinstance(body, ChatBody)
+            return self._chats(body)
 
     def _completion(self, body: Body, prompts: Sequence[str | TokenIds]) -> Asked:
         sampling = self._sampling(body)
@@ -240,13 +243,14 @@ class BodyReader:
         special = body.add_special_tokens is not False
         return self._ask(body, "prompt", [self._tokens(each, special) for each in prompts], sampling)
 
-    def _chats(self, body: Body) -> Asked:
+    def _chats(self, body: ChatBody) -> Asked:
         sampling = self._sampling(body)
         chats = body.conversations()
         self._check_choices("messages", len(chats), sampling.n)
         prompts: list[Sequence[int]] = []
         parts: list[PartsAsked | None] = []
-        for where, chat in chats.items():
+        for where, messages in chats.items():
+            chat = body.model_copy(update={"messages": messages})
             parsers = self._parsers(chat)
             with _within(where):
                 text = self.rendered(chat)

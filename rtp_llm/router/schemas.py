@@ -233,8 +233,8 @@ class Body(_SAMPLING, AnyBody):  # type: ignore[misc, valid-type]
     def prompts(self) -> list[str | TokenIds] | None:
         """An entry a prompt: text, or token ids. None: each of its conversations is one."""
 
-    def conversations(self) -> Mapping[str, ChatBody]:
-        """By the field that holds it. REQUIRES: prompts() is None."""
+    def conversations(self) -> Mapping[str, list[Any]]:
+        """Messages, by the field that holds them. REQUIRES: prompts() is None."""
         return {}
 
     @abstractmethod
@@ -351,12 +351,12 @@ class ChatBody(Body):
     def prompts(self) -> list[str | TokenIds] | None:
         return None
 
-    def conversations(self) -> Mapping[str, ChatBody]:
-        return {"messages": self}
+    def conversations(self) -> Mapping[str, list[Any]]:
+        return {"messages": self.messages}
 
     def least_texts(self) -> list[str | TokenIds]:
         """What users say: templates may leave out the rest."""
-        return [_said_by_users(each.messages) for each in self.conversations().values()]
+        return [_said_by_users(each) for each in self.conversations().values()]
 
     def template_variables(self) -> dict[str, Any]:
         """Fields that are variables of the template."""
@@ -378,9 +378,8 @@ class BatchChatBody(ChatBody):
 
     messages: Annotated[list[list[Any]], Field(min_length=1, fail_fast=True)]
 
-    def conversations(self) -> Mapping[str, ChatBody]:
-        each = enumerate(self.messages)
-        return {f"messages[{number}]": self.model_copy(update={"messages": one}) for number, one in each}
+    def conversations(self) -> Mapping[str, list[Any]]:
+        return {f"messages[{number}]": each for number, each in enumerate(self.messages)}
 
 
 def _said_by_users(messages: list[Any]) -> str:

@@ -56,6 +56,7 @@ from rtp_llm.wire.session import ROUTER_SERVICE, SessionServer, SessionTiming, e
 SHOWN_SETTINGS = {"model", "engine", "transfer", "handover", "prefill", "decode", "autoscaling", "router"}
 ABORTED = "abort"  # vLLM's finish reason
 SMALL_BODY_BYTES = 4 << 10  # what is no larger is read on the loop, in at most 3 ms: a thread's turn takes 0.2
+FEW_PROMPTS = 16  # of such a body: a template takes its time for each
 LARGE_BODY_BYTES = 32 << 10  # what is larger is read in a process of its own
 MEMORY_BYTES = 64 << 20  # that process may take beyond what it begins with: these, and so many of the largest bodies
 MEMORY_BODIES = 16
@@ -390,8 +391,9 @@ class Service:
             if typed is None:
                 self._check_deadline(terms, [PromptSize(1)])
                 return self._question(await self.bodies.read(kind, body, memory.recall), terms, memory)
-            self._check_deadline(terms.joined(typed.terms()), list(map(PromptSize, self.reader.least_tokens(typed))))
-            if size <= SMALL_BODY_BYTES:
+            prompts = list(map(PromptSize, self.reader.least_tokens(typed)))
+            self._check_deadline(terms.joined(typed.terms()), prompts)
+            if size <= SMALL_BODY_BYTES and len(prompts) <= FEW_PROMPTS:
                 return self._question(self.reader.asked(typed), terms, memory)
             return self._question(await asyncio.to_thread(self.reader.asked, typed), terms, memory)
         except OverloadedError as error:

@@ -340,6 +340,8 @@ async def test_who_wants_no_cached_tokens_gets_a_salt_of_its_own() -> None:
         ({"stop_words_list": [[99999]]}, "stop_words_list"),
         ({"stop_words_list": [5]}, "stop_words_list[0]"),
         ({"stop_words_list": [[]]}, "stop_words_list[0]"),
+        ({"stop_words_list": [["x"]]}, "stop_words_list[0]"),
+        ({"stop_words_list": [[True]]}, "stop_words_list[0]"),
         ({"stop_words_list": [[5], [5, 6]]}, "stop_words_list[1]"),
         ({"random_seed": 1.5}, "random_seed"),
         ({"timeout_ms": 0}, "timeout_ms"),

@@ -34,8 +34,8 @@ from rtp_llm.router.fleet import Fleet
 from rtp_llm.router.ingress import build_ingress
 from rtp_llm.router.placement import FleetEvent, PlacementQuery, Prediction, Snapshot, StepMeasured, WorkerView
 from rtp_llm.router.placement.step_cost import Step
-from rtp_llm.router.schemas import ChatBody, CompletionBody
-from rtp_llm.router.service import LARGE_BODY_BYTES, SMALL_BODY_BYTES, Service, TokenizedPrompt
+from rtp_llm.router.schemas import BatchChatBody, Body, ChatBody, CompletionBody
+from rtp_llm.router.service import FEW_PROMPTS, LARGE_BODY_BYTES, SMALL_BODY_BYTES, Service, TokenizedPrompt
 from rtp_llm.router.terms import NO_TERMS, Terms
 from rtp_llm.wire.convert import error_of
 from rtp_llm.wire.v1 import router_pb2
@@ -101,6 +101,22 @@ async def test_the_event_loop_goes_on_while_a_text_is_tokenized(
         done.clear()
         asyncio.get_running_loop().call_later(0.01, done.set)
         await service.ask(kind, json.dumps(body).encode() + b" " * SMALL_BODY_BYTES, NO_TERMS)
+
+
+async def test_many_short_conversations_are_rendered_beside_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def asked(body: Body) -> Any:
+        threads.append(threading.current_thread().name)
+        raise InvalidRequestError("seen")
+
+    monkeypatch.setattr(service.reader, "asked", asked)
+    for number in (FEW_PROMPTS, FEW_PROMPTS + 1):
+        with pytest.raises(InvalidRequestError, match="seen"):
+            await service.ask(BatchChatBody, json.dumps({"messages": [[]] * number}).encode(), NO_TERMS)
+    assert threads[0] == threading.current_thread().name != threads[1]
 
 
 async def test_a_limited_number_is_read_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
