@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -111,7 +111,7 @@ class RawRequest(AnyBody):
     prompt_batch: list[Any] | None = None
     text: str | None = None
     messages: list[Any] | None = None
-    request_format: str | None = None
+    request_format: Literal["raw", "chatapi"] | None = None
     yield_generator: bool | None = None
     stream: bool | None = None
 

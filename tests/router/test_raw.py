@@ -351,6 +351,7 @@ async def test_who_wants_no_cached_tokens_gets_a_salt_of_its_own() -> None:
         ({"yield_generator": "yes"}, "yield_generator"),
         ({"return_incremental": True}, "return_incremental"),
         ({"text": "too"}, "text"),
+        ({"request_format": "chat"}, "request_format"),
         ({"prompt": ["a", "b"]}, "prompt_batch"),
         ({"prompt": [5, 6]}, "prompt"),
         ({"prompt": []}, "prompt"),
