@@ -213,6 +213,8 @@ class Dispatcher:
         if isinstance(said, machine.Committed) and said.key == answer.machine.key:
             self._handed_over(answer, said.times)
         self._run(answer, answer.machine.handle(said))
+        if isinstance(said, machine.Committed | machine.Output):  # its sender may be needed no more
+            self._acknowledge_draining()
 
     def _handed_over(self, answer: Answer, times: tuple[float, float] | None) -> None:
         """Perhaps not for the first time: R repeats it after an Attach."""
@@ -247,7 +249,7 @@ class Dispatcher:
         if pause is PauseMode.ABORT:
             aborted = AbortedError("the pool was paused: this answer ends here")
             for answer in list(self._answers.values()):
-                if worker in answer.machine.workers():
+                if worker in answer.machine.needed():
                     self._end(answer, aborted)
         self._acknowledge_draining()
 
@@ -373,12 +375,12 @@ class Dispatcher:
             self._loop.call_soon(self._place_waiting)
 
     def _acknowledge_draining(self) -> None:
-        """A worker that drains may still be needed by the answers that name it: by a receiver that waits for its KV, say."""
+        """A worker that drains may still be needed by answers: by a receiver that waits for its KV, say."""
         if self._draining:
-            named = {worker for answer in self._answers.values() for worker in answer.machine.workers()}
-            for worker in self._draining - named:
+            needed = {worker for answer in self._answers.values() for worker in answer.machine.needed()}
+            for worker in self._draining - needed:
                 self._fleet.acknowledge_draining(worker)
-            self._draining &= named
+            self._draining &= needed
 
     def _cancel(self, worker: WorkerKey, key: RequestKey) -> None:
         if (found := self._fleet.find(worker)) is not None:

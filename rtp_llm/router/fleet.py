@@ -54,7 +54,7 @@ class FleetListener(Protocol):
 
     def draining(self, worker: WorkerKey, pause: PauseMode | None) -> None:
         """It wants no new work: for good, or until `undrained`, what runs there being ended for ABORT. Answered by
-        `Fleet.acknowledge_draining` once no live answer names it."""
+        `Fleet.acknowledge_draining` once no live answer needs it."""
 
     def undrained(self, worker: WorkerKey) -> None:
         """Its pause is over."""

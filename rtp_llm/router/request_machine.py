@@ -208,6 +208,12 @@ class RequestMachine:
         """All that know the current attempt."""
         return [worker for worker in (self.sender, self.receiver) if worker is not None]
 
+    def needed(self) -> list[WorkerKey]:
+        """Those without which the current attempt doesn't go on: once R has committed, R alone."""
+        if self.state is State.STREAM and self.receiver is not None:
+            return [self.receiver]
+        return self.workers()
+
     def attach_entry(self, worker: WorkerKey) -> AttachEntry | None:
         """What an Attach to `worker` lists of this answer; None if the live attempt doesn't name it."""
         if self.state is State.DONE or worker not in self.workers():

@@ -546,6 +546,26 @@ async def test_a_draining_worker_is_acknowledged_when_no_answer_names_it(fleet: 
     assert fleet.acknowledged == [D]
 
 
+@pytest.mark.parametrize("by_output", [False, True])
+async def test_a_sender_that_drains_is_not_kept_by_what_its_receiver_has_committed(
+    fleet: ScriptedFleet, by_output: bool
+) -> None:
+    router = dispatcher(fleet)
+    task = asyncio.create_task(collect(router, request(max_tokens=3)))
+    await turn()
+    fleet.output(P, fleet.key(), 0)
+    fleet.listener.draining(P, None)
+    assert fleet.acknowledged == []  # R may not have the KV
+    if by_output:
+        fleet.output(D, fleet.key(), 1)
+    else:
+        fleet.listener.said(Committed(fleet.key(), D))
+    assert fleet.acknowledged == [P]
+    fleet.listener.draining(P, PauseMode.ABORT)
+    assert fleet.acknowledged == [P, P] and not task.done()
+    task.cancel()
+
+
 async def test_a_pause_that_aborts_ends_what_names_the_worker_and_nothing_else(fleet: ScriptedFleet) -> None:
     router = dispatcher(fleet)
     decoding = asyncio.create_task(collect(router, request()))
