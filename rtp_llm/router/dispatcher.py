@@ -212,8 +212,9 @@ class Dispatcher:
             return
         if isinstance(said, machine.Committed) and said.key == answer.machine.key:
             self._handed_over(answer, said.times)
+        state = answer.machine.state
         self._run(answer, answer.machine.handle(said))
-        if isinstance(said, machine.Committed | machine.Output):  # its sender may be needed no more
+        if answer.machine.state is not state:  # its sender may be needed no more
             self._acknowledge_draining()
 
     def _handed_over(self, answer: Answer, times: tuple[float, float] | None) -> None:
