@@ -14,7 +14,6 @@ from rtp_llm.errors import (
     InvalidRequestError,
     OverloadedError,
     PromptTooLongError,
-    RtpLlmError,
     SuspectError,
     UnavailableError,
     UnsupportedFieldError,
@@ -198,8 +197,7 @@ def _ms(seconds: float) -> float:
 def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and RTP-LLM's error: what OpenAI's says, by other codes."""
     status, body = responses.error_body(error)
-    known = error if isinstance(error, RtpLlmError) else RtpLlmError("")
-    code, name = next((code, name) for kind, code, name in ERROR_CODES if isinstance(known, kind))
+    code, name = next((code, name) for kind, code, name in ERROR_CODES if isinstance(error, kind))
     return status, {"error_code": code, "error_code_str": f"{code}_{name}", "message": body["error"]["message"]}
 
 

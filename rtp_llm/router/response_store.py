@@ -178,8 +178,8 @@ class Memory:
             return b""
         if names.response:
             self._previous = self._found(names.response)
-        history = [] if self._previous is None else [text for _, text in self._previous.answered]
-        history += [] if self._previous is None else [text for _, text in self._previous.output]
+        previous = self._previous
+        history = [] if previous is None else [text for _, text in (*previous.answered, *previous.output)]
         left = self._without("previous_response_id", history, self._max_bytes)
         referenced = [self._item(id) for id in names.items]
         self._without("input", referenced, left)
