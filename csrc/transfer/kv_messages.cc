@@ -120,6 +120,15 @@ bool KvMessages::send(const WorkerKey& peer, const KvMessageHeader& header, cons
   ++link->sends;
   auto* operation =
       new Operation{.owner = this, .link = link, .header = header, .tag = tag, .bytes = bytes, .iov = to_iov(pieces)};
+  if (link->nonce)
+    link->held.emplace_back([this, operation](bool goes) { goes ? post(operation) : sent(operation, false); });
+  else
+    post(operation);
+  return true;
+}
+
+void KvMessages::post(Operation* operation) {
+  const uint64_t bytes = operation->bytes;
   ucp_request_param_t params{};
   params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
   params.cb.send = &KvMessages::on_sent;
@@ -127,10 +136,9 @@ bool KvMessages::send(const WorkerKey& peer, const KvMessageHeader& header, cons
   params.flags = UCP_AM_SEND_FLAG_REPLY | (bytes <= kMaxEagerBytes ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV);
   size_t count = 0;
   const void* buffer = describe(operation->iov, params, count);
-  void* request = ucp_am_send_nbx(link->endpoint->get(), kKvId, &operation->header, sizeof operation->header, buffer,
-                                  count, &params);
+  void* request = ucp_am_send_nbx(operation->link->endpoint->get(), kKvId, &operation->header, sizeof operation->header,
+                                  buffer, count, &params);
   if (!UCS_PTR_IS_PTR(request)) sent(operation, UCS_PTR_STATUS(request) == UCS_OK);
-  return true;
 }
 
 void KvMessages::sent(Operation* operation, bool ok) {

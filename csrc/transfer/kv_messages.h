@@ -50,6 +50,7 @@ class KvMessages {
   ucs_status_t receive_rendezvous(Operation* operation, void* descriptor);
   ucs_status_t refuse();
   void received(Operation* operation, bool landed);
+  void post(Operation* operation);
   void sent(Operation* operation, bool ok);
   LaneCounts& lanes_of(Link& link);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct Link {
   WorkerKey peer;      // inbound: empty id until the nonce came
   bool named = false;  // outbound: always
   bool shared_memory_expected = false;
+  std::optional<uint64_t> nonce;                // outbound: it is still to be said
+  std::vector<std::function<void(bool)>> held;  // sends behind the nonce, told whether they may go
   double opened_at;
   int sends = 0;
   int receives = 0;

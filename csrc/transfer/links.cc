@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "transfer/clock.h"
 #include "transfer/message_ids.h"
@@ -9,6 +10,7 @@
 namespace rtp_llm {
 namespace {
 
+constexpr double kLaneS = 1;            // that a lane of shared memory is waited for
 constexpr double kCloseRetryS = 0.001;  // a forced close moves on by progress alone, UCX may not signal its fd
 
 struct [[gnu::packed]] HelloHeader {
@@ -108,11 +110,29 @@ void Links::connect(const WorkerKey& peer, const std::string& text, uint64_t non
     links_.pop_back();
     throw;
   }
-  say_hello(link, nonce);
+  link.nonce = nonce;
+  if (!link.shared_memory_expected) say_hello(link);
 }
 
-void Links::say_hello(Link& link, uint64_t nonce) {
-  HelloHeader hello{.nonce = nonce};
+// What is sent before UCX has made its lanes is held back by it, and sent also when it failed to make one: 1.22 calls
+// through a null pointer (the peer was killed meanwhile, its memory is gone and its sockets still stand). So nothing is
+// sent before the lane that can fail is listed, or its failure told.
+bool Links::say_hellos(double now) {
+  bool any = false;
+  for (Link& link : links_) {
+    if (!link.nonce || link.closing || link.failed) continue;
+    const std::vector<std::string> lanes = link.endpoint->lanes();
+    if (now - link.opened_at <= kLaneS &&
+        std::none_of(lanes.begin(), lanes.end(), [](const std::string& lane) { return lane.starts_with("posix/"); }))
+      continue;
+    say_hello(link);
+    any = true;
+  }
+  return any;
+}
+
+void Links::say_hello(Link& link) {
+  HelloHeader hello{.nonce = *std::exchange(link.nonce, std::nullopt)};
   ucp_request_param_t params{};
   params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
   params.flags = UCP_AM_SEND_FLAG_REPLY | UCP_AM_SEND_FLAG_EAGER | UCP_AM_SEND_FLAG_COPY_HEADER;
@@ -123,6 +143,8 @@ void Links::say_hello(Link& link, uint64_t nonce) {
   } else if (request != nullptr) {
     ucp_request_free(request);  // UCX lets go of it when it has completed
   }
+  if (link.failed) return;
+  for (const auto& send : std::exchange(link.held, {})) send(true);
 }
 
 void Links::reject_unnamed(Link& link) {
@@ -153,6 +175,7 @@ bool Links::accept_connections() {
 void Links::start_close(Link& link) {
   if (link.closing) return;
   link.closing = true;
+  for (const auto& send : std::exchange(link.held, {})) send(false);
   if (!link.endpoint) return;
   inbound_.erase(link.endpoint->get());
   link.endpoint->close();
@@ -237,6 +260,8 @@ std::optional<double> Links::next_deadline() const {
       at(monotonic_seconds() + kCloseRetryS);
     else if (!link.named)
       at(link.opened_at + config_.hello_timeout_s);
+    else if (link.nonce)
+      at(link.opened_at + kLaneS);
   }
   return deadline;
 }

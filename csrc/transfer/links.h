@@ -1,7 +1,7 @@
 // Links: a transport's endpoints: opened, admitted by their nonce, closed by force, gone.
 //
-// UCX's callbacks only note what happened to a link; accept_connections(), close_failed() and reap() act on it.
-// Thread rule: as Transport.
+// UCX's callbacks only note what happened to a link; accept_connections(), say_hellos(), close_failed() and reap() act
+// on it. Thread rule: as Transport.
 #pragma once
 
 #include <deque>
@@ -43,6 +43,7 @@ class Links {
 
   // Each is false when there was nothing to do.
   bool accept_connections();
+  bool say_hellos(double now);
   bool close_failed(double now);
   bool reap();
   bool waiting() const;  // there is something to do for one of them
@@ -57,7 +58,7 @@ class Links {
                                const ucp_am_recv_param_t* param);
 
   void admit(const void* hello, size_t num_bytes, const ucp_am_recv_param_t* param);
-  void say_hello(Link& link, uint64_t nonce);
+  void say_hello(Link& link);
   void start_close(Link& link);
 
   const TransportConfig& config_;

@@ -28,6 +28,7 @@ struct Transport::State {
     for (int round = 0; round < kMaxProgressRounds && worker.progress(); ++round) any = true;
     messages.rethrow();
     any |= links.accept_connections();
+    any |= links.say_hellos(now);
     any |= links.close_failed(now);
     any |= links.reap();
     any |= calls.make();

@@ -1,4 +1,5 @@
 // The other process of transport_test.cc: a Station that obeys lines on stdin and reports on stdout.
+// Arguments: mode, directory of shared memory.
 //
 //   address                            -> "address TEXT"
 //   expect ID EPOCH                    -> "nonce N"
@@ -73,6 +74,7 @@ void obey(Station& station, const std::string& line) {
 int main(int, char** argv) {
   TransportConfig config;
   config.mode = transport_mode_from_name(argv[1]);
+  config.shared_memory_directory = argv[2];
   Station station(config, 64 << 20);
   fcntl(STDIN_FILENO, F_SETFL, fcntl(STDIN_FILENO, F_GETFL) | O_NONBLOCK);
   std::string pending;

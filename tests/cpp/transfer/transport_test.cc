@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,7 +32,7 @@ TransportConfig config_of(const std::string& mode) {
 // transfer_peer as a child process.
 class Peer {
  public:
-  explicit Peer(const std::string& mode) {
+  explicit Peer(const std::string& mode, const std::string& shared_memory_directory = "/dev/shm") {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) throw Unavailable("pipe");
     const std::string program = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "transfer_peer";
@@ -39,7 +40,7 @@ class Peer {
     if (pid_ == 0) {
       dup2(in[0], 0);
       dup2(out[1], 1);
-      execl(program.c_str(), program.c_str(), mode.c_str(), nullptr);
+      execl(program.c_str(), program.c_str(), mode.c_str(), shared_memory_directory.c_str(), nullptr);
       _exit(127);
     }
     close(in[0]);
@@ -298,6 +299,39 @@ void killed_receiver(const std::string& mode) {
 }
 
 }  // namespace
+
+// As of a receiver that is killed while it is met: for some milliseconds its memory is gone and its sockets stand.
+// UCX 1.22 sends what it has held back also on a lane that it failed to make.
+TEST(a_receiver_whose_memory_is_gone_when_it_is_met_ends_the_sends) {
+  const std::filesystem::path directory = std::filesystem::path("/dev/shm") / concat("rtp_llm_test_", getpid());
+  std::filesystem::create_directory(directory);
+  setenv("UCX_POSIX_USE_PROC_LINK", "n", 1);  // memory has names there
+  TransportConfig config = config_of("shm");
+  config.shared_memory_directory = directory;
+  {
+    Peer peer("shm", directory);
+    Station nobody(config_of("tcp"), 1);
+    peer.tell("address");
+    const std::string address = peer.hear(nobody, "address");
+    peer.tell("expect here 11");
+    const uint64_t nonce = std::stoull(peer.hear(nobody, "nonce"));
+    std::vector<std::filesystem::path> memory;
+    for (const auto& file : std::filesystem::directory_iterator(directory)) memory.push_back(file.path());
+    REQUIRE(!memory.empty());
+    for (const std::filesystem::path& file : memory) {
+      std::filesystem::remove(file);
+      REQUIRE(mkfifo(file.c_str(), 0600) == 0);  // can be opened, not mapped
+    }
+    Station station(config, 1 << 20);
+    station.transport.connect(kThere, address, nonce);
+    REQUIRE(station.transport.send(kThere, {.grant = 0}, station.pieces_of(0, 100), 0));
+    CHECK(station.run_until([&] { return station.count("closed-out there") == 1; }));
+    CHECK_EQ(station.count("unsent 0"), 1);
+    CHECK_EQ(station.transport.counts().sends_outstanding, 0);
+  }
+  unsetenv("UCX_POSIX_USE_PROC_LINK");
+  std::filesystem::remove_all(directory);
+}
 
 TEST(a_killed_sender_ends_its_endpoint_and_receives_over_shared_memory) { killed_sender("shm"); }
 TEST(a_killed_sender_ends_its_endpoint_and_receives_over_tcp) { killed_sender("tcp"); }
