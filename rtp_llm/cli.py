@@ -97,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="complete a prompt in this process, without a server")
     generate.add_argument("prompt", help="text to go on from; - reads it from standard input")
     generate.add_argument(
-        "--model", metavar="DIR", default=DEMO_MODEL, help="model directory (default: the demo model)"
+        "--model",
+        metavar="MODEL",
+        default=DEMO_MODEL,
+        help="model directory, or name in the hub's cache (default: the demo model)",
     )
     generate.add_argument("--chat", action="store_true", help="the prompt is a user's message to a chat model")
     generate.add_argument("--max-tokens", type=int, default=128, metavar="N", help="(default: 128)")
@@ -244,7 +247,12 @@ def _add_settings(parser: argparse.ArgumentParser, sections: Collection[str] | N
     """The model, a file, short flags, then every setting of the config tree by its path, a group a section; of `sections`
     only, if given."""
     if sections is None or "model" in sections:
-        parser.add_argument("model", nargs="?", metavar="MODEL", help="model directory (default: the demo model)")
+        parser.add_argument(
+            "model",
+            nargs="?",
+            metavar="MODEL",
+            help="model directory, or name in the hub's cache (default: the demo model)",
+        )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the config tree")
     for flag, (path, metavar) in SHORT_FLAGS.items():
         if sections is None or path.partition(".")[0] in sections:
@@ -271,7 +279,7 @@ def _config(options: argparse.Namespace) -> Config:
     overrides = {path: value for path, value in vars(options).items() if path in settings() and value is not None}
     if getattr(options, "model", None) is not None:
         overrides["model.path"] = options.model
-    return load_config(options.config, overrides)
+    return load_config(options.config, overrides).with_model_found()
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -33,6 +33,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from rtp_llm import hub_cache
 from rtp_llm.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "RTP_LLM_"
@@ -56,8 +57,15 @@ SectionT = TypeVar("SectionT", bound=_Section)
 
 
 class ModelSettings(_Section):
-    path: str = Field(DEMO_MODEL, description="directory with config.json, safetensors and tokenizer files")
-    served_name: str | None = Field(None, description="name in the API; default: the directory's name")
+    path: str = Field(
+        DEMO_MODEL,
+        description="directory with config.json, safetensors and tokenizer files; or a model's name, `Qwen/Qwen3-0.6B`, that "
+        "Hugging Face's tools have put into the cache (HF_HOME; at one path on each host): nothing is downloaded",
+    )
+    revision: str | None = Field(
+        None, description="of a model by its name: branch, tag or commit; default: main. A directory has none"
+    )
+    served_name: str | None = Field(None, description="name in the API; default: the model's name, or the directory's")
     aliases: str = Field("", description="other names that requests may call it by, with commas between")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type that weights are multiplied in")
     max_model_len: int | None = Field(None, ge=2, description="prompt + output tokens; default: the model's context")
@@ -616,11 +624,27 @@ class Config(_Section):
     def _with_worker_token(self, token: str) -> Config:
         return self.model_copy(update={"worker": self.worker.model_copy(update={"token": SecretStr(token)})})
 
+    def with_model_found(self) -> Config:
+        """The same with a directory as model.path: of a model by its hub's name that of its snapshot in this host's cache.
+
+        Raises:
+            ConfigError: a directory has no model.revision.
+            ModelLoadError: the cache doesn't have it; says what was looked for, and where.
+        """
+        model = self.model
+        if not hub_cache.is_hub_name(model.path):
+            if model.revision is not None:
+                raise ConfigError(f"model.revision: {model.path} is no model's name in a hub, got {model.revision!r}")
+            return self
+        found = hub_cache.snapshot(model.path, model.revision or "main")
+        named = {"path": str(found), "revision": None, "served_name": model.served_name or model.path}
+        return self.model_copy(update={"model": model.model_copy(update=named)})
+
     def with_absolute_path(self) -> Config:
-        """The same for processes with another working directory."""
+        """The same, with_model_found(), for processes with another working directory."""
         return self.model_copy(
             update={
-                "model": _with_absolute(self.model, "path"),
+                "model": _with_absolute(self.with_model_found().model, "path"),
                 "worker": _with_absolute(self.worker, "token_file", "tls_cert_file", "tls_key_file", "tls_ca_file"),
                 "http": _with_absolute(self.http, "api_keys_file", "admin_key_file"),
             }

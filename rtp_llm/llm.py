@@ -69,6 +69,8 @@ class LLM:
         with LLM(model="path/to/a/checkpoint") as llm:
             [answer] = llm.generate("Hello", SamplingParams(max_tokens=16))
 
+    `model` may be a hub's name, `revision` its branch, tag or commit, of what is in this machine's cache (hub_cache.py).
+
     `seed` is the start of the seeds of requests that bring none, and of random weights (`load_format="dummy"`); None is 0.
     Other arguments of vLLM's are taken where they change no answer (vllm_arguments.py). `generate` and `chat` may be called
     from any threads.
@@ -98,6 +100,7 @@ class LLM:
         num_gpu_blocks_override: int | None = None,
         kv_cache_dtype: str = "auto",
         tokenizer: str | None = None,
+        revision: str | None = None,
         **vllm: Any,
     ) -> None:
         vllm_arguments.check("LLM()", vllm, vllm_arguments.LLM)
@@ -110,6 +113,7 @@ class LLM:
             )
         given = {
             "model.path": str(model),
+            "model.revision": revision,
             "model.dtype": dtype,
             "model.max_model_len": max_model_len,
             "model.load_format": load_format,
@@ -123,11 +127,13 @@ class LLM:
             "engine.num_kv_blocks": num_gpu_blocks_override,
             "engine.kv_dtype": kv_cache_dtype,
         }
-        config = load_config(overrides={path: value for path, value in given.items() if value not in (None, "auto")})
+        given = {path: value for path, value in given.items() if value not in (None, "auto")}
+        config = load_config(overrides=given).with_model_found()
+        directory = config.model.path
         native = build(config.model, config.engine, seed=seed)  # first: it names what is wrong
-        self._tokenizer = None if skip_tokenizer_init else Tokenizer.load(model)
-        self._template = None if skip_tokenizer_init else ChatTemplate.load(model)
-        self._defaults = dict(read_generation_defaults(model).sampling)
+        self._tokenizer = None if skip_tokenizer_init else Tokenizer.load(directory)
+        self._template = None if skip_tokenizer_init else ChatTemplate.load(directory)
+        self._defaults = dict(read_generation_defaults(directory).sampling)
         self._seeds = random.Random(seed)
         self._request_ids = count()
         self._turns = _Turns()

@@ -21,7 +21,6 @@ LLM: Table = MappingProxyType(
         "enable_expert_parallel": (False,),
         "tokenizer_mode": ("auto",),
         "quantization": (),
-        "revision": (),
         "code_revision": (),
         "tokenizer_revision": (),
         "hf_config_path": (),

@@ -103,6 +103,7 @@ def _has_ipv6_loopback() -> bool:
 
 def test_all_replicas_look_for_a_relative_model_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have other working directories than where the application is built."""
+    (tmp_path / "models/m").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     application = app.build({"model": {"path": "models/m"}})
     bound = [application._bound_deployment, *application._bound_deployment.init_args[1:]]

@@ -45,7 +45,8 @@ NATIVE = {"_native", "_engine"}
 # room: the rooms that its modules may import, besides their own. The nouns all raise `errors`.
 IMPORTS = {
     "errors": set(),
-    "config": {"errors"},
+    "hub_cache": {"errors"},
+    "config": {"errors", "hub_cache"},
     "sampling_params": {"errors"},
     "request": {"errors", "sampling_params"},
     "metrics": {"errors"},

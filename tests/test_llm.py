@@ -94,7 +94,7 @@ def test_threads_share_an_llm_and_get_what_each_asked_for(llm: LLM) -> None:
 
 
 NEUTRAL = {
-    **dict.fromkeys(("lora_request", "revision", "quantization")),
+    **dict.fromkeys(("lora_request", "code_revision", "quantization")),
     "tensor_parallel_size": 1, "trust_remote_code": False, "gpu_memory_utilization": 0.9, "enforce_eager": True,
     "tokenizer": DEMO_MODEL, "tokenizer_mode": "auto", "swap_space": 4, "hf_overrides": {}, "disable_log_stats": True,
     "seed": None, "served_model_name": "demo", "enable_sleep_mode": False, "model_impl": "auto", "max_loras": 1,
@@ -106,7 +106,7 @@ def test_vllms_arguments_are_taken_where_they_ask_for_nothing_and_else_refused_b
     LLM(model=DEMO_MODEL, max_model_len=64, load_format="dummy", **given).close()
     for name, value in [
         ("tensor_parallel_size", 2), ("quantization", "fp8"), ("tokenizer", "elsewhere"), ("enable_lora", True),
-        ("speculative_config", {"model": "draft"}), ("revision", "main"),
+        ("speculative_config", {"model": "draft"}), ("code_revision", "main"),
     ]:  # fmt: skip
         with pytest.raises(InvalidRequestError, match=f"{name} is not supported, got") as refused:
             LLM(model=DEMO_MODEL, **{name: value})
