@@ -186,13 +186,14 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer all prompts: texts, lists of token ids, {"prompt": text} or {"prompt_token_ids": ids}; a dictionary may have
         a `cache_salt`, which keeps its prompt's cache apart from others'. `tokenization_kwargs` {"add_special_tokens": False}
-        is for texts that have theirs already. `priority`: one a prompt, the least is served first.
+        is for texts that have theirs already; `truncate_prompt_tokens` there, as vLLM has it, is that of all sampling params.
+        `priority`: one a prompt, the least is served first.
 
         Raises:
             InvalidRequestError: a prompt or a value can never run; names field and value. Nothing is left running.
         """
         vllm_arguments.check("generate()", vllm, vllm_arguments.GENERATE)
-        special = _adds_special_tokens(tokenization_kwargs, True)
+        special, cut = _tokenization(tokenization_kwargs, True)
         singles = _as_list(prompts)
         if not isinstance(priority, list | tuple | None) or len(priority or singles) != len(singles):
             raise InvalidRequestError(
@@ -205,7 +206,7 @@ class LLM:
             replace(self._encode(prompt, special), priority=each)
             for prompt, each in zip(singles, priorities, strict=True)
         ]
-        return self._run(tokenized, self._params_of(sampling_params, len(singles)))
+        return self._run(tokenized, self._params_of(sampling_params, len(singles), cut))
 
     def chat(
         self,
@@ -228,7 +229,7 @@ class LLM:
             InvalidRequestError: as generate().
         """
         vllm_arguments.check("chat()", vllm, vllm_arguments.CHAT)
-        special = _adds_special_tokens(tokenization_kwargs, False)
+        special, cut = _tokenization(tokenization_kwargs, False)
         Flag().take("add_generation_prompt", add_generation_prompt)
         Flag().take("continue_final_message", continue_final_message)
         if continue_final_message and add_generation_prompt:
@@ -249,7 +250,7 @@ class LLM:
                 variables=chat_template_kwargs,
             )
             tokenized.append(_Tokenized(text, tokenizer.encode(text, add_special_tokens=special)))
-        return self._run(tokenized, self._params_of(sampling_params, len(tokenized)))
+        return self._run(tokenized, self._params_of(sampling_params, len(tokenized), cut))
 
     def _encode(self, prompt: Prompt, add_special_tokens: bool) -> _Tokenized:
         text: str | None = None
@@ -287,7 +288,10 @@ class LLM:
                 )
         return _Tokenized(text, ids, salt)
 
-    def _params_of(self, given: SamplingParams | Sequence[SamplingParams] | None, number: int) -> list[SamplingParams]:
+    def _params_of(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, number: int, cut: Mapping[str, Any]
+    ) -> list[SamplingParams]:
+        """One a prompt, with a seed. `cut`: fields that tokenization_kwargs say."""
         if given is None:
             given = self.get_default_sampling_params()
         if not isinstance(given, SamplingParams | Iterable):
@@ -307,7 +311,8 @@ class LLM:
                     f"sampling_params must be SamplingParams, got {each!r}", param="sampling_params", value=each
                 )
         # A seed of its own for each prompt that brings none.
-        return [p if p.seed is not None else replace(p, seed=self._seeds.getrandbits(63)) for p in params]
+        seeded = [p if p.seed is not None else replace(p, seed=self._seeds.getrandbits(63)) for p in params]
+        return [replace(p, **cut) for p in seeded] if cut else seeded
 
     def _run(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> list[RequestOutput]:
         with self._turns.shared():
@@ -319,7 +324,8 @@ class LLM:
         running: dict[Any, _Answer] = {}
         try:
             for prompt, sampling in zip(prompts, params, strict=True):
-                result = RequestOutput(str(next(self._request_ids)), prompt.text, prompt.ids, [])
+                ids = list(sampling.truncated(prompt.ids, self.engine.native.max_model_len))
+                result = RequestOutput(str(next(self._request_ids)), prompt.text, ids, [])
                 answers = [_Answer(self, result, sampling, choice, prompt) for choice in range(sampling.n)]
                 result.outputs = [answer.output for answer in answers]
                 results.append(result)
@@ -472,8 +478,8 @@ def _conversations(messages: Any) -> Sequence[Sequence[Message]]:
     return messages
 
 
-def _adds_special_tokens(given: Mapping[str, Any] | None, default: bool) -> bool:
-    """tokenization_kwargs' add_special_tokens."""
+def _tokenization(given: Mapping[str, Any] | None, special: bool) -> tuple[bool, dict[str, Any]]:
+    """What tokenization_kwargs say: whether special tokens are added, and fields of SamplingParams."""
     if not isinstance(given, Mapping | None):
         raise InvalidRequestError(
             f"tokenization_kwargs must be arguments by name, got {shortened(given)}",
@@ -481,13 +487,16 @@ def _adds_special_tokens(given: Mapping[str, Any] | None, default: bool) -> bool
             value=given,
         )
     rest = dict(given or {})
-    value = rest.pop("add_special_tokens", default)
+    value = rest.pop("add_special_tokens", special)
+    cut: dict[str, Any] = {
+        name: rest.pop(name) for name in ("truncate_prompt_tokens", "truncation_side") if name in rest
+    }
     vllm_arguments.check("tokenization_kwargs", rest, vllm_arguments.TOKENIZATION)
     if not isinstance(value, bool):
         raise InvalidRequestError(
             f"add_special_tokens must be true or false, got {value!r}", param="add_special_tokens", value=value
         )
-    return value
+    return value, cut
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -77,6 +77,29 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class OrElse:
+    """Of `domain`, or `value`, which stands for something else."""
+
+    value: int
+    domain: Domain
+
+    def take(self, name: str, value: Any) -> Any:
+        number = whole(value)
+        is_it = isinstance(number, int) and not isinstance(number, bool) and number == self.value
+        return self.value if is_it else self.domain.take(name, value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    texts: tuple[str, ...]
+
+    def take(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.texts:
+            raise _refused(name, value, " or ".join(self.texts))
+        return value
+
+
 class Flag:
     def take(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
@@ -238,7 +261,8 @@ class SamplingParams:
     the model's EOS ids; within the first `min_tokens` tokens none of them does. No token but `allowed_token_ids` comes, and
     `logit_bias` is added to the logits of its tokens. `repetition_penalty` divides logits above 0 of tokens that prompt or
     answer have, and multiplies the others; `frequency_penalty` is taken off for each time that the answer has a token,
-    `presence_penalty` if it has it at all. docs/numerics.md has the order.
+    `presence_penalty` if it has it at all. docs/numerics.md has the order. `truncate_prompt_tokens` k keeps the prompt's last k
+    tokens, -1 as many as the context leaves beside max_tokens; with `truncation_side` "right" they are its first.
 
     Raises:
         InvalidRequestError: a value is out of range; names field and value.
@@ -258,6 +282,8 @@ class SamplingParams:
     ignore_eos: bool = param(False, Flag(), engine=same)
     logprobs: int | None = param(None, Optional(Integer(0, MAX_LOGPROBS)), engine=lambda n: -1 if n is None else n)
     skip_special_tokens: bool = param(True, Flag())
+    truncate_prompt_tokens: int | None = param(None, Optional(OrElse(-1, Integer(1, 2**63 - 1))))
+    truncation_side: str | None = param(None, Optional(Choice(("left", "right"))))
 
     logit_bias: Mapping[int, float] | None = param(
         None, TokenNumbers(MAX_LOGIT_BIASES, Number(-100.0, 100.0)), engine=same, since=2
@@ -277,7 +303,6 @@ class SamplingParams:
     flat_logprobs: bool = only(False)
     detokenize: bool = only(True)
     spaces_between_special_tokens: bool = only(True)
-    truncate_prompt_tokens: Any = only(None)
     logits_processors: Any = only(None, [])
     structured_outputs: Any = only(None)
     guided_decoding: Any = only(None)
@@ -305,6 +330,16 @@ class SamplingParams:
     def protocol(self) -> int:
         """The oldest version of the protocol that can say all that is asked for."""
         return max((since for name, (neutral, since) in _ADDED.items() if getattr(self, name) != neutral), default=1)
+
+    def truncated(self, prompt: Sequence[int], context: int) -> Sequence[int]:
+        """What is kept of `prompt`: at least a token, at most what leaves one of `context` to the answer."""
+        if self.truncate_prompt_tokens is None:
+            return prompt
+        kept = context - (self.max_tokens or 1) if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
+        kept = max(min(kept, context - 1), 1)
+        if len(prompt) <= kept:
+            return prompt
+        return prompt[:kept] if self.truncation_side == "right" else prompt[-kept:]
 
     def with_seed(self) -> SamplingParams:
         """These parameters with a seed: the given one, or 63 random bits."""

@@ -114,7 +114,7 @@ CHAT: Table = MappingProxyType(
     }
 )
 
-TOKENIZATION: Table = MappingProxyType({"truncate_prompt_tokens": (), "truncation": (False,), "max_length": ()})
+TOKENIZATION: Table = MappingProxyType({"truncation": (False,), "max_length": ()})
 
 # Of a prompt that is a dictionary.
 PROMPT: Table = MappingProxyType(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,29 @@ def test_a_rendered_prompt_need_not_begin_twice(tmp_path: Path) -> None:
             llm.generate(text, one, tokenization_kwargs={"truncation": True})
         with pytest.raises(InvalidRequestError, match="add_special_tokens must be true or false"):
             llm.generate(text, one, tokenization_kwargs={"add_special_tokens": "no"})
+
+
+def test_a_prompt_that_is_truncated_is_answered_as_what_is_kept_of_it(llm: LLM) -> None:
+    text = "What is 12 + 30? " * 400
+    tokens = llm.get_tokenizer().encode(text)
+    assert len(tokens) > llm.engine.native.max_model_len
+
+    def kept(prompts: Any, params: SamplingParams, **said: Any) -> list[int]:
+        [request] = llm.generate(prompts, params, **said)
+        [same] = llm.generate([request.prompt_token_ids], replace(params, truncate_prompt_tokens=None))
+        assert request.outputs[0].token_ids == same.outputs[0].token_ids
+        return request.prompt_token_ids
+
+    few = SamplingParams(temperature=0, max_tokens=4)
+    assert kept(text, replace(few, truncate_prompt_tokens=9)) == tokens[-9:]
+    assert kept(tokens, replace(few, truncate_prompt_tokens=9, truncation_side="right")) == tokens[:9]
+    assert kept(text, replace(few, truncate_prompt_tokens=-1)) == tokens[-508:]
+    assert kept(text, few, tokenization_kwargs={"truncate_prompt_tokens": 9}) == tokens[-9:]
+    [chat] = llm.chat([{"role": "user", "content": text}], replace(few, truncate_prompt_tokens=9))
+    assert len(chat.prompt_token_ids) == 9
+    with pytest.raises(InvalidRequestError, match="truncate_prompt_tokens must be an integer from 1"):
+        llm.generate(text, few, tokenization_kwargs={"truncate_prompt_tokens": 0})
+    assert_idle(llm)
 
 
 def test_a_head_of_its_own_beside_a_tied_embedding_is_computed_with(tmp_path: Path) -> None:

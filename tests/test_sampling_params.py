@@ -17,11 +17,13 @@ from rtp_llm.sampling_params import (
     MAX_STOP_CHARS,
     MAX_STOP_TOKEN_IDS,
     MAX_TOKENS,
+    Choice,
     Flag,
     Integer,
     Number,
     Only,
     Optional,
+    OrElse,
     SamplingParams,
     Texts,
     TokenIds,
@@ -159,6 +161,10 @@ def other_value(name: str) -> Any:
         return {7: 0.5, 5: -2.0}
     if isinstance(domain, Texts):
         return ["a"]
+    if isinstance(domain, OrElse):
+        return domain.value
+    if isinstance(domain, Choice):
+        return domain.texts[0]
     assert isinstance(domain, Integer | Number)
     middle = domain.low / 2 + domain.high / 2
     candidates = [int(middle), domain.low, domain.high] if isinstance(domain, Integer) else [0.5, 0.25]

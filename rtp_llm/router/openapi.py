@@ -18,7 +18,19 @@ from rtp_llm.router.response_routes import QUERIES
 from rtp_llm.router.schemas import AnyBody, sampling_field_of
 from rtp_llm.router.token_routes import TOKEN_ROUTES
 from rtp_llm.router.writer import ErrorBody
-from rtp_llm.sampling_params import Domain, Flag, Integer, Number, Only, Optional, Texts, TokenIds, TokenNumbers
+from rtp_llm.sampling_params import (
+    Choice,
+    Domain,
+    Flag,
+    Integer,
+    Number,
+    Only,
+    Optional,
+    OrElse,
+    Texts,
+    TokenIds,
+    TokenNumbers,
+)
 
 Schema = dict[str, Any]
 
@@ -172,6 +184,8 @@ def _token_numbers(domain: Any) -> Schema:
 DOMAINS: Mapping[type[Any], Callable[[Any], Schema]] = {
     Integer: lambda domain: {"type": "integer", "minimum": domain.low, "maximum": domain.high},
     Number: lambda domain: {"type": "number", "minimum": domain.low, "maximum": domain.high},
+    OrElse: lambda domain: {"anyOf": [{"const": domain.value}, _of_domain(domain.domain)]},
+    Choice: lambda domain: {"enum": list(domain.texts)},
     Flag: lambda domain: {"type": "boolean"},
     Texts: _texts,
     TokenIds: _token_ids,

@@ -38,6 +38,9 @@ from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
 
+MAX_TRUNCATED_BYTES = (
+    512 << 10
+)  # a text of more is not tokenized to be cut: it takes up to 400 bytes of memory for each
 MESSAGES = ("messages", "input", "previous_response_id")  # fields of several, each of a token at least
 
 
@@ -219,7 +222,8 @@ class BodyReader:
             len(text.encode(errors="surrogatepass")) // longest if isinstance(text, str) else len(text)
             for text in body.least_texts()
         ]
-        return [max(size, 1) for size in sizes]
+        kept = body.truncate_prompt_tokens
+        return [max(size if kept is None else min(size, kept), 1) for size in sizes]
 
     # --- Typed → asked. Takes as long as the text is.
 
@@ -241,7 +245,7 @@ class BodyReader:
             raise InvalidRequestError("prompt must hold at least one prompt, got []", param="prompt", value=[])
         self._check_choices("prompt", len(prompts), sampling.n)
         special = body.add_special_tokens is not False
-        return self._ask(body, "prompt", [self._tokens(each, special) for each in prompts], sampling)
+        return self._ask(body, "prompt", [self._tokens(each, special, sampling) for each in prompts], sampling)
 
     def _chats(self, body: ChatBody) -> Asked:
         sampling = self._sampling(body)
@@ -254,8 +258,8 @@ class BodyReader:
             parsers = self._parsers(chat)
             with _within(where):
                 text = self.rendered(chat)
-                prompts.append(self._encode(text, "messages", bool(chat.add_special_tokens)))
-            parts.append(self._parts(chat, parsers, text))
+                prompts.append(self._encode(text, "messages", bool(chat.add_special_tokens), sampling))
+            parts.append(self._parts(chat, parsers, text, prompts[-1]))
         return self._ask(body, "messages", prompts, sampling, parts)
 
     def rendered(self, body: ChatBody) -> str:
@@ -336,9 +340,11 @@ class BodyReader:
             )
         return parsers if body.separate_reasoning is not False else replace(parsers, reasoning=None)
 
-    def _parts(self, body: ChatBody, parsers: Parsers, prompt: str) -> PartsAsked | None:
+    def _parts(self, body: ChatBody, parsers: Parsers, prompt: str, tokens: Sequence[int]) -> PartsAsked | None:
         if parsers.reasoning is None and parsers.tool_calls is None:
             return None
+        if body.truncate_prompt_tokens is not None:  # what the model sees
+            prompt = self.tokenizer.decode(tokens, skip_special_tokens=False)
         return PartsAsked(
             reasoning=parsers.reasoning,
             tool_calls=parsers.tool_calls,
@@ -368,6 +374,14 @@ class BodyReader:
                 param="stop_token_ids",
                 value=len(ending),
             )
+        kept, limit = sampling.truncate_prompt_tokens or 0, (body.limit_field and sampling.max_tokens) or 0
+        if kept > 0 and kept + limit > self.context:
+            beside = f" and {limit} of {body.limit_field}" if limit else ""
+            raise PromptTooLongError(
+                f"truncate_prompt_tokens: {kept}{beside} exceed {self._limit()}",
+                param="truncate_prompt_tokens",
+                value=kept,
+            )
         return sampling
 
     def _check_choices(self, field: str, num_prompts: int, n: int) -> None:
@@ -380,19 +394,24 @@ class BodyReader:
                 value=num_prompts * n,
             )
 
-    def _tokens(self, prompt: str | Sequence[int], add_special_tokens: bool) -> Sequence[int]:
+    def _tokens(self, prompt: str | Sequence[int], add_special_tokens: bool, sampling: SamplingParams) -> Sequence[int]:
         if isinstance(prompt, str):
-            return self._encode(prompt, "prompt", add_special_tokens)
+            return self._encode(prompt, "prompt", add_special_tokens, sampling)
+        prompt = sampling.truncated(prompt, self.context)
         if len(prompt) >= self.context:
             raise self._too_long("prompt", len(prompt))
         for token in {min(prompt, default=0), max(prompt, default=0)}:
             self.check_token(token, "prompt")
         return array("i", prompt)
 
-    def _encode(self, text: str, param: str, add_special_tokens: bool) -> Sequence[int]:
+    def _encode(self, text: str, param: str, add_special_tokens: bool, sampling: SamplingParams) -> Sequence[int]:
         with naming(param):
-            self._check_text(text, param)
-            tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            if sampling.truncate_prompt_tokens is None:
+                self._check_text(text, param)
+            elif len(text.encode(errors="surrogatepass")) > MAX_TRUNCATED_BYTES:
+                self._check_text(text, param, f"; texts of up to {MAX_TRUNCATED_BYTES} bytes are truncated")
+            whole = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        tokens = sampling.truncated(whole, self.context)
         if len(tokens) >= self.context:
             raise self._too_long(param, len(tokens))
         if self.tokenizer.vocab_size > self._vocab_size and tokens and max(tokens) >= self._vocab_size:
@@ -405,20 +424,20 @@ class BodyReader:
             )
         return array("i", tokens)
 
-    def _check_text(self, text: str, param: str) -> None:
+    def _check_text(self, text: str, param: str, hint: str = "") -> None:
         """Tokenizing takes seconds for megabytes; a text that has more tokens than the context by its size, or by those of its
         beginning, is spared."""
         longest = self.tokenizer.max_token_bytes
         size = len(text.encode(errors="surrogatepass"))
         if size > self.context * longest:
             raise PromptTooLongError(
-                f"{param}: a text of {size} bytes exceeds {self._limit()}, which hold at most {longest} bytes each",
+                f"{param}: a text of {size} bytes exceeds {self._limit()}, which hold at most {longest} bytes each{hint}",
                 param=param,
                 value=size,
             )
         if self.tokenizer.has_more_tokens(text, self.context):
             raise PromptTooLongError(
-                f"{param}: a text of {size} bytes has more than {self.context} tokens, it exceeds {self._limit()}",
+                f"{param}: a text of {size} bytes has more than {self.context} tokens, it exceeds {self._limit()}{hint}",
                 param=param,
                 value=size,
             )

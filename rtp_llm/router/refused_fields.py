@@ -132,6 +132,9 @@ BOTH: Table = MappingProxyType(
     }
 )
 
+# Where no prompt is answered, or OpenAI has another word for it.
+TRUNCATION: Table = MappingProxyType({"truncate_prompt_tokens": (), "truncation_side": ()})
+
 COMPLETIONS: Table = MappingProxyType(
     {
         "include_reasoning": ON,
@@ -178,6 +181,7 @@ RESPONSES: Table = MappingProxyType(
         "logprobs": OFF,
         "n": (1,),
         "return_token_ids": OFF,
+        **TRUNCATION,
         # OpenAI
         "background": OFF,
         "truncation": ("disabled",),

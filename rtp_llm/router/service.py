@@ -450,6 +450,8 @@ class Service:
         if not tokens:
             raise InvalidRequestError(f"{param}: the prompt has no tokens", param=param)
         longest = self.max_model_len
+        if sampling.truncate_prompt_tokens == -1:  # the reader knows of no KV pools
+            tokens = sampling.truncated(tokens, longest)
         room = longest - len(tokens)
         if room < 1:
             raise PromptTooLongError(

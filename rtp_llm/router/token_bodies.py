@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from rtp_llm.errors import InvalidRequestError
 from rtp_llm.router.json_bytes import json_of
 from rtp_llm.router.reading import BodyReader, naming
-from rtp_llm.router.refused_fields import CHAT, Table
+from rtp_llm.router.refused_fields import CHAT, TRUNCATION, Table
 from rtp_llm.router.schemas import AnyBody, ChatBody, WholeNumbers
 
 
@@ -26,7 +26,9 @@ class TokenBody(AnyBody):
 
 
 class RenderBody(ChatBody, TokenBody):
-    """A chat whose prompt is wanted."""
+    """A chat whose prompt is wanted, all of it."""
+
+    refused: ClassVar[Table] = MappingProxyType({**CHAT, **TRUNCATION})
 
     def told(self, reader: BodyReader) -> bytes:
         text = reader.rendered(self)
@@ -38,7 +40,9 @@ class RenderBody(ChatBody, TokenBody):
 class TokenizeBody(ChatBody, TokenBody):
     """A text, or a chat's messages as the template renders them."""
 
-    refused: ClassVar[Table] = MappingProxyType({name: CHAT[name] for name in CHAT if name != "prompt"})
+    refused: ClassVar[Table] = MappingProxyType(
+        {**{name: CHAT[name] for name in CHAT if name != "prompt"}, **TRUNCATION}
+    )
 
     messages: list[Any] | None = None  # type: ignore[assignment]
     prompt: str | None = None

@@ -246,6 +246,7 @@ def test_the_response_repeats_what_was_asked() -> None:
         ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"truncation": "auto"}, "truncation"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "a"}}, "prompt"),
