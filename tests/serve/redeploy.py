@@ -19,15 +19,21 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 ray.init(logging_level="WARNING", log_to_driver=False)
-_get_global_client().deploy_apps(ServeDeploySchema(applications=[json.loads(sys.argv[1])]), _blocking=True)
+declared, waits = map(json.loads, sys.argv[1:])
+_get_global_client().deploy_apps(ServeDeploySchema(applications=[declared]), _blocking=waits)
 """
 
 
 def redeploy(
-    deployment: Deployment, args: dict[str, Any], *, user_config: dict[str, Any] | None = None, **replicas: int
+    deployment: Deployment,
+    args: dict[str, Any],
+    *,
+    user_config: dict[str, Any] | None = None,
+    waits: bool = True,
+    **replicas: int,
 ) -> None:
     """Returns when the application runs with these sections of the config tree, these settings of routers and these sizes of
-    pools; what is replaced may still drain."""
+    pools, and what was replaced has drained, for which Serve waits 60 s; without `waits` at once."""
     declared = {
         "name": APPLICATION,
         "route_prefix": "/",
@@ -39,7 +45,7 @@ def redeploy(
         ],
     }
     run = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(declared)],
+        [sys.executable, "-c", CODE, json.dumps(declared), json.dumps(waits)],
         env=environment() | JOIN | {"RAY_ADDRESS": deployment.ray_address},
         capture_output=True,
         text=True,

@@ -43,8 +43,13 @@ class Streams:
 
     async def reached(self, num_tokens: int, num_streams: int | None = None) -> None:
         wanted = len(self.streams) if num_streams is None else num_streams
+
+        def enough() -> bool:
+            return sum(len(s.tokens) >= num_tokens for s in self.streams) >= wanted
+
         async with self._changed:
-            await self._changed.wait_for(lambda: sum(len(s.tokens) >= num_tokens for s in self.streams) >= wanted)
+            await self._changed.wait_for(lambda: enough() or any(s.error for s in self.streams))
+        assert enough(), [s.error for s in self.streams]
 
     async def finished(self) -> list[list[tuple[str, float]]]:
         """Each stream's tokens; all must have ended well."""
