@@ -327,14 +327,16 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Stop the engine thread. Idempotent."""
+        """Stop the engine thread. Idempotent. Who waits in take() learns of it."""
         if self._closed:
             return
         self._closed = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._outputs_fd)
         self.native.stop()
-        os.close(self._outputs_fd)
+        os.eventfd_write(self._outputs_fd, 1)
+        with self._receiving:  # nobody reads it now, or will
+            os.close(self._outputs_fd)
 
     def replace_weights(self, source: WeightsSource) -> None:
         """Others take the place of the weights; blocks until they have. REQUIRES: nobody adds, and nobody waits for outputs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm import vllm_arguments
-from rtp_llm.config import load_config
+from rtp_llm.config import Config, load_config
 from rtp_llm.engine import Engine, Inbox, build
 from rtp_llm.errors import ChatTemplateError, InvalidRequestError, shortened
 from rtp_llm.loaded_weights import WeightsSource
@@ -128,11 +128,25 @@ class LLM:
             "engine.kv_dtype": kv_cache_dtype,
         }
         given = {path: value for path, value in given.items() if value not in (None, "auto")}
-        config = load_config(overrides=given).with_model_found()
+        self._open(load_config(overrides=given), seed, has_tokenizer=not skip_tokenizer_init)
+
+    @classmethod
+    def of_config(cls, config: Config) -> LLM:
+        """Of the sections `model` and `engine`.
+
+        Raises:
+            ModelError, ConfigError: as LLM().
+        """
+        llm = cls.__new__(cls)
+        llm._open(config, 0, has_tokenizer=True)
+        return llm
+
+    def _open(self, config: Config, seed: int, *, has_tokenizer: bool) -> None:
+        config = config.with_model_found()
         directory = config.model.path
         native = build(config.model, config.engine, seed=seed)  # first: it names what is wrong
-        self._tokenizer = None if skip_tokenizer_init else Tokenizer.load(directory)
-        self._template = None if skip_tokenizer_init else ChatTemplate.load(directory)
+        self._tokenizer = Tokenizer.load(directory) if has_tokenizer else None
+        self._template = ChatTemplate.load(directory) if has_tokenizer else None
         self._defaults = dict(read_generation_defaults(directory).sampling)
         self._seeds = random.Random(seed)
         self._request_ids = count()
@@ -171,6 +185,11 @@ class LLM:
             raise InvalidRequestError("text needs a tokenizer, the LLM was made with skip_tokenizer_init=True")
         return self._tokenizer
 
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """What generation_config.json says, by SamplingParams' names."""
+        return self._defaults
+
     def get_default_sampling_params(self) -> SamplingParams:
         """What generation_config.json says, else SamplingParams' defaults."""
         return SamplingParams(**self._defaults)
@@ -193,6 +212,33 @@ class LLM:
             InvalidRequestError: a prompt or a value can never run; names field and value. Nothing is left running.
         """
         vllm_arguments.check("generate()", vllm, vllm_arguments.GENERATE)
+        return self._run(*self._asked(prompts, sampling_params, priority, tokenization_kwargs))
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> Generator[list[RequestOutput], None, None]:
+        """As generate(), while the answers grow: whenever tokens have come, the list of all requests as far as they are there,
+        which is one and the same; last, finished. Who leaves early calls close() on the iterator: it cancels what runs.
+        update_weights() waits for it as for a generate().
+
+        Raises:
+            InvalidRequestError: as generate(); values before anything runs.
+        """
+        asked = self._asked(prompts, sampling_params, priority, tokenization_kwargs)
+        return self._shared_steps(*asked)
+
+    def _asked(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+        tokenization_kwargs: Mapping[str, Any] | None,
+    ) -> tuple[list[_Tokenized], list[SamplingParams]]:
         special, cut = _tokenization(tokenization_kwargs, True)
         singles = _as_list(prompts)
         if not isinstance(priority, list | tuple | None) or len(priority or singles) != len(singles):
@@ -206,7 +252,7 @@ class LLM:
             replace(self._encode(prompt, special), priority=each)
             for prompt, each in zip(singles, priorities, strict=True)
         ]
-        return self._run(tokenized, self._params_of(sampling_params, len(singles), cut))
+        return tokenized, self._params_of(sampling_params, len(singles), cut)
 
     def chat(
         self,
@@ -315,11 +361,19 @@ class LLM:
         return [replace(p, **cut) for p in seeded] if cut else seeded
 
     def _run(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> list[RequestOutput]:
-        with self._turns.shared():
-            return self._answer(prompts, params)
+        last: list[RequestOutput] = []
+        for step in self._shared_steps(prompts, params):
+            last = step
+        return last
 
-    def _answer(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> list[RequestOutput]:
-        results = []
+    def _shared_steps(
+        self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]
+    ) -> Generator[list[RequestOutput], None, None]:
+        with self._turns.shared():
+            yield from self._steps(prompts, params)
+
+    def _steps(self, prompts: Sequence[_Tokenized], params: Sequence[SamplingParams]) -> Iterator[list[RequestOutput]]:
+        results: list[RequestOutput] = []
         inbox = Inbox(self.engine)
         running: dict[Any, _Answer] = {}
         try:
@@ -335,10 +389,10 @@ class LLM:
             while running:
                 for key, output in inbox.take():
                     self._advance(key, output, running, inbox)
+                yield results
         finally:
             for key in running:
                 inbox.cancel(key)
-        return results
 
     def _advance(self, key: Any, output: TokenOutput, running: dict[Any, _Answer], inbox: Inbox) -> None:
         answer = running.get(key)

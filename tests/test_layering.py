@@ -65,6 +65,10 @@ IMPORTS = {
     "engine": BELOW_ENGINE | NATIVE | {"loaded_weights"},
     "vllm_arguments": {"errors", "sampling_params"},
     "llm": BELOW_WORKER | {"vllm_arguments"},
+    "rtp_variables": {"errors", "config", "model"},
+    "model_factory": {"errors", "config", "model", "llm", "rtp_variables"},
+    "pipeline": NOUNS | {"model", "llm", "model_factory", "router"},  # its raw requests' fields
+    "start_server": {"errors", "cli", "rtp_variables"},
     "bench": BELOW_WORKER | NATIVE,
     "worker": BELOW_WORKER | NATIVE,
     "directory": NOUNS,

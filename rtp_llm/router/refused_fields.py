@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rtp_llm.errors import UnsupportedFieldError, shortened
+from rtp_llm.sampling_params import is_among
 
 # Field → the values, besides null, that ask for nothing.
 Table = Mapping[str, tuple[Any, ...]]
@@ -204,5 +205,5 @@ def refuse(content: Mapping[str, Any], *tables: Table) -> None:
     for table in tables:
         for name in content.keys() & table.keys():
             value = content[name]
-            if value is not None and value not in table[name]:
+            if value is not None and not is_among(value, table[name]):
                 raise UnsupportedFieldError(f"{name} is not supported, got {shortened(value)}", param=name, value=value)
