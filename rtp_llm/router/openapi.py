@@ -13,6 +13,7 @@ from starlette.routing import Route
 import rtp_llm
 from rtp_llm.router import anthropic_writer, raw_writer, responses
 from rtp_llm.router.answer_routes import ANSWER_ROUTES
+from rtp_llm.router.answer_schemas import REF, TEXT, Schema, closed, shape_of
 from rtp_llm.router.control_routes import CONTROL_ROUTES
 from rtp_llm.router.response_routes import QUERIES
 from rtp_llm.router.schemas import AnyBody, sampling_field_of
@@ -32,26 +33,17 @@ from rtp_llm.sampling_params import (
     TokenNumbers,
 )
 
-Schema = dict[str, Any]
-
 OPEN: Schema = {"security": []}  # of a route that asks for no key
-REF = "#/components/schemas/"
-TEXT: Schema = {"type": "string"}
+EVENT = "x-event-data"  # of text/event-stream: the schema of an event's data, as OpenAPI 3.2 says it by itemSchema
 
-
-def _object(**properties: Schema) -> Schema:
-    """That has all of these and no others."""
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
-_OPENAIS = _object(message=TEXT, type=TEXT, param={"type": ["string", "null"]}, code={"type": ["string", "integer"]})
+_OPENAIS = closed(message=TEXT, type=TEXT, param={"type": ["string", "null"]}, code={"type": ["string", "integer"]})
 ERRORS: Mapping[ErrorBody, tuple[str, Schema]] = {  # name and schema of an error as an endpoint writes it
-    responses.error_body: ("Error", _object(error=_OPENAIS)),
+    responses.error_body: ("Error", closed(error=_OPENAIS)),
     anthropic_writer.error_body: (
         "AnthropicError",
-        _object(type={"const": "error"}, error=_object(type=TEXT, message=TEXT)),
+        closed(type={"const": "error"}, error=closed(type=TEXT, message=TEXT)),
     ),
-    raw_writer.error_body: ("RawError", _object(error_code={"type": "integer"}, error_code_str=TEXT, message=TEXT)),
+    raw_writer.error_body: ("RawError", closed(error_code={"type": "integer"}, error_code_str=TEXT, message=TEXT)),
 }
 
 
@@ -86,26 +78,30 @@ def _complete(operation: Schema, route: Route, method: str, schemas: dict[str, S
     words = route.path_format.replace("{", "").replace("}", "").strip("/").replace("/", "_").replace(".", "_")
     operation["operationId"] = f"{method.lower()}_{words or 'raw'}"
     operation.setdefault("security", [{"admin": []}] if is_admins else [{"user": []}])
-    streams, body = False, None
+    body = None
     error_body: ErrorBody = responses.error_body
     if method == "POST":
         if (answering := ANSWER_ROUTES.get(route.path)) is not None:
-            streams, body, error_body = True, _body_of(answering.kind, schemas), answering.form.error_body
+            body, error_body = _body_of(answering.kind, schemas), answering.form.error_body
         elif (telling := TOKEN_ROUTES.get(route.path)) is not None:
             body, error_body = _body_of(telling.kind, schemas), telling.error_body
         elif (control := CONTROL_ROUTES.get(route.path)) is not None:
             body = _named(control.kind.__name__, _plain(control.kind, schemas), schemas)
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    kind = "text/plain" if route.path == "/metrics" else "application/json"
-    content: dict[str, Schema] = {kind: {"schema": TEXT if kind == "text/plain" else {"type": "object"}}}
-    if streams:
-        content["text/event-stream"] = {"schema": TEXT}
+    content: dict[str, Schema] = {}
+    if route.path == "/metrics":
+        content["text/plain"] = {"schema": TEXT}
+    elif (shape := shape_of(method, route.path_format)) is not None:
+        content["application/json"] = {"schema": _named(shape.name, shape.body, schemas)}
+        if shape.event is not None:
+            content["text/event-stream"] = {"schema": TEXT, EVENT: _named(shape.event_name, shape.event, schemas)}
     failed = {
         "description": "error",
         "content": {"application/json": {"schema": {"$ref": REF + ERRORS[error_body][0]}}},
     }
-    operation["responses"] = {"200": {"description": "OK", "content": content}, "default": failed}
+    answered = {"200": {"description": "OK", "content": content}} if content else {}
+    operation["responses"] = {**answered, "default": failed}
 
 
 def _body_of(kind: type[AnyBody], schemas: dict[str, Schema]) -> Schema:
