@@ -50,6 +50,10 @@ async def paused(cluster: Cluster) -> bool:
     return bool((await cluster.client.get("/is_paused")).json()["is_paused"])
 
 
+def decoding(cluster: Cluster) -> int:
+    return sum(each.load.running for each in cluster.service.fleet.live() if each.key.id.startswith("decode"))
+
+
 async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Asked again and again: nobody tells of what a router has heard."""
 
@@ -168,7 +172,7 @@ async def test_aborted_answers_end_with_what_they_have_and_what_waits_is_answere
     async with cluster(tmp_path) as running:
         streams = [running.stream(body) for body in asked[:4]]
         whole = asyncio.ensure_future(running.client.post("/v1/completions", json=asked[0]))
-        await running.until(lambda: all(len(stream.tokens) > 2 for stream in streams))
+        await running.until(lambda: all(len(stream.tokens) > 2 for stream in streams) and decoding(running) == 5)
         assert await post(running, "/pause", mode="abort") == {
             "status": "ok",
             "workers": ["decode-0", "prefill-0"],

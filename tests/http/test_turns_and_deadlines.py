@@ -49,7 +49,12 @@ async def test_what_can_not_have_its_first_token_in_time_is_refused_at_once(clus
 
 
 async def test_a_request_ends_at_its_own_deadline(cluster: Cluster) -> None:
-    ended = await ask(cluster, timeout_ms=200, max_tokens=1900, ignore_eos=True)
+    async def asked() -> httpx.Response:  # a busy machine's steps may promise no first token in time
+        while (answer := await ask(cluster, timeout_ms=200, max_tokens=1900, ignore_eos=True)).status_code == 429:
+            assert (await ask(cluster, max_tokens=2)).status_code == 200
+        return answer
+
+    ended = await asyncio.wait_for(asked(), WAIT_S)
     assert ended.status_code == 504, ended.text
     assert "not whole after 0.2 s" in ended.json()["error"]["message"]
 
