@@ -14,6 +14,7 @@ bin=$PWD/.venv/bin
 # The only SIMD level that is built.
 export RTP_LLM_ISA=generic
 export ASAN_OPTIONS=detect_stack_use_after_return=1
+export LSAN_OPTIONS=suppressions=$PWD/tools/leaks.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1
 
 build() {
