@@ -38,9 +38,8 @@ from rtp_llm.sampling_params import MAX_SUPPRESSED_TOKENS, SamplingParams
 
 log = logging.getLogger(__name__)
 
-MAX_TRUNCATED_BYTES = (
-    512 << 10
-)  # a text of more is not tokenized to be cut: it takes up to 400 bytes of memory for each
+# A text of more is not tokenized to be cut: that takes up to 400 bytes of memory for each of its own.
+MAX_TRUNCATED_BYTES = 512 << 10
 MESSAGES = ("messages", "input", "previous_response_id")  # fields of several, each of a token at least
 
 

@@ -32,15 +32,20 @@ async def ask(cluster: Cluster, headers: dict[str, str] | None = None, **body: A
     return await cluster.client.post(COMPLETION, json=asked, headers=headers)
 
 
-async def test_what_can_not_have_its_first_token_in_time_is_refused_at_once(cluster: Cluster) -> None:
-    """As soon as a worker's steps have shown what they take; until then it ends at its deadline."""
+async def ask_past(cluster: Cluster, status: int, **body: Any) -> httpx.Response:
+    """The first answer of another status, with a small request between two."""
 
     async def asked() -> httpx.Response:
-        while (answer := await ask(cluster, ttft_timeout_ms=0.001)).status_code == 504:
+        while (answer := await ask(cluster, **body)).status_code == status:
             assert (await ask(cluster, max_tokens=2)).status_code == 200
         return answer
 
-    refused = await asyncio.wait_for(asked(), WAIT_S)
+    return await asyncio.wait_for(asked(), WAIT_S)
+
+
+async def test_what_can_not_have_its_first_token_in_time_is_refused_at_once(cluster: Cluster) -> None:
+    """As soon as a worker's steps have shown what they take; until then it ends at its deadline."""
+    refused = await ask_past(cluster, 504, ttft_timeout_ms=0.001)
     assert refused.status_code == 429, refused.text
     assert "Retry-After" not in refused.headers  # a worker is never so fast
     assert "the first token is expected in" in refused.json()["error"]["message"]
@@ -49,12 +54,8 @@ async def test_what_can_not_have_its_first_token_in_time_is_refused_at_once(clus
 
 
 async def test_a_request_ends_at_its_own_deadline(cluster: Cluster) -> None:
-    async def asked() -> httpx.Response:  # a busy machine's steps may promise no first token in time
-        while (answer := await ask(cluster, timeout_ms=200, max_tokens=1900, ignore_eos=True)).status_code == 429:
-            assert (await ask(cluster, max_tokens=2)).status_code == 200
-        return answer
-
-    ended = await asyncio.wait_for(asked(), WAIT_S)
+    # A busy machine's steps may promise no first token in time: 429.
+    ended = await ask_past(cluster, 429, timeout_ms=200, max_tokens=1900, ignore_eos=True)
     assert ended.status_code == 504, ended.text
     assert "not whole after 0.2 s" in ended.json()["error"]["message"]
 
